@@ -1,0 +1,64 @@
+"""The one entry point: python run.py [group=choice] [setting=value] ... (--help explains)."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONF = Path(__file__).resolve().parent / "conf"
+os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach errors_in_one_line()
+
+import hydra  # noqa: E402
+from hydra import compose  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+from hatllm.compose import checked, one_line, register_schema, with_finished_run  # noqa: E402
+from hatllm.config import Config  # noqa: E402
+from hatllm.tasks import run_task  # noqa: E402
+
+register_schema()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def run(composed: DictConfig) -> None:
+    """Check the composed config and do its task."""
+    overrides = list(HydraConfig.get().overrides.task)
+
+    def composed_with(more: list[str]) -> Config:
+        keys = {word.split("=")[0] for word in more}
+        kept = [word for word in overrides if word.split("=")[0] not in keys]
+        more[:] = [*kept, *more]
+        return checked(compose("config", overrides=more))
+
+    with errors_in_one_line():
+        config = checked(composed)
+        if config.task.name in ("evaluate", "recommend"):
+            from hatllm.tasks.run_folder import load_config
+
+            saved = load_config(Path(str(config.task.run_folder)))
+            config = checked(with_finished_run(composed, overrides, saved))
+        run_task(config, composed_with, Path(__file__).resolve())
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turn a wrong setting into one line and exit code 2, Ctrl-C into exit code 130."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError, ConnectionError) as error:
+        if os.environ.get("HATLLM_TRACEBACK"):
+            raise
+        print(f"error: {one_line(error, CONF)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    with errors_in_one_line():
+        run()

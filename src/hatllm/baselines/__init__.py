@@ -1,0 +1,1 @@
+"""Models to compare with, on the same examples and metrics."""

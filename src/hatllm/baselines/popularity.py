@@ -1,0 +1,125 @@
+"""The popularity baseline: everybody is recommended the titles that occur most often in train.
+
+The user's own history is not removed from the list, because the LLM arms do not remove it either.
+"""
+
+import numpy as np
+import polars as pl
+
+
+def popularity_predictions(
+    full_train: pl.DataFrame, examples: pl.DataFrame, items: pl.DataFrame, top_k: int
+) -> pl.DataFrame:
+    """Recommend the ``top_k`` most popular titles to every example.
+
+    Popularity is the number of occurrences in train, in histories and as targets together; items
+    that share a title make one answer with the sum of their counts. See :func:`rank_titles` for
+    ties.
+
+    Args:
+        full_train: Train examples before sampling: history, target.
+        examples: Examples to answer: example_id, user_id, history, target.
+        items: The catalogue: item_id, title.
+        top_k: Titles answered for each example, at least 1.
+
+    Returns:
+        The predictions table, one row an example, with null teacher-forced log-probabilities.
+
+    Raises:
+        ValueError: If ``top_k`` is below 1 or a target is not in the catalogue.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k} must be at least 1")
+    ranked = rank_titles(full_train, items)
+    missing = examples.filter(~pl.col("target").is_in(ranked["item_id"].implode()))
+    if len(missing):
+        raise ValueError(
+            f"examples.target={missing['target'][0]} is not an item_id of the catalogue"
+        )
+    answers = ranked.filter(pl.col("rank") <= top_k)
+    first = answers.unique("rank", keep="first", maintain_order=True)
+    rows = examples.select(
+        pl.col("example_id", "user_id", "target").cast(pl.Int64), "history"
+    ).join(ranked, left_on="target", right_on="item_id", how="left", maintain_order="left")
+    in_list = pl.col("rank") <= top_k
+    return rows.select(
+        "example_id",
+        "user_id",
+        target_item="target",
+        target_rank=pl.when(in_list).then("rank"),
+        target_item_rank=pl.when(in_list).then("item_rank"),
+        top_items=pl.lit(first["item_id"].implode()).first(),
+        top_log_probs=pl.lit(first["log_prob"].implode()).first(),
+        target_trie_log_prob=pl.lit(None, pl.Float64),
+        target_vocab_log_prob=pl.lit(None, pl.Float64),
+        history_length=pl.col("history").list.len().cast(pl.Int64),
+        ambiguous="ambiguous",
+    )
+
+
+def rank_titles(full_train: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """All items of the catalogue, their titles ranked by popularity.
+
+    Titles of equal popularity (all unseen ones among them) are ordered by a hash of their lowest
+    item id: stable, blind to the test set, and unlike the plain id unrelated to the order in which
+    items first appeared, which would leak what comes late.
+
+    Args:
+        full_train: Train examples before sampling: history, target.
+        items: The catalogue: item_id, title.
+
+    Returns:
+        item_id, rank (of the title, from 1), item_rank (from 1, titles expanded into their items in
+        ascending id order), log_prob (of the title, counts plus one), ambiguous; best first.
+    """
+    items = items.select(pl.col("item_id").cast(pl.Int64), "title")
+    counted = items.join(
+        count_occurrences(full_train), on="item_id", how="left", maintain_order="left"
+    )
+    titles = counted.group_by("title").agg(
+        count=pl.col("count").fill_null(0).sum(),
+        first_item=pl.col("item_id").min(),
+        ambiguous=pl.len() > 1,
+    )
+    titles = titles.with_columns(tie=scrambled(titles["first_item"])).sort(
+        ["count", "tie", "first_item"], descending=[True, False, False]
+    )
+    log_prob = ((pl.col("count") + 1) / (pl.col("count") + 1).sum()).log()
+    titles = titles.with_columns(rank=pl.int_range(1, pl.len() + 1), log_prob=log_prob)
+    ranked = items.join(titles, on="title").sort("rank", "item_id")
+    return ranked.select(
+        "item_id",
+        "rank",
+        pl.int_range(1, pl.len() + 1).alias("item_rank"),
+        "log_prob",
+        "ambiguous",
+    )
+
+
+def count_occurrences(full_train: pl.DataFrame) -> pl.DataFrame:
+    """How often each item stands in train, in any history or as a target.
+
+    A sliding window shows one interaction in several examples; each of them counts.
+
+    Args:
+        full_train: Train examples: history (lists of item ids), target (item ids).
+
+    Returns:
+        item_id (Int64), count (Int64); only items that occur.
+    """
+    occurrences = pl.concat(
+        [
+            full_train["history"].explode().drop_nulls().cast(pl.Int64),
+            full_train["target"].cast(pl.Int64),
+        ]
+    )
+    counts = occurrences.alias("item_id").value_counts()
+    return counts.select("item_id", pl.col("count").cast(pl.Int64))
+
+
+def scrambled(item_ids: pl.Series) -> pl.Series:
+    """A fixed pseudo-random unsigned 64-bit number for each id (splitmix64, no library's hash)."""
+    z = item_ids.cast(pl.Int64).to_numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return pl.Series("tie", z ^ (z >> np.uint64(31)))

@@ -1,0 +1,128 @@
+"""From Hydra's composed config to a checked `Config`, and its errors as one clear line."""
+
+import difflib
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from hatllm.config import Config
+
+# What may be changed when a finished run is used again; the rest is part of what it is.
+CHANGEABLE = ("task", "decode", "logger", "trainer.accelerator", "trainer.devices", "model.dtype",
+              "model.backend", "data.valid_rows", "data.test_rows", "data_root", "cache_root",
+              "output_root", "num_threads")  # fmt: skip
+PLACES = ("data_root", "cache_root", "output_root", "num_threads", "task")
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra as ``schema``, the first of the defaults."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def checked(composed: DictConfig) -> Config:
+    """The typed config; ranges are checked on the way.
+
+    Raises:
+        ValueError: With one line that names field, value and what would be right.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} has no value; give {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise ValueError(str(error.__cause__)) from error
+        raise
+    assert isinstance(config, Config)
+    return config
+
+
+def with_finished_run(composed: DictConfig, overrides: list[str], saved: Any) -> DictConfig:
+    """The settings of a finished run with the command line's on top.
+
+    Args:
+        composed: The command line's composed config.
+        overrides: Its words, such as ``decode.beam_width=20``.
+        saved: The finished run's settings.
+
+    Returns:
+        Settings to evaluate or recommend with.
+
+    Raises:
+        ValueError: If an override would make it another run.
+    """
+    merged = OmegaConf.create(OmegaConf.to_container(saved), flags={"allow_objects": True})
+    keys = [re.split(r"[=@]", word.lstrip("+~"))[0].replace("/", ".") for word in overrides]
+    for key in (*keys, *PLACES):
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE):
+            raise ValueError(
+                f"{key} is fixed by the finished run; with it you can change "
+                f"{', '.join(CHANGEABLE)}"
+            )
+        value = OmegaConf.select(composed, key)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        OmegaConf.update(merged, key, value, merge=False)
+    typed = OmegaConf.merge(OmegaConf.structured(Config), merged)
+    assert isinstance(typed, DictConfig)
+    return typed
+
+
+def one_line(error: BaseException, conf: Path) -> str:
+    """What is wrong with a command line, in one line.
+
+    Args:
+        error: Raised while composing or checking.
+        conf: The folder of config groups.
+
+    Returns:
+        Field, value, and the nearest valid name where there is one.
+    """
+    text = str(error).strip()
+    causes = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    if found := re.search(r"Could not (?:find|load) '([\w/.-]+)/([\w.-]+)'", causes):
+        group, choice = found.groups()
+        if (conf / group).is_dir():
+            return f"{group}={choice!r} is not in conf/{group}/" + _near(choice, _options(conf, group))
+    if found := re.search(r"Could not override '([\w./]+)'", causes):
+        return f"{found.group(1)} is not a setting" + _near_key(found.group(1))
+    if found := re.search(r"full_key: ([\w.]+)", causes):
+        key = found.group(1)
+        first = causes.splitlines()[0]
+        if "not in" in first or "not a valid" in first:
+            return f"{key} is not a setting" + _near_key(key)
+        if value := re.search(r"[Vv]alue '(.*?)'.*?could not be converted to (\w+)", causes):
+            return f"{key}={value.group(1)!r} must be of type {value.group(2)}"
+        return f"{key}: {first}"
+    return " ".join(text.split())
+
+
+def _options(conf: Path, group: str) -> list[str]:
+    return sorted(path.stem for path in (conf / group).glob("*.yaml") if path.stem[0] != "_")
+
+
+def _near(word: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{hint} (there are: {', '.join(choices)})"
+
+
+def _near_key(key: str) -> str:
+    names = sorted(_setting_names(Config))
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else "; see python run.py --help"
+
+
+def _setting_names(schema: Any, before: str = "") -> set[str]:
+    names = set()
+    for field in fields(schema):
+        name = f"{before}{field.name}"
+        names.add(name)
+        if is_dataclass(field.type):
+            names |= _setting_names(field.type, f"{name}.")
+    return names

@@ -1,0 +1,390 @@
+"""The schema of every setting: its type, its unit, its range.
+
+Values stand in ``conf/`` only; nothing here has a default. Types are checked when Hydra composes,
+ranges in ``__post_init__`` (run by ``OmegaConf.to_object``), and whatever needs the data or the
+model in the room that knows it.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+TASKS = ("prepare", "train", "evaluate", "recommend", "masks", "experiment", "table")
+SOURCES = ("ml100k", "amazon", "windows", "custom")
+RELEASES = ("2014", "2018", "2023")
+PROTOCOLS = ("sliding_window", "all_prefixes", "leave_one_out")
+PATTERNS = ("intra", "full", "cross")
+INTRA_SCOPES = ("items", "segments")
+BACKENDS = ("sdpa", "eager", "flex")
+MODEL_KINDS = ("llm", "popularity")
+DTYPES = ("float32", "bfloat16")
+TUNINGS = ("lora", "full", "none")
+LOSSES = ("lml", "msl", "msl_ats")
+SEARCHES = ("beam", "exact")
+NORMALIZATIONS = ("trie", "vocab")
+ACCELERATORS = ("cpu", "gpu", "auto")
+STRATEGIES = ("auto", "ddp", "fsdp")
+LOGGERS = ("csv", "wandb", "tensorboard")
+
+
+def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value outside a closed set, naming the nearest valid one.
+
+    Raises:
+        ValueError: If ``value`` is not one of ``choices``.
+    """
+    choices = list(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{field}={value!r} must be one of {', '.join(choices)}{hint}")
+
+
+def check_range(field: str, value: float | None, low: float, high: float | None = None) -> None:
+    """Refuse a number outside ``[low, high]``; null passes.
+
+    Raises:
+        ValueError: If the number is out of range.
+    """
+    if value is None:
+        return
+    if value < low or (high is not None and value > high):
+        limit = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{field}={value} must be {limit}")
+
+
+@dataclass
+class TaskConfig:
+    """What to do with the composed run."""
+
+    name: str  # one of TASKS
+    run_folder: str | None  # evaluate, recommend: folder of a finished run; table: folder of runs
+    split: str  # evaluate, masks, recommend: valid or test
+    history: list[str]  # recommend: item ids or titles, oldest first
+    histories_file: str | None  # recommend: a JSONL/CSV/Parquet file with one history a row
+    example: int  # masks: which example of the split to draw
+    force: bool  # train: run again although the folder holds a finished run
+
+    def __post_init__(self) -> None:
+        check_choice("task", self.name, TASKS)
+        check_choice("task.split", self.split, ("valid", "test"))
+        check_range("task.example", self.example, 0)
+        if self.name in ("evaluate", "recommend") and self.run_folder is None:
+            raise ValueError(
+                f"task={self.name} needs task.run_folder=FOLDER, the folder of a finished run"
+            )
+
+
+@dataclass
+class PromptConfig:
+    """The prompt's constant texts; ``{title}`` stands for an item's title."""
+
+    prefix: str  # before the history
+    history_item: str  # one history item, with its quotes and separator
+    response: str  # after the history, up to where the title begins
+    target: str  # the title to generate, up to the end token
+
+    def __post_init__(self) -> None:
+        for field in ("history_item", "target"):
+            if "{title}" not in getattr(self, field):
+                value = getattr(self, field)
+                raise ValueError(f"data.prompt.{field}={value!r} must contain {{title}}")
+
+
+@dataclass
+class DataConfig:
+    """Where interactions and titles come from and how they become examples."""
+
+    name: str
+    source: str  # one of SOURCES
+    folder: str | None  # folder of ready tables under data_root; null = name
+    release: str | None  # amazon: one of RELEASES
+    category: str | None  # amazon: the category's name in the release's file names
+    reviews_url: str | None  # amazon: overrides the release's own address
+    metadata_url: str | None
+    reviews_sha256: str | None  # null = recorded at the first download and checked from then on
+    metadata_sha256: str | None
+    interactions_file: str | None  # custom: CSV, Parquet or JSONL
+    items_file: str | None
+    user_column: str
+    item_column: str
+    time_column: str
+    title_column: str
+    train_file: str  # windows: file names inside the folder
+    valid_file: str
+    test_file: str
+    protocol: str  # one of PROTOCOLS; windows are split already
+    min_interactions: int  # k of the k-core on users and items; 1 = keep all
+    max_history_items: int
+    min_history_items: int
+    clean_titles: bool  # unescape HTML entities twice and fold white space
+    holdout_fraction: float  # share of the end of train used as valid where there is no valid split
+    train_rows: int | None  # rows sampled from a split (seeded by sample_seed); null = all
+    valid_rows: int | None
+    test_rows: int | None
+    sample_seed: int  # the sample stays the same over run seeds
+    prompt: PromptConfig
+
+    def __post_init__(self) -> None:
+        check_choice("data.source", self.source, SOURCES)
+        check_choice("data.protocol", self.protocol, PROTOCOLS)
+        check_range("data.min_interactions", self.min_interactions, 1)
+        check_range("data.max_history_items", self.max_history_items, 1)
+        check_range("data.min_history_items", self.min_history_items, 1, self.max_history_items)
+        check_range("data.holdout_fraction", self.holdout_fraction, 0.0, 0.5)
+        for field in ("train_rows", "valid_rows", "test_rows"):
+            check_range(f"data.{field}", getattr(self, field), 1)
+        if self.source == "amazon":
+            check_choice("data.release", str(self.release), RELEASES)
+            if self.category is None:
+                raise ValueError("data.category=null must name an Amazon category")
+        if self.source == "custom":
+            for field in ("interactions_file", "items_file"):
+                if getattr(self, field) is None:
+                    raise ValueError(
+                        f"data.{field}=null must name a CSV, Parquet or JSONL file (data=custom)"
+                    )
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters (peft)."""
+
+    r: int
+    alpha: float
+    dropout: float
+    target_modules: list[str]
+
+    def __post_init__(self) -> None:
+        check_range("model.lora.r", self.r, 1)
+        check_range("model.lora.alpha", self.alpha, 0.0)
+        check_range("model.lora.dropout", self.dropout, 0.0, 0.99)
+        if not self.target_modules:
+            raise ValueError("model.lora.target_modules=[] must name at least one linear layer")
+
+
+@dataclass
+class ModelConfig:
+    """The backbone and how it is tuned."""
+
+    name: str
+    kind: str  # one of MODEL_KINDS
+    source: str  # 'smollm2' (package index), 'tiny' (random), a Hugging Face name or a local folder
+    num_layers: int | None  # known layer count, for early checks; null = read from the model's config
+    dtype: str  # one of DTYPES; weights of the frozen backbone (adapters stay float32)
+    tuning: str  # one of TUNINGS
+    lora: LoraConfig
+    quantization_bits: int | None  # 4 or 8 with bitsandbytes on a GPU
+    backend: str  # one of BACKENDS: how the masks are applied
+    gradient_checkpointing: bool
+
+    def __post_init__(self) -> None:
+        check_choice("model.kind", self.kind, MODEL_KINDS)
+        check_choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.tuning", self.tuning, TUNINGS)
+        check_choice("model.backend", self.backend, BACKENDS)
+        check_range("model.num_layers", self.num_layers, 1)
+        if self.quantization_bits not in (None, 4, 8):
+            raise ValueError(f"model.quantization_bits={self.quantization_bits} must be 4, 8 or null")
+        if self.quantization_bits and self.tuning == "full":
+            raise ValueError("model.tuning='full' cannot train quantized weights; use 'lora'")
+
+
+@dataclass
+class MaskConfig:
+    """Which layer uses which attention pattern (arXiv:2510.10955)."""
+
+    name: str
+    shallow: str  # one of PATTERNS: layers [0, split_layer)
+    middle: str | None  # layers between; null = none: the deep group starts at split_layer
+    deep: str  # the last num_cross_layers layers
+    split_layer: int | None  # null = a quarter of the layers (half where there is no middle group)
+    num_cross_layers: int | None  # null = a quarter of the layers
+    layers: str | None  # one letter a layer (I, F, C), instead of the three groups
+    intra_scope: str  # one of INTRA_SCOPES
+    cross_sees_self: bool  # cross layers: a token sees itself
+    target_is_item: bool  # the title being generated is a segment of its own
+
+    def __post_init__(self) -> None:
+        check_choice("mask.shallow", self.shallow, PATTERNS)
+        check_choice("mask.deep", self.deep, PATTERNS)
+        check_choice("mask.intra_scope", self.intra_scope, INTRA_SCOPES)
+        if self.middle is not None:
+            check_choice("mask.middle", self.middle, PATTERNS)
+        check_range("mask.split_layer", self.split_layer, 0)
+        check_range("mask.num_cross_layers", self.num_cross_layers, 0)
+        if self.layers is not None and (bad := sorted(set(self.layers) - set("IFC"))):
+            raise ValueError(
+                f"mask.layers={self.layers!r} holds {', '.join(map(repr, bad))}; use only "
+                "I (intra), F (full) and C (cross)"
+            )
+
+
+@dataclass
+class LossConfig:
+    """The training loss."""
+
+    name: str  # one of LOSSES
+    tau: float  # msl: temperature
+    eta: float  # msl_ats: the positive's aimed-at probability
+    min_tau: float  # msl_ats: clamp
+    max_tau: float
+    ema: float  # msl_ats: weight of the old temperature in the moving average
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.name, LOSSES)
+        for field in ("tau", "min_tau"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"loss.{field}={getattr(self, field)} must be above 0")
+        check_range("loss.max_tau", self.max_tau, self.min_tau)
+        check_range("loss.ema", self.ema, 0.0, 1.0)
+        if not 0 < self.eta < 1:
+            raise ValueError(f"loss.eta={self.eta} must be between 0 and 1")
+
+
+@dataclass
+class DecodeConfig:
+    """How titles are searched and how many users go through at once."""
+
+    name: str  # one of SEARCHES
+    beam_width: int
+    length_penalty: float  # finished score = log_prob / length ** length_penalty
+    normalize: str  # one of NORMALIZATIONS
+    top_k: int  # titles kept for each user
+    users_per_batch: int
+    max_expansions: int  # exact: model calls a user before it gives up its certificate
+    fast: bool  # shared-prompt cached decoding; false = full re-forward, the oracle
+
+    def __post_init__(self) -> None:
+        check_choice("decode", self.name, SEARCHES)
+        check_choice("decode.normalize", self.normalize, NORMALIZATIONS)
+        check_range("decode.beam_width", self.beam_width, 1)
+        check_range("decode.top_k", self.top_k, 1)
+        check_range("decode.users_per_batch", self.users_per_batch, 1)
+        check_range("decode.max_expansions", self.max_expansions, 1)
+        check_range("decode.length_penalty", self.length_penalty, 0.0)
+        if self.name == "beam" and self.top_k > self.beam_width:
+            raise ValueError(
+                f"decode.top_k={self.top_k} must be at most decode.beam_width={self.beam_width}"
+            )
+        if self.name == "exact" and self.length_penalty != 0:
+            raise ValueError(
+                f"decode.length_penalty={self.length_penalty} must be 0 with decode=exact: only "
+                "then do scores fall along the trie"
+            )
+
+
+@dataclass
+class TrainerConfig:
+    """Hardware and optimisation."""
+
+    name: str
+    accelerator: str  # one of ACCELERATORS
+    devices: int
+    num_nodes: int
+    strategy: str  # one of STRATEGIES
+    max_epochs: int
+    max_steps: int  # optimizer steps; -1 = as many as max_epochs gives; 0 = do not train
+    global_batch_size: int  # rows an optimizer step, over all processes
+    micro_batch_size: int  # rows a forward pass in one process
+    learning_rate: float
+    warmup_steps: int  # linear warm-up, then linear decay to 0
+    weight_decay: float
+    gradient_clip: float  # largest gradient norm; 0 = no clipping
+    validate_every_steps: int | None  # optimizer steps; null = at the end of every epoch
+    early_stopping_patience: int | None  # validations without a better val/NDCG@10; null = never
+    checkpoint_every_steps: int  # optimizer steps between two writes of last.ckpt
+    shared_prefix: bool  # the constant prompt prefix goes through the model once a micro-batch
+
+    def __post_init__(self) -> None:
+        check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
+        check_choice("trainer.strategy", self.strategy, STRATEGIES)
+        low_one = ("devices", "num_nodes", "max_epochs", "global_batch_size", "micro_batch_size")
+        for field in (*low_one, "checkpoint_every_steps", "validate_every_steps"):
+            check_range(f"trainer.{field}", getattr(self, field), 1)
+        for field in ("warmup_steps", "weight_decay", "gradient_clip", "early_stopping_patience"):
+            check_range(f"trainer.{field}", getattr(self, field), 0)
+        check_range("trainer.max_steps", self.max_steps, -1)
+        if self.learning_rate <= 0:
+            raise ValueError(f"trainer.learning_rate={self.learning_rate} must be above 0")
+        rows = self.micro_batch_size * self.devices * self.num_nodes
+        if self.global_batch_size % rows:
+            raise ValueError(
+                f"trainer.global_batch_size={self.global_batch_size} must be a multiple of "
+                f"micro_batch_size x devices x num_nodes = {rows}"
+            )
+        if self.devices * self.num_nodes > 1 and self.strategy == "auto":
+            raise ValueError(
+                f"trainer.devices={self.devices} needs trainer=ddp or trainer=fsdp "
+                f"(trainer.strategy='auto' runs one process)"
+            )
+
+
+@dataclass
+class LoggerConfig:
+    """Where curves go besides the run folder's own files."""
+
+    name: str  # one of LOGGERS
+    project: str  # wandb project
+    group: str | None  # wandb group: the runs of one sweep
+    tags: list[str]
+
+    def __post_init__(self) -> None:
+        check_choice("logger", self.name, LOGGERS)
+
+
+@dataclass
+class ExperimentConfig:
+    """Several runs that make one table; each cell is a list of overrides."""
+
+    name: str | None
+    cells: dict[str, list[str]]  # label -> overrides of this config
+    seeds: list[int]
+    reference: str | None  # the cell that paired differences are taken against
+    folder: str | None  # where table and figures go
+    cell: str | None  # label of this run in tables; null = named by its mask
+
+    def __post_init__(self) -> None:
+        if self.reference is not None and self.cells:
+            check_choice("experiment.reference", self.reference, self.cells)
+
+
+@dataclass
+class Config:
+    """One composed run."""
+
+    task: TaskConfig
+    data: DataConfig
+    model: ModelConfig
+    mask: MaskConfig
+    loss: LossConfig
+    decode: DecodeConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    experiment: ExperimentConfig
+    scale: str
+    seed: int
+    num_threads: int | None  # CPU threads of torch; null = torch's own choice
+    data_root: str | None  # folder of ready tables; null = none
+    cache_root: str  # downloads, converted weights, prepared tables
+    output_root: str  # run folders
+    run_name: str | None  # folder of this run under output_root; null = named by its settings
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, 0, 2**31 - 1)
+        check_range("num_threads", self.num_threads, 1)
+
+
+SCHEMAS: dict[str, Any] = {
+    "task": TaskConfig,
+    "data": DataConfig,
+    "model": ModelConfig,
+    "mask": MaskConfig,
+    "loss": LossConfig,
+    "decode": DecodeConfig,
+    "trainer": TrainerConfig,
+    "logger": LoggerConfig,
+    "experiment": ExperimentConfig,
+}

@@ -1,0 +1,148 @@
+"""Source files -> items, users and the examples of each split, with a record of every loss."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from hatllm.config import DataConfig
+from hatllm.data.bad_rows import BadRows
+from hatllm.data.filter import k_core, titled_only
+from hatllm.data.hashing import tables_hash
+from hatllm.data.prepared import PreparedTables
+from hatllm.data.sources.amazon import read_amazon
+from hatllm.data.sources.custom import read_custom
+from hatllm.data.sources.locate import SourceFiles
+from hatllm.data.sources.ml100k import read_ml100k
+from hatllm.data.sources.ready import read_ready_tables
+from hatllm.data.sources.tables import SourceTables
+from hatllm.data.sources.windows import read_windows
+from hatllm.data.split import SPLITS, in_sequence_order, split_sequences
+from hatllm.data.titles import prepared_titles
+from hatllm.data.windows import window_examples
+
+
+@dataclass(frozen=True)
+class _Built:
+    """Tables before they are checked, and what the manifest says about them."""
+
+    splits: dict[str, pl.DataFrame]
+    items: pl.DataFrame
+    users: pl.DataFrame
+    bad_rows: BadRows
+    steps: list[dict[str, Any]]  # what each filter left
+    notes: list[str]
+    holdout: str | None
+
+
+def build_tables(config: DataConfig, files: SourceFiles) -> PreparedTables:
+    """Parse, filter and split a source.
+
+    Raises:
+        ValueError: If a source file is malformed, or no train or test example is left.
+    """
+    start = time.perf_counter()
+    built = _from_windows(config, files) if files.form == "windows" else _from_rows(config, files)
+    if built.splits["train"].is_empty() or built.splits["test"].is_empty():
+        raise ValueError(_no_examples(config, built))
+    seen = pl.concat([rows["user_id"] for rows in built.splits.values()]).unique()
+    users = built.users.filter(pl.col("user_id").is_in(seen.implode()))
+    tables = {"items": built.items.sort("item_id"), "users": users.sort("user_id"), **built.splits}
+    manifest = {
+        "data_hash": tables_hash(tables),
+        "source": {
+            "form": files.form,
+            "files": {path.name: path.stat().st_size for path in files.paths.values()},
+        },
+        "steps": built.steps,
+        "holdout": built.holdout,
+        "bad_rows": built.bad_rows.report(),
+        "notes": files.notes + built.notes,
+        "timings": {"build_s": round(time.perf_counter() - start, 3)},
+    }
+    return PreparedTables(tables=tables, manifest=manifest)
+
+
+def _from_rows(config: DataConfig, files: SourceFiles) -> _Built:
+    """Titled items, then k-core, then a protocol."""
+    source = _read(config, files)
+    items = source.items.with_columns(prepared_titles(source.items["title"], config.clean_titles))
+    interactions = in_sequence_order(source.interactions)
+    titled, items = titled_only(interactions, items, source.bad_rows)
+    kept = k_core(titled, config.min_interactions)
+    splits = split_sequences(
+        kept, config.protocol, config.max_history_items, config.min_history_items
+    )
+    steps = [
+        _step("read", interactions),
+        _step("with a title", titled),
+        _step(f"{config.min_interactions}-core", kept),
+    ]
+    return _Built(
+        splits=splits,
+        items=items.filter(pl.col("item_id").is_in(kept["item_id"].unique().implode())),
+        users=source.users,
+        bad_rows=source.bad_rows,
+        steps=steps,
+        notes=source.notes,
+        holdout=None,
+    )
+
+
+def _read(config: DataConfig, files: SourceFiles) -> SourceTables:
+    interactions, items = files.paths["interactions"], files.paths["items"]
+    match files.form:
+        case "ready":
+            return read_ready_tables(interactions, items)
+        case "ml100k":
+            return read_ml100k(interactions, items)
+        case "amazon":
+            return read_amazon(interactions, items, str(config.release))
+        case _:
+            return read_custom(interactions, items, config)
+
+
+def _step(label: str, interactions: pl.DataFrame) -> dict[str, Any]:
+    return {
+        "step": label,
+        "interactions": interactions.height,
+        "users": interactions["user_id"].n_unique(),
+        "items": interactions["item_id"].n_unique(),
+    }
+
+
+def _from_windows(config: DataConfig, files: SourceFiles) -> _Built:
+    """Windows are split already; they only lose rows that cannot be used."""
+    split_files = {name: files.paths[name] for name in SPLITS if name in files.paths}
+    source = read_windows(split_files, files.paths["titles"])
+    items = source.items.with_columns(prepared_titles(source.items["title"], config.clean_titles))
+    splits, holdout = window_examples(
+        source.splits,
+        items,
+        source.bad_rows,
+        config.max_history_items,
+        config.min_history_items,
+        config.holdout_fraction,
+    )
+    items = source.bad_rows.drop(items, pl.col("title").is_null(), "item without a title")
+    user_ids = pl.concat([rows["user_id"] for rows in splits.values()]).unique()
+    return _Built(
+        splits=splits,
+        items=items,
+        users=pl.DataFrame({"user_id": user_ids, "source_id": user_ids.cast(pl.Utf8)}),
+        bad_rows=source.bad_rows,
+        steps=[],
+        notes=[],
+        holdout=holdout,
+    )
+
+
+def _no_examples(config: DataConfig, built: _Built) -> str:
+    left = ", ".join(f"{step['step']}: {step['interactions']} interactions" for step in built.steps)
+    bad = ", ".join(f"{reason}: {count}" for reason, count in built.bad_rows.counts.items())
+    return (
+        f"data={config.name} leaves no example in train or test ({left or 'windows'}; bad rows: "
+        f"{bad or 'none'}). Lower data.min_interactions={config.min_interactions} or "
+        f"data.min_history_items={config.min_history_items}, or check the item ids of both files"
+    )

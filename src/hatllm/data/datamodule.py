@@ -1,0 +1,176 @@
+"""Training batches: global batches of rows, cut into micro-batches over processes and steps.
+
+A global batch is the same set of rows for any number of processes and any micro-batch size. Inside
+it rows are sorted by length, so that a micro-batch holds little padding; the loss is a mean over rows,
+which does not care.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pytorch_lightning as lightning
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hatllm.data.prompt import Batch, PromptBook, build_batch
+
+if TYPE_CHECKING:
+    from hatllm.config import TrainerConfig
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A split as arrays."""
+
+    example_id_R: IntArray
+    histories: list[IntArray]  # item ids, oldest first
+    target_R: IntArray
+
+    @classmethod
+    def of(cls, frame: pl.DataFrame, max_history_items: int) -> "Examples":
+        """Read a split; keeps the newest items of each history."""
+        histories = [
+            np.asarray(history[-max_history_items:], np.int64)
+            for history in frame["history"].to_list()
+        ]
+        return cls(frame["example_id"].to_numpy(), histories, frame["target"].to_numpy())
+
+    def __len__(self) -> int:
+        return len(self.target_R)
+
+    def batch(
+        self, book: PromptBook, rows: IntArray, target_is_item: bool, with_target: bool
+    ) -> Batch:
+        """The chosen rows as one padded batch."""
+        return build_batch(
+            book,
+            self.example_id_R[rows].tolist(),
+            [self.histories[row] for row in rows],
+            self.target_R[rows].tolist(),
+            target_is_item,
+            with_target,
+        )
+
+    def prompt_lengths(self, book: PromptBook, with_target: bool) -> IntArray:
+        """Tokens of every row's prompt, with or without its title."""
+        lengths = np.array([book.prompt_length(book.rows_of(h)) for h in self.histories], np.int64)
+        if with_target:
+            lengths += book.target.length[book.rows_of(self.target_R)] - 1
+        return lengths
+
+
+class MicroBatches(Sampler[list[int]]):
+    """Rows of each micro-batch of one process, in order.
+
+    An epoch is a seeded permutation cut into whole global batches (the rest, fewer rows than one
+    global batch, sits this epoch out). Where to begin is asked when an epoch starts, so that a
+    resumed run goes on with the very rows it would have seen.
+    """
+
+    def __init__(
+        self,
+        lengths: IntArray,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        steps_done: Callable[[], int],
+    ) -> None:
+        """Plan the epochs.
+
+        Args:
+            lengths: Tokens of each row; rows of a global batch are sorted by it.
+            global_batch_size: Rows an optimizer step.
+            micro_batch_size: Rows a forward pass of one process.
+            rank: This process.
+            world_size: Processes.
+            seed: Of the permutations.
+            steps_done: Optimizer steps done so far, over all epochs.
+
+        Raises:
+            ValueError: If there are fewer rows than one global batch.
+        """
+        self.steps_per_epoch = len(lengths) // global_batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"trainer.global_batch_size={global_batch_size} must be at most {len(lengths)}, the "
+                "rows of the train split"
+            )
+        self.lengths, self.seed = lengths, seed
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.rank, self.world_size = rank, world_size
+        self.steps_done = steps_done
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one process in one optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, first_step = divmod(self.steps_done(), self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        for step in range(first_step, self.steps_per_epoch):
+            rows = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+            chunks = rows.reshape(-1, self.micro_batch_size)
+            # Neighbouring chunks go to different processes, so that these wait little.
+            for chunk in chunks[self.rank :: self.world_size]:
+                yield chunk.tolist()
+
+
+class _Rows(Dataset[int]):
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+
+class TrainingData(lightning.LightningDataModule):
+    """The train split of one run."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        book: PromptBook,
+        trainer_config: "TrainerConfig",
+        target_is_item: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.examples, self.book = examples, book
+        self.trainer_config, self.target_is_item, self.seed = trainer_config, target_is_item, seed
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Micro-batches of this process."""
+        sampler = MicroBatches(
+            self.examples.prompt_lengths(self.book, with_target=True),
+            self.trainer_config.global_batch_size,
+            self.trainer_config.micro_batch_size,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            self.seed,
+            lambda: self.trainer.global_step,
+        )
+        return DataLoader(
+            _Rows(len(self.examples)), batch_sampler=sampler, collate_fn=self._collate
+        )
+
+    def _collate(self, rows: list[int]) -> Batch:
+        return self.examples.batch(self.book, np.asarray(rows), self.target_is_item, True)
+
+    def val_dataloader(self) -> DataLoader[int]:
+        """One dummy step; validation decodes all rows at once (see `Recommender`)."""
+        return DataLoader(_Rows(1))

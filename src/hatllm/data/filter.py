@@ -1,0 +1,43 @@
+"""Which interactions are kept: known, titled items and the k-core."""
+
+import polars as pl
+
+from hatllm.data.bad_rows import BadRows
+
+UNKNOWN = "interaction with an unknown item"
+UNTITLED = "interaction with an untitled item"
+
+
+def titled_only(
+    interactions: pl.DataFrame, items: pl.DataFrame, bad_rows: BadRows
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Drop items without a title, and interactions with these or with items nobody knows.
+
+    Args:
+        interactions: Columns with item_id Int64.
+        items: item_id Int64 (unique), title Utf8 (null = untitled), source_id Utf8.
+        bad_rows: Takes what is dropped.
+
+    Returns:
+        The interactions and items that are left, in their order.
+    """
+    known = pl.col("item_id").is_in(items["item_id"].implode())
+    interactions = bad_rows.drop(interactions, ~known, UNKNOWN)
+    items = bad_rows.drop(items, pl.col("title").is_null(), "item without a title")
+    titled = pl.col("item_id").is_in(items["item_id"].implode())
+    return bad_rows.drop(interactions, ~titled, UNTITLED), items
+
+
+def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
+    """Return the largest subset in which every user and every item has at least ``k`` rows.
+
+    Args:
+        interactions: Columns user_id, item_id; repeated pairs count as often as they stand there.
+        k: Least number of rows; 1 keeps all.
+    """
+    while True:
+        rows = interactions.height
+        interactions = interactions.filter(pl.len().over("item_id") >= k)
+        interactions = interactions.filter(pl.len().over("user_id") >= k)
+        if interactions.height == rows:
+            return interactions

@@ -1,0 +1,92 @@
+"""Files of one record a line, gzipped or not, read in blocks of bounded memory."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
+
+from hatllm.data.bad_rows import BadRows
+
+BLOCK_BYTES = 32 << 20
+
+
+def line_blocks(path: Path, block_bytes: int) -> Iterator[bytes]:
+    """Yield a file's bytes in blocks of whole lines of about ``block_bytes``.
+
+    Raises:
+        ValueError: If a gzip file is damaged or ends too early.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        source: BinaryIO = gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[assignment]
+        rest = b""
+        try:
+            while block := source.read(block_bytes):
+                lines, newline, tail = (rest + block).rpartition(b"\n")
+                rest = tail
+                if newline:
+                    yield lines + newline
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{path} is damaged or cut off ({error}): delete it and fetch it again"
+            ) from error
+    if rest:
+        yield rest
+
+
+def read_json_lines(path: Path, schema: dict[str, Any], bad_rows: BadRows) -> pl.DataFrame:
+    """Read some fields of a JSON-lines file; a missing field is null.
+
+    Lines that are no JSON object are counted as bad rows, and a value of a wrong type is null.
+
+    Args:
+        path: JSON lines, gzipped or not.
+        schema: Field name -> ``pl.Utf8`` or ``pl.Int64``.
+        bad_rows: Takes unreadable lines.
+
+    Raises:
+        ValueError: If a gzip file is damaged or ends too early.
+    """
+    frames = [pl.DataFrame(schema=schema)]
+    for block in line_blocks(path, BLOCK_BYTES):
+        try:
+            frames.append(pl.read_ndjson(block, schema=schema))
+        except pl.exceptions.PolarsError:  # one bad line fails the block: find it
+            frames.append(_read_line_by_line(block, schema, bad_rows, path.name))
+    return pl.concat(frames)
+
+
+def _read_line_by_line(
+    block: bytes, schema: dict[str, Any], bad_rows: BadRows, name: str
+) -> pl.DataFrame:
+    records, bad = [], []
+    for line in block.splitlines():
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append({key: _value(record.get(key), kind) for key, kind in schema.items()})
+        else:
+            bad.append(line.decode("utf-8", errors="replace"))
+    bad_rows.add(f"line of {name} that is no JSON object", bad, len(bad))
+    return pl.DataFrame(records, schema=schema)
+
+
+def _value(value: Any, kind: Any) -> str | int | None:
+    if value is None:
+        return None
+    if kind == pl.Utf8:
+        return value if isinstance(value, str) else json.dumps(value)
+    try:
+        number = float(value)
+        return int(value) if number.is_integer() and abs(number) < 2**63 else None
+    except (TypeError, ValueError):
+        return None

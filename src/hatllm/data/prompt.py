@@ -1,0 +1,224 @@
+"""One prompt builder for training and decoding: every segment is tokenised on its own.
+
+Prompt: prefix | history item 0 | ... | history item n-1 | response template | title, end token.
+
+Dimension key: I items, B batch, L sequence, T target tokens of the whole batch (flat).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hatllm.masks.layer_masks import Tokens
+from hatllm.masks.patterns import PREFIX, RESPONSE, restart_positions
+
+if TYPE_CHECKING:
+    from hatllm.config import PromptConfig
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Many token sequences in one flat array."""
+
+    flat: IntArray
+    offset: IntArray  # one more than there are sequences
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
+        """Pack rows of different lengths."""
+        offset = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        flat = np.fromiter((token for row in rows for token in row), np.int64, offset[-1])
+        return cls(flat, offset)
+
+    def __getitem__(self, row: int) -> IntArray:
+        return self.flat[self.offset[row] : self.offset[row + 1]]
+
+    @property
+    def length(self) -> IntArray:
+        """Tokens of each row."""
+        return np.diff(self.offset)
+
+
+@dataclass(frozen=True)
+class PromptBook:
+    """The catalogue and the template, tokenised once."""
+
+    item_id_I: IntArray  # ascending
+    history_item: Ragged  # tokens of each item inside a history
+    target: Ragged  # tokens of each title, end token included
+    prefix: IntArray
+    response: IntArray
+    pad_id: int
+
+    def rows_of(self, item_ids: IntArray) -> IntArray:
+        """Row of each item id in the catalogue.
+
+        Raises:
+            ValueError: If an id is not in the catalogue.
+        """
+        row = np.searchsorted(self.item_id_I, item_ids).clip(max=len(self.item_id_I) - 1)
+        unknown = item_ids[self.item_id_I[row] != item_ids]
+        if len(unknown):
+            raise ValueError(f"item_id {int(unknown[0])} is not in the catalogue")
+        return row
+
+    def prompt_length(self, history_rows: IntArray) -> int:
+        """Tokens of the prompt up to where the title begins."""
+        return (
+            len(self.prefix)
+            + int(self.history_item.length[history_rows].sum())
+            + len(self.response)
+        )
+
+
+def build_prompt_book(
+    tokenizer: Any, config: "PromptConfig", item_ids: Sequence[int], titles: Sequence[str]
+) -> PromptBook:
+    """Tokenise the template and every title.
+
+    Args:
+        tokenizer: A transformers tokenizer with an end token.
+        config: The template texts.
+        item_ids: Catalogue ids, each once.
+        titles: One title an id.
+
+    Returns:
+        The tokenised catalogue, by ascending item id.
+
+    Raises:
+        ValueError: If the tokenizer has no end token or a title has no tokens.
+    """
+    end_id = tokenizer.eos_token_id
+    if end_id is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no end token (eos_token)")
+    order = np.argsort(np.asarray(item_ids, np.int64), kind="stable")
+    sorted_titles = [titles[i] for i in order]
+
+    def tokens(template: str) -> list[list[int]]:
+        texts = [template.replace("{title}", title) for title in sorted_titles]
+        rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return rows
+
+    prefix: list[int] = tokenizer(config.prefix)["input_ids"]
+    if prefix and prefix[-1] == end_id:
+        prefix = prefix[:-1]
+    response: list[int] = tokenizer(config.response, add_special_tokens=False)["input_ids"]
+    if not prefix and not response:
+        raise ValueError("data.prompt.prefix and data.prompt.response are both empty")
+    pad_id = tokenizer.pad_token_id
+    return PromptBook(
+        np.asarray(item_ids, np.int64)[order],
+        Ragged.of(tokens(config.history_item)),
+        Ragged.of([[*row, end_id] for row in tokens(config.target)]),
+        np.asarray(prefix, np.int64),
+        np.asarray(response, np.int64),
+        end_id if pad_id is None else pad_id,
+    )
+
+
+@dataclass
+class Batch:
+    """Prompts, right-padded, with or without the title after them."""
+
+    example_id_B: Tensor
+    target_item_B: Tensor
+    input_ids_BL: Tensor
+    valid_BL: Tensor  # False on padding
+    tokens: Tokens
+    prompt_length_B: Tensor  # tokens before the title
+    # Teacher forcing; empty without targets. The hidden state at (row, column) predicts the token.
+    target_row_T: Tensor
+    target_column_T: Tensor
+    target_token_T: Tensor
+
+    def to(self, device: torch.device | str, **_: Any) -> "Batch":
+        """The same batch on another device."""
+        moved = {
+            name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        segments = (self.tokens.segment_BL, self.tokens.position_BL, self.tokens.restart_BL)
+        return replace(self, tokens=Tokens(*(t.to(device) for t in segments)), **moved)
+
+    @property
+    def num_rows(self) -> int:
+        """Examples in the batch."""
+        return len(self.example_id_B)
+
+
+def build_batch(
+    book: PromptBook,
+    example_ids: Sequence[int],
+    histories: Sequence[IntArray],
+    targets: Sequence[int],
+    target_is_item: bool,
+    with_target: bool,
+) -> Batch:
+    """Lay examples out as one right-padded batch.
+
+    Args:
+        book: The tokenised catalogue.
+        example_ids: Identity of each example.
+        histories: Item ids of each history, oldest first.
+        targets: Item id of each target.
+        target_is_item: Whether the title is a segment of its own; otherwise it continues the
+            response template.
+        with_target: Whether the title follows the prompt (training, teacher forcing).
+
+    Returns:
+        A batch of len(example_ids) rows. The end token is predicted, never fed.
+    """
+    rows = [
+        _lay_out(book, book.rows_of(history), int(book.rows_of(np.asarray([target]))[0]),
+                 target_is_item, with_target)
+        for history, target in zip(histories, targets, strict=True)
+    ]  # fmt: skip
+    B, L = len(rows), max(len(ids) for ids, *_ in rows)
+    input_ids_BL = torch.full((B, L), book.pad_id, dtype=torch.int64)
+    segment_BL = torch.full((B, L), RESPONSE, dtype=torch.int64)
+    valid_BL = torch.zeros((B, L), dtype=torch.bool)
+    for b, (ids, segment, _, _) in enumerate(rows):
+        input_ids_BL[b, : len(ids)] = torch.from_numpy(ids)
+        segment_BL[b, : len(ids)] = torch.from_numpy(segment)
+        valid_BL[b, : len(ids)] = True
+    position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
+    prompt_length_B = torch.tensor([length for *_, length, _ in rows])
+    tokens = Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL))
+    titles = [title if with_target else title[:0] for *_, title in rows]
+    columns = [
+        length - 1 + np.arange(len(title))
+        for length, title in zip(prompt_length_B.tolist(), titles, strict=True)
+    ]
+    return Batch(
+        torch.tensor(list(example_ids), dtype=torch.int64),
+        torch.tensor(list(targets), dtype=torch.int64),
+        input_ids_BL,
+        valid_BL,
+        tokens,
+        prompt_length_B,
+        torch.from_numpy(np.repeat(np.arange(B), [len(title) for title in titles])),
+        torch.from_numpy(np.concatenate(columns)),
+        torch.from_numpy(np.concatenate(titles)),
+    )
+
+
+def _lay_out(
+    book: PromptBook, history: IntArray, target: int, target_is_item: bool, with_target: bool
+) -> tuple[IntArray, IntArray, int, IntArray]:
+    """Token ids and segments of one prompt, the prompt's length and the title's tokens."""
+    title = book.target[target]
+    parts = [(book.prefix, PREFIX)]
+    parts += [(book.history_item[row], segment) for segment, row in enumerate(history)]
+    parts += [(book.response, RESPONSE)]
+    length = sum(len(ids) for ids, _ in parts)
+    if with_target:
+        parts += [(title[:-1], len(history) if target_is_item else RESPONSE)]
+    ids = np.concatenate([ids for ids, _ in parts])
+    segment = np.repeat([segment for _, segment in parts], [len(ids) for ids, _ in parts])
+    return ids, segment.astype(np.int64), length, title

@@ -1,0 +1,1 @@
+"""Sources of interactions and titles, one file each."""

@@ -1,0 +1,95 @@
+"""What every source returns, and the integer ids of sources that name things by strings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from hatllm.data.bad_rows import BadRows
+
+CANONICAL_INTEGER = r"^(0|[1-9][0-9]{0,17})$"  # its text and its value say the same
+FIRST_ID = 1  # ids given to strings, like those of the published tables, leave 0 free
+
+
+@dataclass(frozen=True)
+class SourceTables:
+    """One source, parsed but not filtered.
+
+    Attributes:
+        interactions: user_id Int64, item_id Int64, timestamp Int64 (Unix seconds); rows of equal
+            time stand in the order of the source's file.
+        items: item_id Int64 (unique), title Utf8 (null = untitled), source_id Utf8.
+        users: user_id Int64 (unique), source_id Utf8.
+        bad_rows: What was dropped on the way.
+        notes: Anything a reader of the results should know.
+    """
+
+    interactions: pl.DataFrame
+    items: pl.DataFrame
+    users: pl.DataFrame
+    bad_rows: BadRows
+    notes: list[str] = field(default_factory=list)
+
+
+def dense_ids(source_ids: Sequence[pl.Series]) -> pl.DataFrame:
+    """Map source ids to integers: their own where all are integers, else by first appearance.
+
+    Args:
+        source_ids: Columns of ids, Utf8 without nulls, in the order in which ids are handed out.
+
+    Returns:
+        source_id Utf8 (unique), id Int64, in order of first appearance.
+    """
+    ids = pl.concat([series.alias("source_id") for series in source_ids])
+    unique = ids.unique(maintain_order=True).to_frame()
+    if unique.select(pl.col("source_id").str.contains(CANONICAL_INTEGER).all()).item():
+        return unique.with_columns(id=pl.col("source_id").cast(pl.Int64))
+    return unique.with_row_index("id", offset=FIRST_ID).select(
+        "source_id", pl.col("id").cast(pl.Int64)
+    )
+
+
+def with_ids(
+    interactions: pl.DataFrame, items: pl.DataFrame, bad_rows: BadRows, notes: list[str]
+) -> SourceTables:
+    """Replace string ids by integers; the catalogue keeps only items that somebody touched.
+
+    Args:
+        interactions: user Utf8, item Utf8, timestamp Int64, no nulls, in file order.
+        items: item Utf8, title Utf8; the first row of an item counts.
+        bad_rows: Takes items that are listed twice.
+        notes: Passed on.
+    """
+    users = dense_ids([interactions["user"]])
+    items = bad_rows.drop(items, ~pl.col("item").is_first_distinct(), "item listed twice")
+    item_ids = dense_ids([interactions["item"], items["item"]])
+    known = items.join(item_ids, left_on="item", right_on="source_id", how="left")
+    known = known.filter(pl.col("item").is_in(interactions["item"].unique().implode()))
+    dense = interactions.join(
+        users, left_on="user", right_on="source_id", how="left", maintain_order="left"
+    ).rename({"id": "user_id"})
+    dense = dense.join(
+        item_ids, left_on="item", right_on="source_id", how="left", maintain_order="left"
+    ).rename({"id": "item_id"})
+    return SourceTables(
+        interactions=dense.select("user_id", "item_id", "timestamp"),
+        items=known.select(pl.col("id").alias("item_id"), "title", source_id="item").sort(
+            "item_id"
+        ),
+        users=users.select(pl.col("id").alias("user_id"), "source_id").sort("user_id"),
+        bad_rows=bad_rows,
+        notes=notes,
+    )
+
+
+def parquet_schema(path: Path) -> dict[str, pl.DataType]:
+    """Return the columns of a Parquet file and their types.
+
+    Raises:
+        ValueError: If it is no Parquet file, or a cut-off one.
+    """
+    try:
+        return dict(pl.read_parquet_schema(path))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path} is no readable Parquet file: {error}") from error

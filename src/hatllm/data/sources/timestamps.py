@@ -1,0 +1,66 @@
+"""Timestamps as people write them: numbers of several units, dates, ISO 8601."""
+
+from datetime import UTC, datetime
+
+import polars as pl
+
+MICROSECONDS = 1_000_000  # in a second
+# A number below the limit counts in this unit: 1e11 seconds is the year 5138, 1e11 ms is 1973.
+UNITS = ((1e11, "seconds", 10**6), (1e14, "milliseconds", 10**3), (1e17, "microseconds", 1))
+
+
+def to_microseconds(times: pl.Series) -> tuple[pl.Series, str]:
+    """Return microseconds since 1970 (UTC) and a note on how the values were read.
+
+    Args:
+        times: Numbers, dates, datetimes, or texts of numbers or ISO 8601.
+
+    Returns:
+        Int64 of the same length, null where a value cannot be read, and the note.
+
+    Raises:
+        ValueError: If not one value can be read as a time.
+    """
+    if times.dtype.is_temporal():
+        return times.cast(pl.Datetime("us")).cast(pl.Int64), "times were read as dates"
+    numbers = times.cast(pl.Int64 if times.dtype.is_integer() else pl.Float64, strict=False)
+    numbers = numbers.set(numbers.cast(pl.Float64).is_nan(), None)
+    if numbers.null_count() * 2 < len(numbers):
+        return _scaled(times, numbers)
+    parsed = times.cast(pl.Utf8)
+    iso = {text: _iso_microseconds(text) for text in parsed.drop_nulls().unique()}
+    found = parsed.replace_strict(iso, default=None, return_dtype=pl.Int64)
+    if found.null_count() == len(found):
+        sample = ", ".join(map(repr, parsed.drop_nulls().head(3)))
+        raise ValueError(
+            f"data.time_column={times.name!r} holds no time that can be read ({sample}): use Unix "
+            "seconds or milliseconds, or ISO 8601 such as 2024-05-01T12:30:00"
+        )
+    return found, "times were read as ISO 8601"
+
+
+def _scaled(times: pl.Series, numbers: pl.Series) -> tuple[pl.Series, str]:
+    """Whole numbers keep all their digits; fractions of a second keep microseconds."""
+    whole = times.cast(pl.Int64, strict=False)
+    typical = float(numbers.abs().median() or 0.0)  # type: ignore[arg-type]
+    for limit, unit, factor in UNITS:
+        if typical < limit:
+            fractions = (numbers.cast(pl.Float64) * factor).round().cast(pl.Int64, strict=False)
+            exact = (
+                whole * factor if numbers.dtype == pl.Int64 or _all_whole(numbers) else fractions
+            )
+            return exact.alias(times.name), f"times were read as Unix {unit}"
+    return (whole // 1000).alias(times.name), "times were read as Unix nanoseconds"
+
+
+def _all_whole(numbers: pl.Series) -> bool:
+    return bool((numbers.drop_nulls() % 1 == 0).all())
+
+
+def _iso_microseconds(text: str) -> int | None:
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * MICROSECONDS)

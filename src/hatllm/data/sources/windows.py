@@ -1,0 +1,105 @@
+"""Prepared windows: split already, rows of ``user_id``, ``item_ids`` and ``timestamp``.
+
+``item_ids`` is a JSON list, history oldest first and then the target; ``id2name4Rec.json`` maps
+item ids to titles. This is the form in which the authors of MSL publish their data.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from hatllm.config import DataConfig
+from hatllm.data.bad_rows import BadRows
+from hatllm.data.sources.csv_table import read_csv_texts
+
+TITLES_FILE = "id2name4Rec.json"
+COLUMNS = ("user_id", "item_ids", "timestamp")
+
+
+@dataclass(frozen=True)
+class WindowTables:
+    """Prepared windows, parsed.
+
+    Attributes:
+        splits: 'train', 'test' and, where there is one, 'valid': user_id Int64, item_ids
+            List(Int64), timestamp Int64 (of the target, Unix seconds), in file order.
+        items: item_id Int64 (unique), title Utf8 (null = untitled), source_id Utf8.
+        bad_rows: Rows that could not be read.
+    """
+
+    splits: dict[str, pl.DataFrame]
+    items: pl.DataFrame
+    bad_rows: BadRows
+
+
+def find_windows(config: DataConfig, folder: Path | None) -> dict[str, Path]:
+    """Return the files of the splits that are there (valid may be missing) and of the titles.
+
+    Raises:
+        ValueError: If there is no folder, or it lacks a file.
+    """
+    content = f"{config.train_file}, {config.test_file} and {TITLES_FILE}"
+    if folder is None:
+        raise ValueError(
+            f"data_root=null must name the folder that holds {config.folder or config.name}/ with "
+            f"{content} (data={config.name} is a set of prepared windows and cannot be downloaded)"
+        )
+    names = {"train": config.train_file, "valid": config.valid_file, "test": config.test_file}
+    files = {role: folder / name for role, name in (names | {"titles": TITLES_FILE}).items()}
+    missing = [path.name for role, path in files.items() if role != "valid" and not path.exists()]
+    if missing:
+        raise ValueError(
+            f"data_root={str(folder.parent)!r}: {folder} lacks {', '.join(missing)}; "
+            f"data={config.name} needs {content} there"
+        )
+    return {role: path for role, path in files.items() if path.exists()}
+
+
+def read_windows(split_files: dict[str, Path], titles_file: Path) -> WindowTables:
+    """Read the windows of each split and the titles.
+
+    Raises:
+        ValueError: If a file lacks a column or the titles are not a JSON object.
+    """
+    bad_rows = BadRows()
+    splits = {name: _read_split(path, bad_rows) for name, path in split_files.items()}
+    return WindowTables(splits=splits, items=_read_titles(titles_file), bad_rows=bad_rows)
+
+
+def _read_split(path: Path, bad_rows: BadRows) -> pl.DataFrame:
+    raw = read_csv_texts(path, ",", bad_rows)
+    for column in COLUMNS:
+        if column not in raw.columns:
+            raise ValueError(f"{path} has no column {column!r}, only {', '.join(raw.columns)}")
+    parsed = raw.select(
+        pl.col("user_id").cast(pl.Int64, strict=False),
+        pl.col("item_ids").str.strip_chars("[] ").str.split(",").alias("texts"),
+        pl.col("timestamp").cast(pl.Float64, strict=False).cast(pl.Int64, strict=False),
+        pl.col("item_ids").alias("raw_item_ids"),
+    ).with_columns(
+        item_ids=pl.col("texts").list.eval(
+            pl.element().str.strip_chars(" '\"").cast(pl.Int64, strict=False)
+        )
+    )
+    parsed = parsed.drop("texts")
+    malformed = pl.col("user_id").is_null() | pl.col("item_ids").list.eval(
+        pl.element().is_null()
+    ).list.any().fill_null(True)
+    parsed = bad_rows.drop(parsed, malformed, f"unreadable row of {path.name}")
+    bad_time = pl.col("timestamp").is_null() | (pl.col("timestamp") < 0)
+    parsed = bad_rows.drop(parsed, bad_time, f"bad timestamp in {path.name}")
+    return parsed.select("user_id", "item_ids", "timestamp")
+
+
+def _read_titles(path: Path) -> pl.DataFrame:
+    try:
+        titles = json.loads(path.read_text(encoding="utf-8"))
+        rows = [(int(key), None if title is None else str(title)) for key, title in titles.items()]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} must be a JSON object of item id -> title, got {type(error).__name__}: {error}"
+        ) from error
+    items = pl.DataFrame(rows, schema={"item_id": pl.Int64, "title": pl.Utf8}, orient="row")
+    return items.with_columns(source_id=pl.col("item_id").cast(pl.Utf8)).sort("item_id")

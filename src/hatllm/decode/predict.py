@@ -1,0 +1,175 @@
+"""From examples to the predictions table: one row an example, however it was batched.
+
+Dimension key: B users of a batch, K titles a user, T target tokens of a batch (flat), P path nodes.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hatllm.data.datamodule import Examples
+from hatllm.data.prompt import Batch, PromptBook
+from hatllm.decode.beam import Answers, beam_search
+from hatllm.decode.exact import Certificate, exact_search
+from hatllm.decode.legal import path_log_probs
+from hatllm.decode.scorer import Scorer, build_scorer
+from hatllm.decode.trie import ItemTrie
+from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.processes import gather_objects, process_rank
+
+if TYPE_CHECKING:
+    from hatllm.config import DecodeConfig
+
+
+@dataclass
+class Catalogue:
+    """The items as the model reads and writes them."""
+
+    book: PromptBook
+    trie: ItemTrie
+
+    @classmethod
+    def of(cls, book: PromptBook) -> "Catalogue":
+        """Build the trie over a tokenised catalogue."""
+        arrays = (book.target.flat, book.target.offset, book.item_id_I)
+        return cls(book, ItemTrie.build(*map(torch.from_numpy, arrays)))
+
+
+@torch.inference_mode()
+def predict(
+    lm: MaskedLM,
+    catalogue: Catalogue,
+    frame: pl.DataFrame,
+    max_history_items: int,
+    config: "DecodeConfig",
+    label: str,
+) -> pl.DataFrame:
+    """Search the best titles of every example; each process takes its share.
+
+    Args:
+        lm: The model, on its device.
+        catalogue: Tokenised titles and their trie.
+        frame: example_id, user_id, history, target.
+        max_history_items: Newest items of a history that enter the prompt.
+        config: The search.
+        label: Name of the progress bar.
+
+    Returns:
+        The predictions table, by example_id, each example once, the same on every process:
+        example_id, user_id, target_item, target_rank (by title, from 1, null = not found),
+        target_item_rank (by item id), top_items, top_log_probs, target_trie_log_prob,
+        target_vocab_log_prob (nats for the whole title), history_length, ambiguous; and with
+        `decode=exact` certified, gap, beam_missed.
+    """
+    was_training = lm.training
+    lm.eval()
+    rank, world_size = process_rank()
+    mine = frame[rank::world_size]
+    examples = Examples.of(mine, max_history_items)
+    device = lm.output_embedding_VD.device
+    trie = catalogue.trie.to(device)
+    order = np.argsort(examples.prompt_lengths(catalogue.book, False), kind="stable")[::-1]
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(order), desc=label, unit="user", disable=rank > 0) as bar:
+        for start in range(0, len(order), config.users_per_batch):
+            chosen = order[start : start + config.users_per_batch]
+            batch = examples.batch(catalogue.book, chosen, lm.schedule.target_is_item, False)
+            scorer = build_scorer(
+                lm, trie, batch.to(device), len(catalogue.book.prefix), config.fast
+            )
+            rows += _rows_of(scorer, batch.to(device), config)
+            bar.update(len(chosen))
+    lm.train(was_training)
+    every = [row for part in gather_objects(rows) for row in part]
+    table = pl.DataFrame(every, schema=_schema(config), orient="row")
+    known = frame.select("example_id", "user_id", history_length=pl.col("history").list.len().cast(pl.Int64))
+    return table.unique("example_id", keep="first").sort("example_id").join(
+        known.unique("example_id"), on="example_id", how="left"
+    )  # fmt: skip
+
+
+def _schema(config: "DecodeConfig") -> dict[str, Any]:
+    schema: dict[str, Any] = {
+        "example_id": pl.Int64,
+        "target_item": pl.Int64,
+        "target_rank": pl.Int64,
+        "target_item_rank": pl.Int64,
+        "top_items": pl.List(pl.Int64),
+        "top_log_probs": pl.List(pl.Float64),
+        "target_trie_log_prob": pl.Float64,
+        "target_vocab_log_prob": pl.Float64,
+        "ambiguous": pl.Boolean,
+    }
+    if config.name == "exact":
+        schema |= {"certified": pl.Boolean, "gap": pl.Float64, "beam_missed": pl.Int64}
+    return schema
+
+
+def search(scorer: Scorer, config: "DecodeConfig") -> tuple[Answers, Certificate | None]:
+    """The configured search; the certificate comes with `decode=exact`."""
+    if config.name == "exact":
+        return exact_search(scorer, config)
+    return beam_search(scorer, config), None
+
+
+def _rows_of(scorer: Scorer, batch: Batch, config: "DecodeConfig") -> list[dict[str, Any]]:
+    answers, certificate = search(scorer, config)
+    leaf_B = scorer.trie.leaf_of_item(batch.target_item_B)
+    trie_B, vocab_B = title_log_probs(scorer, leaf_B)
+    beam = beam_search(scorer, config) if certificate is not None else None
+    rows = []
+    for user in range(batch.num_rows):
+        leaves = [leaf for leaf in answers.leaf_BW[user].tolist() if leaf >= 0]
+        target = int(batch.target_item_B[user])
+        same_title = scorer.trie.items_of_leaf(int(leaf_B[user])).tolist()
+        row = {
+            "example_id": int(batch.example_id_B[user]),
+            "target_item": target,
+            **_ranks(scorer.trie, leaves, int(leaf_B[user]), same_title.index(target)),
+            "top_items": [int(scorer.trie.items_of_leaf(leaf)[0]) for leaf in leaves],
+            "top_log_probs": answers.log_prob_BW[user, : len(leaves)].tolist(),
+            "target_trie_log_prob": float(trie_B[user]),
+            "target_vocab_log_prob": float(vocab_B[user]),
+            "ambiguous": len(same_title) > 1,
+        }
+        if certificate is not None and beam is not None:
+            row["certified"] = bool(certificate.exact_B[user])
+            row["gap"] = float(certificate.gap_B[user])
+            row["beam_missed"] = len(set(leaves) - set(beam.leaf_BW[user].tolist()))
+        rows.append(row)
+    return rows
+
+
+def _ranks(trie: ItemTrie, leaves: list[int], target_leaf: int, place: int) -> dict[str, Any]:
+    """Rank by title and by item id; items that share a title stand in ascending id order."""
+    if target_leaf not in leaves:
+        return {"target_rank": None, "target_item_rank": None}
+    above = leaves[: leaves.index(target_leaf)]
+    items_above = sum(len(trie.items_of_leaf(leaf)) for leaf in above)
+    return {"target_rank": len(above) + 1, "target_item_rank": items_above + place + 1}
+
+
+def title_log_probs(scorer: Scorer, leaf_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Teacher-forced log-probability of one title a user.
+
+    Args:
+        scorer: Prompts, model and trie.
+        leaf_B: The title's leaf for each user. Shape (B,), int64.
+
+    Returns:
+        Normalised over the legal tokens and over the vocabulary; each (B,), float32, nats.
+    """
+    path_BP = scorer.trie.path_to(leaf_B)
+    user_T, _ = (path_BP >= 0).nonzero(as_tuple=True)
+    node_T = path_BP[path_BP >= 0]
+    hidden_TD = scorer.hidden_at(user_T, scorer.trie.parent_N[node_T])
+    sums = []
+    for normalize in ("trie", "vocab"):
+        log_prob_T = path_log_probs(scorer.lm, scorer.trie, hidden_TD, node_T, normalize)
+        sums.append(log_prob_T.new_zeros(len(leaf_B)).index_add(0, user_T, log_prob_T))
+    return sums[0], sums[1]

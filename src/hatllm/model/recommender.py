@@ -1,0 +1,172 @@
+"""The LightningModule: a masked LLM, its loss and its validation.
+
+Dimension key: B rows, L prompt length, T target tokens (flat), C legal tokens (flat), D hidden width.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pytorch_lightning as lightning
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hatllm.data.prompt import Batch
+from hatllm.decode.legal import legal_logits
+from hatllm.decode.predict import Catalogue, predict
+from hatllm.losses.lml import lml_loss
+from hatllm.losses.msl import ats_temperature, legal_statistics, msl_loss, smooth
+from hatllm.model.masked_lm import MaskedLM
+from hatllm.report.evaluation import evaluate_predictions
+
+if TYPE_CHECKING:
+    from hatllm.config import Config
+
+
+class Recommender(lightning.LightningModule):
+    """Fine-tunes a masked LLM to write the next item's title."""
+
+    def __init__(
+        self,
+        lm: MaskedLM,
+        catalogue: Catalogue,
+        config: "Config",
+        num_steps: int,
+        items: pl.DataFrame,
+        full_train: pl.DataFrame,
+        valid: pl.DataFrame,
+    ) -> None:
+        """Wire a run.
+
+        Args:
+            lm: The model under its schedule.
+            catalogue: Tokenised titles and their trie.
+            config: The run.
+            num_steps: Optimizer steps of the whole run, for the learning-rate decay.
+            items: Catalogue table.
+            full_train: All training rows, for popularity slices.
+            valid: Validation rows.
+        """
+        super().__init__()
+        self.lm = lm
+        # Not parameters: kept out of the module tree.
+        self.catalogue, self.config, self.num_steps = catalogue, config, num_steps
+        self.items, self.full_train, self.valid = items, full_train, valid
+        self.register_buffer("tau", torch.tensor(float("nan")))  # msl_ats: moving average
+        # Checkpoints hold what is tuned; the frozen backbone is not in them.
+        self.strict_loading = False
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Mean over rows of the title's loss (nats a title)."""
+        loss = self.title_loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=batch.num_rows)
+        return loss
+
+    def title_loss(self, batch: Batch) -> Tensor:
+        """Loss of the batch's titles: summed over a title's tokens, averaged over rows.
+
+        Args:
+            batch: Prompts with titles.
+
+        Returns:
+            Scalar, float32.
+        """
+        shared = self.config.trainer.shared_prefix and not self.config.model.gradient_checkpointing
+        num_shared = len(self.catalogue.book.prefix) if shared else 0
+        hidden_BLD, _ = self.lm.hidden_of_prompts(
+            batch.input_ids_BL, batch.tokens, batch.valid_BL, num_shared
+        )
+        hidden_TD = hidden_BLD[batch.target_row_T, batch.target_column_T - num_shared]
+        if self.config.loss.name == "lml":
+            nll_T = lml_loss(self.lm.logits(hidden_TD), batch.target_token_T)
+        else:
+            nll_T = self._msl(hidden_TD, batch)
+        return nll_T.sum() / batch.num_rows
+
+    def _msl(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
+        trie = self.catalogue.trie = self.catalogue.trie.to(hidden_TD.device)
+        path_BP = trie.path_to(trie.leaf_of_item(batch.target_item_B))
+        node_T = path_BP[path_BP >= 0]
+        parent_T = trie.parent_N[node_T]
+        chosen_T = trie.is_branching_N[parent_T]  # forced tokens have no loss and no gradient
+        row_C, child_C, logit_C = legal_logits(
+            self.lm, trie, hidden_TD[chosen_T], parent_T[chosen_T]
+        )
+        positive_T = logit_C[child_C == node_T[chosen_T][row_C]]
+        tau: float | Tensor = self.config.loss.tau
+        if self.config.loss.name == "msl_ats":
+            is_first_T = parent_T[chosen_T] == self._first_choice()
+            tau = self._adapted_tau(positive_T, logit_C, row_C, is_first_T)
+        return msl_loss(positive_T, logit_C, row_C, tau)
+
+    def _first_choice(self) -> Tensor:
+        """The first branching node below the root, the same for every title."""
+        is_branching_N = self.catalogue.trie.is_branching_N
+        return is_branching_N.int().argmax()  # nodes are numbered breadth first
+
+    def _adapted_tau(
+        self, positive_T: Tensor, logit_C: Tensor, row_C: Tensor, is_first_T: Tensor
+    ) -> Tensor:
+        chosen_C = is_first_T[row_C]
+        renumbered_T = is_first_T.cumsum(0) - 1
+        sums_5 = legal_statistics(
+            positive_T[is_first_T], logit_C[chosen_C], renumbered_T[row_C[chosen_C]]
+        )
+        if self.trainer.world_size > 1:
+            dist.all_reduce(sums_5)
+        loss = self.config.loss
+        tau = ats_temperature(sums_5, loss.eta, loss.min_tau, loss.max_tau)
+        self.tau = tau if self.tau.isnan() else smooth(self.tau, tau, loss.ema)
+        self.log("train/tau", self.tau)
+        return self.tau
+
+    def on_train_batch_start(self, _: Any, batch_idx: int) -> None:
+        """Seed dropout by the optimizer step, so that a resumed run draws what it would have."""
+        accumulation = self.trainer.accumulate_grad_batches
+        if batch_idx % accumulation == 0:
+            step = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
+            torch.manual_seed(self.config.seed * 1_000_003 + step)
+
+    def validation_step(self, *_: Any) -> None:
+        """Decode every validation row (each process its share) and log val/ metrics."""
+        predictions = self.predict(self.valid, "validate")
+        metrics = evaluate_predictions(predictions, self.items, self.full_train)
+        for name in ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL"):
+            self.log(f"val/{name}", metrics[name], prog_bar=name == "NDCG@10", batch_size=1)
+
+    def predict(self, frame: pl.DataFrame, label: str) -> pl.DataFrame:
+        """The predictions table of a split (see `hatllm.decode.predict`)."""
+        return predict(
+            self.lm,
+            self.catalogue,
+            frame,
+            self.config.data.max_history_items,
+            self.config.decode,
+            label,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; linear warm-up, then linear decay to 0 at the last step."""
+        trainer = self.config.trainer
+        tuned = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            tuned, lr=trainer.learning_rate, weight_decay=trainer.weight_decay
+        )
+
+        def factor(step: int) -> float:
+            warmed = min(1.0, (step + 1) / max(1, trainer.warmup_steps))
+            left = (self.num_steps - step) / max(1, self.num_steps - trainer.warmup_steps)
+            return max(0.0, min(warmed, left))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is tuned; a frozen backbone is loaded from where it came from."""
+        tuned = {name for name, p in self.named_parameters() if p.requires_grad} | {"tau"}
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in tuned
+        }

@@ -1,0 +1,1 @@
+"""Numbers, statistics, tables and plots made from the predictions of finished runs."""

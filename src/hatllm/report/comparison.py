@@ -1,0 +1,260 @@
+"""Finished runs side by side: one row a label, paired against a reference.
+
+Metrics are means over examples, then over seeds. Differences are paired by example: each example's
+values are first averaged over the seeds that both labels ran (over each label's own seeds if they
+share none, as with a baseline that has a single one), then subtracted.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from hatllm.report.evaluation import example_metrics
+from hatllm.report.examples import describe_examples, pick_examples
+from hatllm.report.statistics import (
+    PairedDifference,
+    example_differences,
+    mean_and_standard_error,
+    mean_and_std_over_seeds,
+    summarize_differences,
+)
+
+CUT_OFFS = (5, 10)
+METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "trie_NLL", "vocab_NLL")
+PAIRED_METRICS = ("NDCG@10", "trie_NLL")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a comparison needs to know of one run folder."""
+
+    folder: Path
+    label: str
+    seed: int
+    split_hash: str
+    values: pl.DataFrame  # output of example_metrics
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one label."""
+
+    mean: float  # over seeds
+    standard_error: float  # over users, of the values averaged over seeds; NaN for one user
+    std: float  # over seeds; NaN for one seed
+    by_seed: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One label of the table."""
+
+    label: str
+    cells: dict[str, Cell]  # metric -> cell; a metric the label lacks is absent
+    differences: dict[str, PairedDifference]  # metric -> label minus reference; none for itself
+    num_users: int
+    num_examples: int
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of labels on one split."""
+
+    rows: tuple[Row, ...]
+    reference: str | None
+    best: dict[str, str]  # metric -> the label that is better than the runner-up beyond chance
+    split_hash: str
+
+
+def compare_runs(folders: list[Path], reference: str | None) -> Comparison:
+    """Put finished runs beside each other.
+
+    Args:
+        folders: Run folders with ``run.json`` and ``predictions.parquet``, in the order in which
+            their labels shall stand.
+        reference: The label that paired differences are taken against; None = no differences.
+
+    Returns:
+        One row a label.
+
+    Raises:
+        ValueError: If a run is not finished, runs answered different splits or examples, a label
+            has two runs of one seed, or there is no run of the reference.
+    """
+    runs = [load_run(folder) for folder in folders]
+    _refuse_unlike_runs(runs)
+    by_label: dict[str, dict[int, pl.DataFrame]] = {}
+    for run in runs:
+        by_label.setdefault(run.label, {})[run.seed] = run.values
+    if reference is not None and reference not in by_label:
+        raise ValueError(f"reference={reference!r} must be one of {', '.join(by_label)}")
+    rows = tuple(_row(label, by_label, reference) for label in by_label)
+    best = {metric: _clear_winner(metric, rows, by_label) for metric in METRICS}
+    return Comparison(
+        rows=rows,
+        reference=reference,
+        best={metric: label for metric, label in best.items() if label is not None},
+        split_hash=runs[0].split_hash,
+    )
+
+
+def load_run(folder: Path) -> FinishedRun:
+    """Read one finished run.
+
+    Raises:
+        ValueError: If ``run.json`` or ``predictions.parquet`` is missing, or a key in the former.
+    """
+    identity = _read_identity(folder)
+    predictions = pl.read_parquet(folder / "predictions.parquet")
+    return FinishedRun(
+        folder=folder,
+        label=str(identity["label"]),
+        seed=int(identity["seed"]),
+        split_hash=str(identity["split_hash"]),
+        values=example_metrics(predictions, CUT_OFFS),
+    )
+
+
+def example_users(folders: Sequence[Path], labels: Sequence[str], n: int = 3) -> str:
+    """Example users of several arms as text, the answers of the last label listed.
+
+    Args:
+        folders: Run folders, with ``examples.parquet`` and ``items.parquet`` beside the rest.
+        labels: Arms whose ranks are shown; the top five are those of the last one.
+        n: Users; those for whom some arm hits come first.
+
+    Returns:
+        One block of text: history titles, the true next title, its ranks, the top five.
+
+    Raises:
+        ValueError: If a label has no run or a run is not finished.
+    """
+    first: dict[str, tuple[int, Path]] = {}
+    for folder in folders:
+        identity = _read_identity(folder)
+        label, seed = str(identity["label"]), int(identity["seed"])
+        if label not in first or seed < first[label][0]:
+            first[label] = (seed, folder)
+    missing = [label for label in labels if label not in first]
+    if missing or not labels:
+        raise ValueError(f"labels={list(labels)} must be among {', '.join(first)}")
+    predictions = {
+        label: pl.read_parquet(first[label][1] / "predictions.parquet") for label in labels
+    }
+    folder = first[labels[-1]][1]
+    return describe_examples(
+        pick_examples(list(predictions.values()), n),
+        pl.read_parquet(folder / "examples.parquet"),
+        pl.read_parquet(folder / "items.parquet"),
+        predictions,
+        shown=labels[-1],
+    )
+
+
+def _read_identity(folder: Path) -> dict[str, Any]:
+    """``run.json`` of a finished run."""
+    for name in ("run.json", "predictions.parquet"):
+        if not (folder / name).exists():
+            raise ValueError(f"{folder} has no {name}: the run is not finished")
+    identity: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    for key in ("label", "seed", "split_hash"):
+        if key not in identity:
+            raise ValueError(f"{folder / 'run.json'} has no {key!r}")
+    return identity
+
+
+def _refuse_unlike_runs(runs: Sequence[FinishedRun]) -> None:
+    """Raise unless all runs answered one split and no two are the same cell."""
+    if not runs:
+        raise ValueError("folders=[] must hold at least one finished run")
+    seen: dict[tuple[str, int], Path] = {}
+    for run in runs:
+        if run.split_hash != runs[0].split_hash:
+            raise ValueError(
+                f"{run.folder} has split_hash {run.split_hash}, {runs[0].folder} has "
+                f"{runs[0].split_hash}: numbers of different splits do not belong in one table"
+            )
+        if (other := seen.get((run.label, run.seed))) is not None:
+            raise ValueError(
+                f"{other} and {run.folder} are both label {run.label!r}, seed {run.seed}: "
+                "leave one out"
+            )
+        seen[run.label, run.seed] = run.folder
+        if not run.values["example_id"].equals(runs[0].values["example_id"]):
+            raise ValueError(
+                f"{run.folder} and {runs[0].folder} answer different examples "
+                f"({len(run.values)} and {len(runs[0].values)})"
+            )
+
+
+def _row(
+    label: str, by_label: Mapping[str, Mapping[int, pl.DataFrame]], reference: str | None
+) -> Row:
+    """Cells of one label and its differences to the reference."""
+    seeds = by_label[label]
+    average = _average(list(seeds.values()))
+    cells: dict[str, Cell] = {}
+    for metric in METRICS:
+        if metric not in average.columns:
+            continue
+        by_seed = {seed: _mean(seeds[seed], metric) for seed in sorted(seeds)}
+        mean, std = mean_and_std_over_seeds(list(by_seed.values()))
+        _, error = mean_and_standard_error(average[metric], average["user_id"])
+        cells[metric] = Cell(mean, error, std, by_seed)
+    differences: dict[str, PairedDifference] = {}
+    for metric in PAIRED_METRICS:
+        if reference is not None and label != reference:
+            difference = _difference(metric, seeds, by_label[reference])
+            differences |= {} if difference is None else {metric: difference}
+    return Row(
+        label=label,
+        cells=cells,
+        differences=differences,
+        num_users=average["user_id"].n_unique(),
+        num_examples=len(average),
+        seeds=tuple(sorted(seeds)),
+    )
+
+
+def _difference(
+    metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
+) -> PairedDifference | None:
+    """First minus second over shared seeds; None if one of them lacks the metric."""
+    shared = sorted(set(first) & set(second))
+    averages = [
+        _average([seeds[seed] for seed in (shared or sorted(seeds))]) for seeds in (first, second)
+    ]
+    if any(metric not in average.columns for average in averages):
+        return None
+    return summarize_differences(example_differences(averages[0], averages[1], metric))
+
+
+def _average(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Each example's metrics averaged over seeds; only metrics that every seed has."""
+    names = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
+    stacked = pl.concat([table.select(names) for table in tables])
+    return stacked.group_by("example_id").agg(pl.exclude("example_id").mean()).sort("example_id")
+
+
+def _mean(values: pl.DataFrame, metric: str) -> float:
+    return mean_and_standard_error(values[metric], values["user_id"])[0]
+
+
+def _clear_winner(
+    metric: str, rows: Sequence[Row], by_label: Mapping[str, Mapping[int, pl.DataFrame]]
+) -> str | None:
+    """The best label, if its difference to the runner-up has an interval without 0."""
+    ranked = sorted(
+        (row for row in rows if metric in row.cells),
+        key=lambda row: row.cells[metric].mean,
+        reverse=not metric.endswith("NLL"),
+    )
+    if len(ranked) < 2:
+        return None
+    difference = _difference(metric, by_label[ranked[0].label], by_label[ranked[1].label])
+    return ranked[0].label if difference is not None and difference.excludes_zero else None

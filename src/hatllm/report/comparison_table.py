@@ -1,0 +1,124 @@
+"""A comparison written down: Markdown, CSV, terminal, figure."""
+
+import math
+from pathlib import Path
+
+import polars as pl
+from rich.table import Table
+
+from hatllm.report.comparison import METRICS, PAIRED_METRICS, Cell, Comparison, Row
+from hatllm.report.comparison_plot import draw_comparison
+from hatllm.report.figures import save_figure
+from hatllm.report.run_report import DASH, arrow, format_value, markdown_table
+from hatllm.report.statistics import PairedDifference
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
+    """Write ``table.md``, ``table.csv`` and ``comparison.png``.
+
+    Args:
+        comparison: Output of :func:`hatllm.report.comparison.compare_runs`.
+        folder: Made if it is not there.
+
+    Returns:
+        The path of ``table.md``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "table.md"
+    path.write_text(markdown(comparison), "utf-8")
+    comparison_frame(comparison).write_csv(folder / "table.csv")
+    save_figure(draw_comparison(comparison), folder / "comparison.png")
+    return path
+
+
+def markdown(comparison: Comparison) -> str:
+    """The table with its legend."""
+    bold = [
+        [f"**{cell}**" if best else cell for cell, best in _cells(comparison, row)]
+        for row in comparison.rows
+    ]
+    return f"{markdown_table(_heads(comparison), bold)}\n\n{_legend(comparison)}\n"
+
+
+def rich_table(comparison: Comparison) -> Table:
+    """The table for a terminal: ``rich.print(rich_table(comparison))``."""
+    table = Table(caption=_legend(comparison), caption_justify="left")
+    for column, head in enumerate(_heads(comparison)):
+        table.add_column(head, justify="right" if column else "left", no_wrap=column == 0)
+    for row in comparison.rows:
+        cells = _cells(comparison, row)
+        table.add_row(*[f"[bold]{cell}[/bold]" if best else cell for cell, best in cells])
+    return table
+
+
+def comparison_frame(comparison: Comparison) -> pl.DataFrame:
+    """The table with every number in a column of its own; null where there is none."""
+    records = []
+    for row in comparison.rows:
+        record: dict[str, object] = {"label": row.label}
+        for metric in METRICS:
+            cell = row.cells.get(metric)
+            record[metric] = cell and cell.mean
+            record[f"{metric}_se"] = cell and _finite(cell.standard_error)
+            record[f"{metric}_std_over_seeds"] = cell and _finite(cell.std)
+        for metric in PAIRED_METRICS:
+            difference = row.differences.get(metric)
+            for field in ("mean", "low", "high", "p_value"):
+                name = f"{metric}_difference" + ("" if field == "mean" else f"_{field}")
+                record[name] = difference and getattr(difference, field)
+        record |= {"num_users": row.num_users, "num_examples": row.num_examples}
+        record |= {"num_seeds": len(row.seeds), "reference": comparison.reference}
+        records.append(record | {"split_hash": comparison.split_hash})
+    return pl.DataFrame(records, infer_schema_length=None)
+
+
+def _heads(comparison: Comparison) -> list[str]:
+    differences = [f"Δ {metric}" for metric in PAIRED_METRICS] if comparison.reference else []
+    return ["", *[arrow(metric) for metric in METRICS], *differences, "users", "seeds"]
+
+
+def _cells(comparison: Comparison, row: Row) -> list[tuple[str, bool]]:
+    """The texts of one row, each with whether it is the clear best of its column."""
+    cells = [(row.label, False)]
+    for metric in METRICS:
+        best = comparison.best.get(metric) == row.label
+        cells.append((_cell_text(metric, row.cells.get(metric)), best))
+    for metric in PAIRED_METRICS if comparison.reference else ():
+        cells.append((_difference_text(metric, row.differences.get(metric)), False))
+    return [*cells, (f"{row.num_users:,}", False), (str(len(row.seeds)), False)]
+
+
+def _cell_text(metric: str, cell: Cell | None) -> str:
+    """Mean ± standard error over users, the standard deviation over seeds in parentheses."""
+    if cell is None:
+        return DASH
+    text = format_value(metric, cell.mean, _finite(cell.standard_error))
+    return text if math.isnan(cell.std) else f"{text} ({format_value(metric, cell.std)})"
+
+
+def _difference_text(metric: str, difference: PairedDifference | None) -> str:
+    """Mean difference with its interval, signs shown."""
+    if difference is None:
+        return DASH
+    digits = 3 if metric.endswith("NLL") else 4
+    low, high = f"{difference.low:+.{digits}f}", f"{difference.high:+.{digits}f}"
+    return f"{difference.mean:+.{digits}f} [{low}, {high}]"
+
+
+def _legend(comparison: Comparison) -> str:
+    lines = [
+        "Means over seeds ± standard error over users (standard deviation over seeds).",
+        "Bold: better than the runner-up, the 95 % interval of the paired difference without 0.",
+        f"NLL in nats a title. Split {comparison.split_hash}.",
+    ]
+    if comparison.reference is not None:
+        lines.insert(
+            1,
+            f"Δ: paired difference to {comparison.reference} on the same examples and seeds, "
+            "with its 95 % bootstrap interval over users.",
+        )
+    return " ".join(lines)
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value

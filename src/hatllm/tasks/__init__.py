@@ -1,0 +1,49 @@
+"""One file a task; `run_task` picks it by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hatllm.config import Config
+
+
+def run_task(config: Config, compose: Callable[[list[str]], Config], script: Path) -> None:
+    """Do what ``task`` says.
+
+    Args:
+        config: The run.
+        compose: Config of the same command line with more overrides (experiments need it).
+        script: The entry script, for cells that run in a process of their own.
+
+    Raises:
+        ValueError: If a setting does not fit the data, the model or the machine.
+    """
+    # Imported late: --help and a mistyped setting should not wait for torch.
+    match config.task.name:
+        case "prepare":
+            from hatllm.tasks.prepare import prepare
+
+            prepare(config)
+        case "train":
+            from hatllm.tasks.train import train
+
+            train(config)
+        case "evaluate":
+            from hatllm.tasks.evaluate import evaluate
+
+            evaluate(config)
+        case "recommend":
+            from hatllm.tasks.recommend import recommend
+
+            recommend(config)
+        case "masks":
+            from hatllm.tasks.masks import draw
+
+            draw(config)
+        case "experiment":
+            from hatllm.tasks.experiment import run_experiment
+
+            run_experiment(config, compose, script)
+        case "table":
+            from hatllm.tasks.table import table
+
+            table(config)

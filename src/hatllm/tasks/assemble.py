@@ -1,0 +1,99 @@
+"""The one wiring function: from a config to the objects of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hatllm.config import Config
+from hatllm.data.prepare import Dataset, prepare_dataset
+from hatllm.data.prompt import build_prompt_book
+from hatllm.decode.predict import Catalogue
+from hatllm.masks.schedule import Schedule, build_schedule
+from hatllm.model.backbone import load_masked_lm, load_tokenizer, num_layers_of
+from hatllm.model.masked_lm import MaskedLM
+
+
+def cache_root(config: Config) -> Path:
+    """Folder of downloads and converted files."""
+    return Path(config.cache_root).expanduser()
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The prepared examples.
+
+    Raises:
+        ValueError: If `data_root` or the data settings do not fit.
+    """
+    root = None if config.data_root is None else Path(config.data_root).expanduser()
+    if root is not None and not root.is_dir():
+        raise ValueError(f"data_root={config.data_root!r} is not a folder")
+    return prepare_dataset(config.data, root, cache_root(config))
+
+
+@dataclass
+class Parts:
+    """What a run is made of, the model last because everything else is checked before."""
+
+    dataset: Dataset
+    schedule: Schedule
+    catalogue: Catalogue
+
+    def load_model(self, config: Config) -> MaskedLM:
+        """The backbone under the schedule, tuned or to be tuned."""
+        return load_masked_lm(config.model, self.schedule, cache_root(config), config.seed)
+
+
+def assemble(config: Config) -> Parts:
+    """Check everything that can be checked without the model's weights.
+
+    Raises:
+        ValueError: If a setting does not fit the data or the model's layer count.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    check_hardware(config)
+    schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
+    dataset = load_dataset(config)
+    check_catalogue(config, dataset)
+    tokenizer = load_tokenizer(config.model, cache_root(config))
+    items = dataset.items
+    book = build_prompt_book(
+        tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list()
+    )
+    return Parts(dataset, schedule, Catalogue.of(book))
+
+
+def check_hardware(config: Config) -> None:
+    """Refuse a GPU run without a GPU.
+
+    Raises:
+        ValueError: If the trainer or the model needs what the machine lacks.
+    """
+    gpus = torch.cuda.device_count()
+    trainer = config.trainer
+    if trainer.accelerator == "gpu" and gpus < trainer.devices:
+        raise ValueError(
+            f"trainer.devices={trainer.devices} GPUs asked for, {gpus} found; use trainer=cpu"
+        )
+    if trainer.strategy == "fsdp" and gpus == 0:
+        raise ValueError("trainer.strategy='fsdp' needs GPUs, none found; use trainer=ddp")
+    if config.model.quantization_bits is not None and gpus == 0:
+        raise ValueError(
+            f"model.quantization_bits={config.model.quantization_bits} needs a GPU, none found; "
+            "use model.quantization_bits=null"
+        )
+
+
+def check_catalogue(config: Config, dataset: Dataset) -> None:
+    """Refuse more answers than there are titles.
+
+    Raises:
+        ValueError: If `decode.top_k` is above the number of different titles.
+    """
+    titles = dataset.items["title"].n_unique()
+    if config.decode.top_k > titles:
+        raise ValueError(
+            f"decode.top_k={config.decode.top_k} must be at most {titles}, the different titles of "
+            f"data={config.data.name}"
+        )

@@ -1,0 +1,51 @@
+"""task=masks: draw who may attend to whom for one real user, layer by layer."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from hatllm.config import Config
+from hatllm.data.datamodule import Examples
+from hatllm.masks.layer_masks import build_layer_masks, causal_visible
+from hatllm.model.backbone import load_tokenizer
+from hatllm.report.draw_masks import draw_masks, masks_as_text
+from hatllm.tasks.assemble import assemble, cache_root
+
+
+def draw(config: Config) -> Path:
+    """Draw the masks of ``task.example`` of ``task.split``, its title included.
+
+    Args:
+        config: Data, backbone (its tokenizer only) and mask.
+
+    Returns:
+        Path of the picture.
+
+    Raises:
+        ValueError: If the example does not exist.
+    """
+    parts = assemble(config)
+    examples = Examples.of(parts.dataset.splits[config.task.split], config.data.max_history_items)
+    if config.task.example >= len(examples):
+        raise ValueError(
+            f"task.example={config.task.example} must be below {len(examples)}, the rows of "
+            f"{config.task.split}"
+        )
+    row = np.array([config.task.example])
+    batch = examples.batch(parts.catalogue.book, row, config.mask.target_is_item, True)
+    visible_BQK = causal_visible(batch.valid_BL, batch.valid_BL.shape[1])
+    masks = build_layer_masks(parts.schedule, batch.tokens, batch.tokens, visible_BQK)
+    allowed = {pattern: mask_B1QK[0, 0] for pattern, mask_B1QK in masks.allowed.items()}
+    patterns = list(parts.schedule.patterns)
+    tokenizer = load_tokenizer(config.model, cache_root(config))
+    token_texts = [tokenizer.decode([token]) for token in batch.input_ids_BL[0].tolist()]
+    segments = batch.tokens.segment_BL[0].tolist()
+    folder = Path(config.output_root).expanduser() / "masks"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{config.data.name}-{config.mask.name}-{config.task.example}.png"
+    draw_masks(allowed, patterns, token_texts, segments, path)
+    console = Console()
+    console.print(masks_as_text(allowed, patterns, segments), markup=False, highlight=False)
+    console.print(f"picture: {path}")
+    return path

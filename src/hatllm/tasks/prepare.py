@@ -1,0 +1,109 @@
+"""task=prepare: fetch, parse, split, tokenise and report the data of a run."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from hatllm.config import Config
+from hatllm.data.datamodule import Examples
+from hatllm.data.prompt import PromptBook, build_prompt_book
+from hatllm.data.report import data_report_table, write_data_report
+from hatllm.decode.predict import Catalogue
+from hatllm.model.backbone import load_tokenizer
+from hatllm.tasks.assemble import cache_root, load_dataset
+from hatllm.tasks.run_folder import write_json
+
+
+def prepare(config: Config) -> Path:
+    """Prepare the data and write its report.
+
+    Args:
+        config: The run; the tokenizer is the backbone's.
+
+    Returns:
+        Path of the report.
+    """
+    console = Console()
+    start = time.perf_counter()
+    dataset = load_dataset(config)
+    folder = Path(config.output_root).expanduser() / f"data-{config.data.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    report = write_data_report(dataset, folder)
+    console.print(data_report_table(dataset))
+    if config.model.kind == "llm":
+        tokenised = time.perf_counter()
+        tokenizer = load_tokenizer(config.model, cache_root(config))
+        items = dataset.items
+        book = build_prompt_book(
+            tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list()
+        )
+        counts = token_counts(book, dataset.splits, config.data.max_history_items)
+        counts["seconds"] = {
+            "data and report": round(tokenised - start, 2),
+            "tokenise": round(time.perf_counter() - tokenised, 2),
+        }
+        # Linux counts kilobytes, macOS bytes.
+        unit = 1024**2 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        counts["peak_memory_mb"] = round(peak)
+        write_json(folder / "tokens.json", counts)
+        console.print(_token_table(counts, config))
+    console.print(f"report: {report}")
+    return report
+
+
+def token_counts(
+    book: PromptBook, splits: dict[str, pl.DataFrame], max_history_items: int
+) -> dict[str, object]:
+    """Lengths of titles and prompts, and the size of the item trie.
+
+    Args:
+        book: The tokenised catalogue.
+        splits: Examples by split.
+        max_history_items: Newest items that enter a prompt.
+
+    Returns:
+        Token counts, JSON-able.
+    """
+    trie = Catalogue.of(book).trie
+    lengths = {}
+    for name, frame in splits.items():
+        tokens = Examples.of(frame, max_history_items).prompt_lengths(book, with_target=True)
+        lengths[name] = {
+            "rows": len(tokens),
+            "tokens": int(tokens.sum()),
+            "mean": round(float(tokens.mean()), 1),
+            "p99": int(np.percentile(tokens, 99)),
+            "max": int(tokens.max()),
+        }
+    return {
+        "prefix_tokens": len(book.prefix),
+        "title_tokens_mean": round(float(book.target.length.mean()), 2),
+        "title_tokens_max": int(book.target.length.max()),
+        "trie_nodes": trie.num_nodes,
+        "trie_branching_nodes": int(trie.is_branching_N.sum()),
+        "titles": trie.num_leaves,
+        "prompts": lengths,
+    }
+
+
+def _token_table(counts: dict[str, object], config: Config) -> Table:
+    table = Table(title=f"tokens of {config.model.name}, prompt and title together")
+    for column in ("split", "rows", "tokens", "mean", "p99", "max"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    prompts = counts["prompts"]
+    assert isinstance(prompts, dict)
+    for split, values in prompts.items():
+        table.add_row(split, *(f"{values[c]:,}" for c in ("rows", "tokens", "mean", "p99", "max")))
+    table.caption = (
+        f"{counts['titles']} titles, {counts['trie_nodes']} trie nodes of which "
+        f"{counts['trie_branching_nodes']} branch; {counts['seconds']}; "
+        f"peak memory {counts['peak_memory_mb']} MB"
+    )
+    return table

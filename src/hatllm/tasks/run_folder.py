@@ -1,0 +1,162 @@
+"""One run, one folder: its name, its settings, where it was made, when it is finished."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from omegaconf import OmegaConf
+
+from hatllm.config import Config
+
+# Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
+NOT_IN_HASH = ("task", "logger", "experiment", "num_threads", "data_root", "cache_root",
+               "output_root", "run_name")  # fmt: skip
+PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
+            "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hexadecimal digits over every setting that can change the numbers."""
+    settings = {f.name: getattr(config, f.name) for f in fields(config)}
+    kept = {
+        name: value if isinstance(value, str | int | float | None) else asdict(value)
+        for name, value in settings.items()
+        if name not in NOT_IN_HASH
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_label(config: Config) -> str:
+    """What a table calls this run: equal for runs that differ in the seed only."""
+    if config.experiment.cell is not None:
+        return config.experiment.cell
+    return _settings_label(config)
+
+
+def _settings_label(config: Config) -> str:
+    if config.model.kind == "popularity":
+        return "popularity"
+    tuned = config.model.tuning != "none" and config.trainer.max_steps != 0
+    mask = config.mask.name if config.mask.layers is None else config.mask.layers
+    for short, value in (("split", config.mask.split_layer), ("cross", config.mask.num_cross_layers)):
+        mask += "" if value is None else f"-{short}{value}"
+    return mask if tuned else ("untuned" if mask == "causal" else f"untuned-{mask}")
+
+
+def run_folder(config: Config) -> Path:
+    """Folder of this run under `output_root`; the same settings always give the same folder."""
+    name = config.run_name or "-".join(
+        (config.data.name, config.model.name, _settings_label(config), config.loss.name,
+         f"s{config.seed}", config_hash(config)[:8])
+    )  # fmt: skip
+    return Path(config.output_root).expanduser() / name
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
+    return (folder / "run.json").exists()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that no reader ever sees half of it."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(value, indent=2, default=str, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def write_table(path: Path, table: pl.DataFrame) -> None:
+    """Write a Parquet file so that no reader ever sees half of it."""
+    partial = path.with_suffix(".part")
+    table.write_parquet(partial)
+    partial.replace(path)
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """The resolved settings, as YAML."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def load_config(folder: Path) -> Any:
+    """The settings of a finished run, as a typed OmegaConf node.
+
+    Raises:
+        ValueError: If the folder holds no finished run.
+    """
+    if not is_finished(folder):
+        there = "no such folder" if not folder.exists() else "the run there is not finished"
+        raise ValueError(
+            f"task.run_folder={str(folder)!r}: {there}; give the folder of a finished run"
+        )
+    return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder / "config.yaml"))
+
+
+def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+    """What another person needs to judge and repeat the run."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "command": " ".join(["python", Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "hardware": hardware(),
+        "data_hash": manifest["data_hash"],
+        "split_hash": manifest["split_hash"],
+        "seconds": seconds,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, threads, GPU."""
+    found: dict[str, Any] = {
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": None,
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+    except OSError:
+        return "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return (commit or "unknown") + (" with local changes" if changed else "")
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if set(word) & set(" []{}()\"") else word

@@ -1,0 +1,52 @@
+"""task=table: one table, with paired differences and figures, from finished runs."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from hatllm.config import Config
+from hatllm.report.comparison import compare_runs, rich_table, write_comparison
+from hatllm.report.examples import example_users
+from hatllm.tasks.run_folder import is_finished
+
+
+def table(config: Config) -> Path:
+    """Compare the finished runs under ``task.run_folder`` (null: ``output_root``).
+
+    Returns:
+        Folder of the table.
+
+    Raises:
+        ValueError: If there is no finished run, or runs were made on different examples.
+    """
+    root = Path(config.task.run_folder or config.output_root).expanduser()
+    folders = sorted(path.parent for path in root.glob("*/run.json"))
+    if not folders:
+        raise ValueError(f"task.run_folder={str(root)!r} holds no finished run")
+    return write_table_of(config, folders)
+
+
+def write_table_of(config: Config, folders: list[Path]) -> Path:
+    """Write and print the comparison of these runs.
+
+    Args:
+        config: Names the reference cell and the folder.
+        folders: Finished runs, in the order of the table.
+
+    Returns:
+        Folder of the table.
+    """
+    missing = [folder for folder in folders if not is_finished(folder)]
+    if missing:
+        raise ValueError(f"{missing[0]} holds no finished run")
+    console = Console()
+    comparison = compare_runs(folders, config.experiment.reference)
+    target = Path(config.experiment.folder or Path(config.output_root) / "table").expanduser()
+    write_comparison(comparison, target)
+    console.print(rich_table(comparison))
+    labels = list(dict.fromkeys(run.label for run in comparison.runs))
+    text = example_users(folders, labels[-1:], 3)
+    (target / "examples.md").write_text(text)
+    console.print(text, markup=False, highlight=False)
+    console.print(f"table and figures: {target}")
+    return target

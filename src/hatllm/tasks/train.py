@@ -1,0 +1,192 @@
+"""task=train: prepare, fine-tune, evaluate, report; finished runs are not run twice."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from rich.console import Console
+
+from hatllm.baselines.popularity import popularity_predictions
+from hatllm.config import Config
+from hatllm.data.datamodule import Examples, TrainingData
+from hatllm.data.prepare import Dataset
+from hatllm.model.export import export_adapter
+from hatllm.model.processes import process_rank
+from hatllm.model.recommender import Recommender
+from hatllm.report.evaluation import evaluate_predictions
+from hatllm.report.run_report import write_run_report
+from hatllm.report.terminal import metrics_table
+from hatllm.tasks.assemble import Parts, assemble, check_catalogue, load_dataset
+from hatllm.tasks.loggers import build_loggers, log_results
+from hatllm.tasks.run_folder import (
+    config_hash,
+    environment,
+    is_finished,
+    run_folder,
+    run_label,
+    write_config,
+    write_json,
+    write_table,
+)
+from hatllm.tasks.trainer import build_trainer, num_optimizer_steps
+
+console = Console()
+
+
+def train(config: Config) -> Path:
+    """Run the whole of one run.
+
+    Args:
+        config: The run.
+
+    Returns:
+        Its folder, with metrics.json, predictions.parquet, report.md and the adapter.
+
+    Raises:
+        ValueError: If a setting does not fit the data, the model or the machine.
+    """
+    folder = run_folder(config)
+    if is_finished(folder) and not config.task.force:
+        console.print(f"finished already, not run again (task.force=true does): {folder}")
+        return folder
+    torch.manual_seed(config.seed)
+    if config.model.kind == "popularity":
+        return _run_popularity(config, folder)
+    return _run_llm(config, folder)
+
+
+def _run_popularity(config: Config, folder: Path) -> Path:
+    start = time.perf_counter()
+    dataset = load_dataset(config)
+    check_catalogue(config, dataset)
+    write_config(folder, config)
+    predictions = {
+        split: _popularity(config, dataset, split) for split in ("valid", "test")
+    }
+    _finish(config, folder, dataset, predictions, {"total": time.perf_counter() - start})
+    return folder
+
+
+def _popularity(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
+    return popularity_predictions(
+        dataset.full_train, dataset.splits[split], dataset.items, config.decode.top_k
+    )
+
+
+def _run_llm(config: Config, folder: Path) -> Path:
+    start = time.perf_counter()
+    parts = assemble(config)
+    rows = Examples.of(parts.dataset.splits["train"], config.data.max_history_items)
+    num_steps = num_optimizer_steps(config.trainer, len(rows))
+    write_config(folder, config)
+    console.print(f"[bold]{folder.name}[/] layers {parts.schedule.letters}, {num_steps} steps")
+    lm = parts.load_model(config)
+    dataset = parts.dataset
+    recommender = Recommender(
+        lm, parts.catalogue, config, num_steps,
+        dataset.items, dataset.full_train, dataset.splits["valid"],
+    )  # fmt: skip
+    seconds = {"prepare": time.perf_counter() - start}
+    loggers = build_loggers(config, folder)
+    trained = time.perf_counter()
+    if num_steps and config.model.tuning != "none":
+        fit(config, folder, recommender, rows, parts, num_steps, loggers)
+    elif config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+        recommender.cuda()
+    seconds["train"] = time.perf_counter() - trained
+    evaluated = time.perf_counter()
+    predictions = {
+        split: recommender.predict(dataset.splits[split], split) for split in ("valid", "test")
+    }
+    seconds["evaluate"] = time.perf_counter() - evaluated
+    seconds["total"] = time.perf_counter() - start
+    if process_rank()[0] == 0:
+        export_adapter(lm, parts.schedule, config, folder)
+        metrics = _finish(config, folder, dataset, predictions, seconds)
+        log_results(loggers, metrics, predictions["test"], dataset.items)
+    return folder
+
+
+def fit(
+    config: Config,
+    folder: Path,
+    recommender: Recommender,
+    rows: Examples,
+    parts: Parts,
+    num_steps: int,
+    loggers: list[Any],
+) -> None:
+    """Train, from `last.ckpt` where there is one, and load the best weights.
+
+    Args:
+        config: The run.
+        folder: Run folder; checkpoints go to ``checkpoints/``.
+        recommender: The module to train, in place.
+        rows: Training rows.
+        parts: Data and catalogue.
+        num_steps: Optimizer steps.
+        loggers: Lightning loggers.
+    """
+    data = TrainingData(
+        rows, parts.catalogue.book, config.trainer, config.mask.target_is_item, config.seed
+    )
+    trainer, best = build_trainer(config, folder, loggers, num_steps)
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        console.print(f"resuming from {last}")
+    recommender.train()
+    try:
+        trainer.fit(
+            recommender, data, ckpt_path=str(last) if last.exists() else None, weights_only=True
+        )
+    except SystemExit as stop:
+        # Lightning's answer to Ctrl-C, after it has shut its processes down.
+        again = f"resume with the same command; the last step saved is in {last}"
+        console.print(f"\n[bold]interrupted[/]: {again if last.exists() else 'nothing saved yet'}")
+        raise SystemExit(130) from stop
+    if best.best_model_path:
+        saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        recommender.load_state_dict(saved["state_dict"], strict=False)
+    recommender.to(trainer.strategy.root_device)
+
+
+def _finish(
+    config: Config,
+    folder: Path,
+    dataset: Dataset,
+    predictions: dict[str, pl.DataFrame],
+    seconds: dict[str, float],
+) -> dict[str, dict[str, float]]:
+    """Write everything the folder must hold; `run.json` last, because it says finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {
+        split: evaluate_predictions(table, dataset.items, dataset.full_train)
+        for split, table in predictions.items()
+    }
+    metrics["popularity"] = evaluate_predictions(
+        _popularity(config, dataset, "test"), dataset.items, dataset.full_train
+    )
+    rounded = {name: round(value, 3) for name, value in seconds.items()}
+    write_table(folder / "predictions.parquet", predictions["test"])
+    write_table(folder / "valid_predictions.parquet", predictions["valid"])
+    write_table(folder / "items.parquet", dataset.items)
+    write_table(folder / "examples.parquet", dataset.splits["test"])
+    write_json(folder / "split_manifest.json", dataset.manifest)
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "environment.json", environment(dataset.manifest, rounded))
+    run = {
+        "label": run_label(config),
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "split_hash": dataset.manifest["split_hash"],
+        "data_hash": dataset.manifest["data_hash"],
+        "seconds": rounded,
+    }
+    write_run_report(folder)
+    write_json(folder / "run.json", run)
+    console.print(metrics_table(metrics))
+    console.print(f"report: {folder / 'report.md'}")
+    return metrics
+

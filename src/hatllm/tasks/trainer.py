@@ -1,0 +1,100 @@
+"""Lightning's trainer from our settings: the one place where it is built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+
+from hatllm.config import Config, TrainerConfig
+
+
+def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
+    """Optimizer steps of the whole run.
+
+    Args:
+        config: Epochs, steps and batch sizes.
+        num_rows: Rows of the train split.
+
+    Returns:
+        `max_steps` where it is given, capped by the epochs; every epoch has whole global batches.
+
+    Raises:
+        ValueError: If there are fewer rows than one global batch.
+    """
+    if config.max_steps == 0:
+        return 0
+    steps_per_epoch = num_rows // config.global_batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"trainer.global_batch_size={config.global_batch_size} must be at most {num_rows}, the "
+            "rows of the train split"
+        )
+    by_epochs = steps_per_epoch * config.max_epochs
+    return by_epochs if config.max_steps == -1 else min(by_epochs, config.max_steps)
+
+
+def build_trainer(
+    config: Config, folder: Path, loggers: list[Any], num_steps: int
+) -> tuple[lightning.Trainer, ModelCheckpoint]:
+    """The trainer and the callback that knows the best checkpoint.
+
+    Args:
+        config: The run.
+        folder: Run folder; checkpoints go to ``checkpoints/``.
+        loggers: Lightning loggers.
+        num_steps: Optimizer steps of the whole run.
+
+    Returns:
+        A trainer that validates and saves at optimizer steps, and its best-checkpoint callback.
+    """
+    trainer = config.trainer
+    accumulation = trainer.global_batch_size // (
+        trainer.micro_batch_size * trainer.devices * trainer.num_nodes
+    )
+    checkpoints = folder / "checkpoints"
+    best = ModelCheckpoint(
+        checkpoints, "best", monitor="val/NDCG@10", mode="max", enable_version_counter=False
+    )
+    last = ModelCheckpoint(
+        checkpoints, "last", every_n_train_steps=trainer.checkpoint_every_steps,
+        save_on_train_epoch_end=True, enable_version_counter=False,
+    )  # fmt: skip
+    callbacks: list[Callback] = [best, last, LearningRateMonitor("step")]
+    if trainer.early_stopping_patience is not None:
+        callbacks.append(
+            EarlyStopping("val/NDCG@10", mode="max", patience=trainer.early_stopping_patience)
+        )
+    every = trainer.validate_every_steps
+    built = lightning.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        strategy=_strategy(trainer),
+        max_epochs=trainer.max_epochs,
+        max_steps=num_steps,
+        accumulate_grad_batches=accumulation,
+        gradient_clip_val=trainer.gradient_clip or None,
+        val_check_interval=None if every is None else every * accumulation,
+        check_val_every_n_epoch=1 if every is None else None,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=loggers,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+    )
+    return built, best
+
+
+def _strategy(config: TrainerConfig) -> Any:
+    match config.strategy:
+        case "ddp":
+            return DDPStrategy()
+        case "fsdp":
+            # Frozen and tuned parameters share a unit: that needs the original parameters.
+            return FSDPStrategy(use_orig_params=True, state_dict_type="full")
+        case _:
+            return "auto"
