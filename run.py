@@ -23,7 +23,7 @@ from hatllm.tasks import run_task  # noqa: E402
 register_schema()
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(composed: DictConfig) -> None:
     """Check the composed config and do its task."""
     overrides = list(HydraConfig.get().overrides.task)

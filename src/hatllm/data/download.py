@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30
-ATTEMPTS = 4
+ATTEMPTS = 4  # in a row without a new byte
+FIRST_WAIT_S = 0.1
 CHECKSUMS_FILE = "checksums.json"
 
 
@@ -178,7 +179,9 @@ def _download_part(url: str, target: Path) -> Path:
     """Fill ``<target>.part``, going on after each broken connection."""
     part = target.with_name(f"{target.name}.part")
     reason: Exception | None = None
-    for attempt in range(ATTEMPTS):
+    failures = 0
+    while failures < ATTEMPTS:
+        size = _size(part)
         try:
             _fetch_rest(url, part)
             return part
@@ -188,17 +191,21 @@ def _download_part(url: str, target: Path) -> Path:
                 break
         except (OSError, HTTPException) as error:
             reason = error
-        if attempt + 1 < ATTEMPTS:
-            time.sleep(min(0.2 * 4**attempt, 5.0))
+        failures = 0 if _size(part) > size else failures + 1
+        time.sleep(FIRST_WAIT_S * 4**failures)
     raise ConnectionError(
         f"could not download {url} ({reason}).\nWithout a network: fetch that file on a machine "
         f"that has one and put it at {target} (a partial download is kept in {part.name})"
     )
 
 
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
 def _fetch_rest(url: str, part: Path) -> None:
     """Append what is missing to ``part``; start anew where the server knows no ranges."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)

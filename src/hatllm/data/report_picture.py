@@ -43,9 +43,10 @@ def _draw_history_lengths(axes: Any, splits: dict[str, pl.DataFrame]) -> None:
         label = f"{name} ({len(lengths):,} rows)"
         axes.bar(values + (place - 1) * width, shares, width, color=COLORS[name], label=label)
     axes.set(title="History length", xlabel="items in the history", ylabel="share of the split")
-    longest = max(int(rows["history"].list.len().max() or 1) for rows in splits.values())
+    longest = max(rows["history"].list.len().to_numpy().max(initial=1) for rows in splits.values())
     axes.set_xlim(0.4, longest + 0.6)
     axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
+    axes.set_yticks([share for share in axes.get_yticks() if share <= 1])
     axes.xaxis.get_major_locator().set_params(integer=True, steps=[1, 2, 5, 10])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.legend(frameon=False, fontsize=9, loc="upper left")

@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 
 from hatllm.config import Config
-from hatllm.report.comparison import compare_runs, rich_table, write_comparison
-from hatllm.report.examples import example_users
+from hatllm.report.comparison import compare_runs, example_users
+from hatllm.report.comparison_table import rich_table, write_comparison
 from hatllm.tasks.run_folder import is_finished
 
 
@@ -44,8 +44,8 @@ def write_table_of(config: Config, folders: list[Path]) -> Path:
     target = Path(config.experiment.folder or Path(config.output_root) / "table").expanduser()
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
-    labels = list(dict.fromkeys(run.label for run in comparison.runs))
-    text = example_users(folders, labels[-1:], 3)
+    labels = [row.label for row in comparison.rows]
+    text = example_users(folders, labels, 3)
     (target / "examples.md").write_text(text)
     console.print(text, markup=False, highlight=False)
     console.print(f"table and figures: {target}")

@@ -1,12 +1,19 @@
 """Timestamps as people write them: numbers of several units, dates, ISO 8601."""
 
+import math
 from datetime import UTC, datetime
 
+import numpy as np
 import polars as pl
 
 MICROSECONDS = 1_000_000  # in a second
 # A number below the limit counts in this unit: 1e11 seconds is the year 5138, 1e11 ms is 1973.
-UNITS = ((1e11, "seconds", 10**6), (1e14, "milliseconds", 10**3), (1e17, "microseconds", 1))
+UNITS = (
+    (1e11, "seconds", 1e6),
+    (1e14, "milliseconds", 1e3),
+    (1e17, "microseconds", 1.0),
+    (math.inf, "nanoseconds", 1e-3),
+)
 
 
 def to_microseconds(times: pl.Series) -> tuple[pl.Series, str]:
@@ -21,11 +28,11 @@ def to_microseconds(times: pl.Series) -> tuple[pl.Series, str]:
     Raises:
         ValueError: If not one value can be read as a time.
     """
-    if times.dtype.is_temporal():
-        return times.cast(pl.Datetime("us")).cast(pl.Int64), "times were read as dates"
+    if isinstance(times.dtype, pl.Date | pl.Datetime):
+        return times.dt.epoch("us"), "times were read as dates (UTC)"
     numbers = times.cast(pl.Int64 if times.dtype.is_integer() else pl.Float64, strict=False)
     numbers = numbers.set(numbers.cast(pl.Float64).is_nan(), None)
-    if numbers.null_count() * 2 < len(numbers):
+    if 2 * numbers.drop_nulls().len() >= times.drop_nulls().len():
         return _scaled(times, numbers)
     parsed = times.cast(pl.Utf8)
     iso = {text: _iso_microseconds(text) for text in parsed.drop_nulls().unique()}
@@ -40,21 +47,15 @@ def to_microseconds(times: pl.Series) -> tuple[pl.Series, str]:
 
 
 def _scaled(times: pl.Series, numbers: pl.Series) -> tuple[pl.Series, str]:
-    """Whole numbers keep all their digits; fractions of a second keep microseconds."""
-    whole = times.cast(pl.Int64, strict=False)
-    typical = float(numbers.abs().median() or 0.0)  # type: ignore[arg-type]
-    for limit, unit, factor in UNITS:
-        if typical < limit:
-            fractions = (numbers.cast(pl.Float64) * factor).round().cast(pl.Int64, strict=False)
-            exact = (
-                whole * factor if numbers.dtype == pl.Int64 or _all_whole(numbers) else fractions
-            )
-            return exact.alias(times.name), f"times were read as Unix {unit}"
-    return (whole // 1000).alias(times.name), "times were read as Unix nanoseconds"
-
-
-def _all_whole(numbers: pl.Series) -> bool:
-    return bool((numbers.drop_nulls() % 1 == 0).all())
+    """Whole numbers keep all their digits, others go through float64 (microseconds until 2255)."""
+    typical = numbers.cast(pl.Float64).abs().to_numpy()
+    typical = np.nanmedian(typical[np.isfinite(typical)]) if np.isfinite(typical).any() else 0.0
+    unit, factor = next((unit, factor) for limit, unit, factor in UNITS if typical < limit)
+    scaled = (numbers.cast(pl.Float64) * factor).round().cast(pl.Int64, strict=False)
+    if not times.dtype.is_float():
+        whole = times.cast(pl.Int64, strict=False)
+        scaled = (whole * int(factor) if factor >= 1 else whole // 1000).fill_null(scaled)
+    return scaled.alias(times.name), f"times were read as Unix {unit}"
 
 
 def _iso_microseconds(text: str) -> int | None:

@@ -1,0 +1,46 @@
+# make help lists the commands. VENV, PYTHON and TORCH can be set: make setup TORCH=torch==2.11.0
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint types format masks clean
+help: ## list the commands
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "HatLLM needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(STAMP) ## virtual environment, pinned packages, data and backbone fetched
+	$(BIN)/python run.py task=prepare
+
+demo: setup ## the main job: four arms on MovieLens-100K, one table
+	$(BIN)/python run.py experiment=demo
+
+test: $(STAMP) ## the tests, with coverage
+	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term --cov-fail-under=90
+
+slow: setup ## the tests with the real backbone
+	$(BIN)/python -m pytest -m "slow"
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+masks: setup ## draw the masks of a real user
+	$(BIN)/python run.py task=masks
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

@@ -1,0 +1,49 @@
+"""What tests of several rooms share: the composed settings, the mask presets, a small model."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from hatllm.compose import checked, register_schema
+from hatllm.config import Config
+
+CONF = Path(__file__).parents[1] / "conf"
+PRESETS = sorted(path.stem for path in (CONF / "mask").glob("*.yaml"))
+
+Compose: TypeAlias = Callable[..., Config]
+
+# One thread each: the models are so small that more would only wait for each other, and sums are
+# then added up in one order on every machine.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def compose_config() -> Compose:
+    """A function from command-line words to a checked config of the smoke scale."""
+    register_schema()
+
+    def composed(*overrides: str) -> Config:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return checked(compose("config", overrides=["scale=smoke", *overrides]))
+
+    return composed
+
+
+@pytest.fixture(scope="session", params=PRESETS)
+def preset(request: pytest.FixtureRequest) -> list[str]:
+    """The words that choose each preset of conf/mask/ in turn, for a model of 4 layers."""
+    words = [f"mask={request.param}"]
+    return [*words, "mask.layers=ICFI"] if request.param == "custom" else words
+
+
+@pytest.fixture(autouse=True)
+def seed() -> Iterator[None]:
+    """Every test draws the same numbers, whichever ran before it."""
+    torch.manual_seed(0)
+    yield

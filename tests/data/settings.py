@@ -1,0 +1,19 @@
+"""A data config from ``conf/``, with the overrides a test names."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from hatllm.config import DataConfig, PromptConfig
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def data_config(**overrides: Any) -> DataConfig:
+    values = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "ml100k.yaml"))
+    assert isinstance(values, dict)
+    prompt = PromptConfig(**values.pop("prompt"))
+    return DataConfig(
+        **{str(key): value for key, value in values.items()} | overrides, prompt=prompt
+    )

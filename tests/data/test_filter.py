@@ -1,0 +1,45 @@
+import polars as pl
+
+from hatllm.data.bad_rows import MAX_SAMPLES, BadRows
+from hatllm.data.filter import k_core, titled_only
+
+
+def pairs(rows: list[tuple[int, int]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
+
+
+def test_k_core_goes_on_until_nothing_falls_away() -> None:
+    # Item 3 has one row; without it user 2 has one; without user 2 item 2 has two, still enough.
+    rows = [(1, 1), (1, 2), (2, 2), (2, 3), (3, 1), (3, 2)]
+    assert k_core(pairs(rows), 2).rows() == [(1, 1), (1, 2), (3, 1), (3, 2)]
+
+
+def test_k_core_of_one_keeps_all_rows() -> None:
+    assert k_core(pairs([(1, 1), (2, 2)]), 1).height == 2
+
+
+def test_k_core_may_leave_nothing() -> None:
+    assert k_core(pairs([(1, 1), (2, 2)]), 2).is_empty()
+
+
+def test_untitled_and_unknown_items_are_dropped_and_counted() -> None:
+    items = pl.DataFrame({"item_id": [1, 2], "title": ["a", None], "source_id": ["x", "y"]})
+    bad_rows = BadRows()
+    kept, titled = titled_only(pairs([(1, 1), (1, 2), (2, 2), (2, 9)]), items, bad_rows)
+    assert kept.rows() == [(1, 1)]
+    assert titled["item_id"].to_list() == [1]
+    assert bad_rows.counts == {
+        "interaction with an unknown item": 1,
+        "item without a title": 1,
+        "interaction with an untitled item": 2,
+    }
+    assert bad_rows.samples["interaction with an unknown item"] == ["user_id=2, item_id=9"]
+
+
+def test_bad_rows_keep_a_few_short_samples() -> None:
+    bad_rows = BadRows()
+    bad_rows.add("reason", ("x" * 1000 for _ in range(20)), 20)
+    report = bad_rows.report()["reason"]
+    assert report["count"] == 20
+    assert len(report["samples"]) == MAX_SAMPLES
+    assert max(map(len, report["samples"])) == 200

@@ -1,0 +1,78 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from hatllm.data.prepare import Dataset
+from hatllm.data.report import data_report_table, write_data_report
+from hatllm.data.statistics import Spread, dataset_statistics
+
+from .test_prepare import interactions, items, prepare
+from .test_ready import write_ready
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    write_ready(tmp_path / "films", interactions(), items())
+    return prepare(tmp_path)
+
+
+def test_statistics_are_those_counted_by_hand(dataset: Dataset) -> None:
+    statistics = dataset_statistics(dataset)
+    assert (statistics.users, statistics.items, statistics.interactions) == (2, 4, 8)
+    assert statistics.title_characters == Spread(3, (9 + 3 + 4 + 4) / 4, 9)
+    # Train: histories [1] and [5], targets 2 and 4. Test targets: 5 and 1.
+    test = statistics.splits["test"]
+    assert test.rows == 2
+    assert test.history_items == Spread(2, 2, 2)
+    assert test.unseen_share == 0
+    assert test.never_target_share == 1
+    assert statistics.splits["valid"].never_target_share == 0  # targets 4 and 2
+
+
+def test_targets_are_unseen_against_all_of_train_and_against_the_sample(tmp_path: Path) -> None:
+    write_ready(tmp_path / "films", interactions(), items())
+    sampled = prepare(tmp_path, train_rows=1)
+    test = dataset_statistics(sampled).splits["test"]
+    assert (test.unseen_share, test.unseen_in_sample_share) == (0, 0.5)
+
+
+def test_shared_titles_are_counted(tmp_path: Path) -> None:
+    import polars as pl
+
+    doubled = items().with_columns(pl.col("title").replace({"Four": "Five"}))
+    write_ready(tmp_path / "films", interactions(), doubled)
+    statistics = dataset_statistics(prepare(tmp_path))
+    assert (statistics.duplicate_titles, statistics.items_sharing_titles) == (1, 2)
+    assert statistics.splits["test"].shared_title_share == 0.5
+
+
+def test_the_report_holds_numbers_bad_rows_and_hashes(dataset: Dataset, tmp_path: Path) -> None:
+    path = write_data_report(dataset, tmp_path / "report")
+    text = path.read_text()
+    assert path.name == "data_report.md"
+    assert "2 users, 4 items, 8 interactions" in text
+    assert "| rows | 2 | 2 | 2 |" in text
+    assert "| target never a train target | 0.0% | 0.0% | 100.0% |" in text
+    assert "- 2 x interaction with an untitled item, such as" in text
+    assert dataset.manifest["split_hash"] in text
+    manifest = json.loads((path.parent / "split_manifest.json").read_text())
+    assert manifest == dataset.manifest
+
+
+def test_the_picture_is_a_readable_png(dataset: Dataset, tmp_path: Path) -> None:
+    path = write_data_report(dataset, tmp_path).parent / "data_report.png"
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 10  # something is drawn
+
+
+def test_the_terminal_table_shows_the_rows_by_split(dataset: Dataset) -> None:
+    sink = io.StringIO()
+    Console(file=sink, width=120).print(data_report_table(dataset))
+    assert "films: 2 users, 4 items, 8 interactions" in sink.getvalue()
+    assert "interaction with an untitled item" in sink.getvalue()
