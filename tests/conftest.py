@@ -1,21 +1,15 @@
 """What tests of several rooms share: the composed settings, the mask presets, a small model."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TypeAlias
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from toys import CONF, PRESETS, Compose
 
 from hatllm.compose import checked, register_schema
 from hatllm.config import Config
-
-CONF = Path(__file__).parents[1] / "conf"
-PRESETS = sorted(path.stem for path in (CONF / "mask").glob("*.yaml"))
-
-Compose: TypeAlias = Callable[..., Config]
 
 # One thread each: the models are so small that more would only wait for each other, and sums are
 # then added up in one order on every machine.

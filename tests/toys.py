@@ -1,16 +1,22 @@
-"""A small catalogue, its prompts and what they should be, for tests of several rooms."""
+"""The presets, a small catalogue and its prompts, for tests of several rooms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import polars as pl
 
-from hatllm.config import PromptConfig
+from hatllm.config import Config, PromptConfig
 from hatllm.data.prompt import Batch, PromptBook, build_batch, build_prompt_book
 from hatllm.decode.predict import Catalogue
 from hatllm.masks.schedule import Schedule
 from hatllm.model.backbone import byte_tokenizer, tiny_llama
 from hatllm.model.masked_lm import MaskedLM
+
+CONF = Path(__file__).parents[1] / "conf"
+PRESETS = sorted(path.stem for path in (CONF / "mask").glob("*.yaml"))
+Compose: TypeAlias = Callable[..., Config]  # command-line words to a checked config
 
 NAMES = {"I": "intra", "F": "full", "C": "cross"}
 

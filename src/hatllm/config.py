@@ -182,6 +182,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_choice("model.kind", self.kind, MODEL_KINDS)
+        if not self.source:
+            raise ValueError(
+                "model.source='' must be a Hugging Face name or a local folder, such as "
+                "model.source=Qwen/Qwen3-0.6B"
+            )
         check_choice("model.dtype", self.dtype, DTYPES)
         check_choice("model.tuning", self.tuning, TUNINGS)
         check_choice("model.backend", self.backend, BACKENDS)
@@ -215,6 +220,8 @@ class MaskConfig:
             check_choice("mask.middle", self.middle, PATTERNS)
         check_range("mask.split_layer", self.split_layer, 0)
         check_range("mask.num_cross_layers", self.num_cross_layers, 0)
+        if self.name == "custom" and self.layers is None:
+            raise ValueError("mask=custom needs mask.layers, one letter a layer, such as IIFFFFCC")
         if self.layers is not None and (bad := sorted(set(self.layers) - set("IFC"))):
             raise ValueError(
                 f"mask.layers={self.layers!r} holds {', '.join(map(repr, bad))}; use only "

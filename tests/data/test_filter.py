@@ -9,9 +9,9 @@ def pairs(rows: list[tuple[int, int]]) -> pl.DataFrame:
 
 
 def test_k_core_goes_on_until_nothing_falls_away() -> None:
-    # Item 3 has one row; without it user 2 has one; without user 2 item 2 has two, still enough.
-    rows = [(1, 1), (1, 2), (2, 2), (2, 3), (3, 1), (3, 2)]
-    assert k_core(pairs(rows), 2).rows() == [(1, 1), (1, 2), (3, 1), (3, 2)]
+    # Item 3 has one row; without it user 2 falls, then item 2, then user 1.
+    core = [(3, 1), (3, 4), (4, 4), (4, 1)]
+    assert k_core(pairs([(1, 1), (1, 2), (2, 2), (2, 3), *core]), 2).rows() == core
 
 
 def test_k_core_of_one_keeps_all_rows() -> None:

@@ -2,6 +2,7 @@ import io
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -41,8 +42,6 @@ def test_targets_are_unseen_against_all_of_train_and_against_the_sample(tmp_path
 
 
 def test_shared_titles_are_counted(tmp_path: Path) -> None:
-    import polars as pl
-
     doubled = items().with_columns(pl.col("title").replace({"Four": "Five"}))
     write_ready(tmp_path / "films", interactions(), doubled)
     statistics = dataset_statistics(prepare(tmp_path))

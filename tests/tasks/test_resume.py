@@ -1,12 +1,15 @@
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
+import pytorch_lightning as lightning
 import torch
 from safetensors.torch import load_file
 
@@ -27,9 +30,10 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(first: Path, second: Path) -> None:
+    # Sums in another order differ in the last float32 digits, and AdamW divides by small numbers.
     one, other = adapter(first), adapter(second)
     for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=1e-5, atol=1e-7, msg=name)
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def long_run(shop: list[str], tmp_path: Path, name: str) -> list[str]:
@@ -40,31 +44,38 @@ def long_run(shop: list[str], tmp_path: Path, name: str) -> list[str]:
 
 @pytest.mark.parametrize("stop_after", [2, 7, 9])
 def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
-    shop: list[str], tmp_path: Path, stop_after: int
+    cli: Callable[..., int],
+    shop: list[str],
+    tmp_path: Path,
+    stop_after: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # 60 train rows, 8 a step: 7 steps an epoch. Steps 2 and 9 lie inside an epoch, 7 at its end.
-    env = environment(tmp_path)
-    whole = command(long_run(shop, tmp_path, "whole"))
-    subprocess.run(whole, check=True, env=env, capture_output=True)
-    stopped = long_run(shop, tmp_path, "stopped")
-    script = (
-        "import sys, runpy, pytorch_lightning as pl\n"
-        "original = pl.Trainer.fit\n"
-        "class Stop(pl.Callback):\n"
-        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
-        f"        if trainer.global_step == {stop_after} and batch_idx % 4 == 2: raise KeyboardInterrupt\n"
-        "def fit(self, *args, **kw):\n"
-        "    self.callbacks.append(Stop()); return original(self, *args, **kw)\n"
-        "pl.Trainer.fit = fit\n"
-        f"sys.argv = ['run.py', *{stopped!r}]\n"
-        f"runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
-    )
-    broken = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
-    assert broken.returncode == 130, broken.stderr
-    assert "resume with the same command" in broken.stdout
+    # The interrupt falls between the micro-batches of a step, with half of its gradient summed.
+    assert cli(*long_run(shop, tmp_path, "whole")) == 0
+
+    class Stop(lightning.Callback):
+        def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+            batch_idx = _[2]
+            if trainer.global_step == stop_after and batch_idx % 4 == 2:
+                raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        fit = lightning.Trainer.fit
+
+        def fit_and_stop(self: lightning.Trainer, *args: Any, **words: Any) -> None:
+            self.callbacks.append(Stop())
+            fit(self, *args, **words)
+
+        patched.setattr(lightning.Trainer, "fit", fit_and_stop)
+        assert cli(*long_run(shop, tmp_path, "stopped")) == 130
+    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert "resume with the same command" in capsys.readouterr().out
     assert not (tmp_path / "outputs/stopped/run.json").exists()
-    again = subprocess.run(command(stopped), check=True, env=env, capture_output=True, text=True)
-    assert "resuming from" in again.stdout
+    assert cli(*long_run(shop, tmp_path, "stopped")) == 0
+    assert "resuming from" in capsys.readouterr().out
     same(tmp_path / "outputs/whole", tmp_path / "outputs/stopped")
 
 
@@ -96,12 +107,6 @@ def test_two_processes_tune_the_same_weights_as_one(shop: list[str], tmp_path: P
         done = subprocess.run(command(words), env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     same(tmp_path / "outputs/one", tmp_path / "outputs/two")
-    one, two = (
-        (tmp_path / "outputs" / name / "predictions.parquet").read_bytes() for name in ("one", "two")
-    )
-    import polars as pl
-
-    tables = [pl.read_parquet(data) for data in (one, two)]
-    assert tables[0]["example_id"].to_list() == tables[1]["example_id"].to_list()
-    assert tables[0]["top_items"].to_list() == tables[1]["top_items"].to_list()
-    shutil.rmtree(tmp_path / "outputs")
+    one, two = (pl.read_parquet(tmp_path / "outputs" / n / "predictions.parquet") for n in ("one", "two"))
+    assert one["example_id"].to_list() == two["example_id"].to_list()
+    assert one["top_items"].to_list() == two["top_items"].to_list()

@@ -5,9 +5,9 @@ in the order of the source's file: every sort here is stable. With a day's resol
 all neighbours in an Amazon history share a timestamp, so the file's order decides much.
 
 Protocols. ``sliding_window``: windows of max_history_items + 1 with stride 1, a user who is not
-longer than a window as one window, sorted by target time and cut 8:1:1. ``all_prefixes``: every item
-with enough items before it is a target once; a user's last one is test, the one before valid, the
-rest train. ``leave_one_out``: the same, with the third-last alone as train.
+longer than a window as one window, sorted by target time and cut 8:1:1. ``all_prefixes``: every
+item with enough items before it is a target once; a user's last one is test, the one before valid,
+the rest train. ``leave_one_out``: the same, with the third-last alone as train.
 
 Published rows. ``sliding_window`` on the 2014 Toys tables gives the published 38,344 / 4,793 /
 4,794 rows one by one. With n rows the cuts are floor(0.8 n) and floor(0.9 n); rows of one day, and

@@ -1,4 +1,3 @@
-# ruff: noqa: N802, N815  (attributes carry their shape as well)
 """The item trie: which tokens may follow a prefix of a title, as flat arrays.
 
 Dimension key: N trie nodes, F leaves, I items, S tokens of all sequences in one flat tensor,

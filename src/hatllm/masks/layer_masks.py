@@ -66,12 +66,18 @@ class LayerMasks:
         pattern = self.schedule.patterns[layer]
         if sliding_window is None:
             return self.allowed[pattern]
-        return self.once((pattern, sliding_window), lambda: self._windowed(pattern, sliding_window))
+        return self.once((pattern, sliding_window), lambda: self._windowed(layer, sliding_window))
 
-    def _windowed(self, pattern: str, sliding_window: int) -> Tensor:
-        back_BQK = self.query.position_BL[:, :, None] - self.key.position_BL[:, None, :]
-        allowed_BQK = self.allowed[pattern][:, 0] & (back_BQK < sliding_window)
-        return _never_empty(allowed_BQK)[:, None]
+    def _windowed(self, layer: int, sliding_window: int) -> Tensor:
+        # Where positions restart the window follows them: else it would depend on the other items.
+        restarts = self.schedule.restarts(layer)
+        query_BQ, key_BK = (
+            tokens.restart_BL if restarts else tokens.position_BL
+            for tokens in (self.query, self.key)
+        )
+        back_BQK = query_BQ[:, :, None] - key_BK[:, None, :]
+        allowed_BQK = self.allowed[self.schedule.patterns[layer]][:, 0]
+        return _never_empty(allowed_BQK & (back_BQK < sliding_window))[:, None]
 
     def once(self, name: object, make: Callable[[], T]) -> T:
         """The value of that name, made at its first use in this pass."""

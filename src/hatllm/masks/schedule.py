@@ -48,7 +48,14 @@ def build_schedule(config: "MaskConfig", num_layers: int) -> Schedule:
 
     Raises:
         ValueError: If the groups do not fit into the layers; names field, value and layer count.
+            If ``mask=custom`` comes without its letters.
     """
+    if config.name == "custom" and config.layers is None:
+        # `layers: ???` in a file that builds on another one does not ask: it keeps the other's null.
+        raise ValueError(
+            f"mask.layers has no value; mask=custom needs mask.layers=..., {num_layers} letters of "
+            f"I, F and C for the model's {num_layers} layers"
+        )
     if config.layers is not None:
         if len(config.layers) != num_layers:
             raise ValueError(
@@ -78,7 +85,8 @@ def _group_sizes(config: "MaskConfig", num_layers: int) -> tuple[int, int]:
         if config.num_cross_layers not in (None, rest):
             raise ValueError(
                 f"mask.num_cross_layers={config.num_cross_layers} must be null or {rest} with "
-                f"mask.middle=null: the deep group fills layers {shallow} to {num_layers - 1}"
+                f"mask.middle=null: the deep group fills what mask.split_layer={shallow} leaves of "
+                f"the model's {num_layers} layers"
             )
         return shallow, rest
     deep = config.num_cross_layers

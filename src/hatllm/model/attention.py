@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from hatllm.masks.layer_masks import LayerMasks
 
 BACKENDS = ("sdpa", "eager", "flex")
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def install(model: PreTrainedModel, backend: str) -> None:
@@ -37,8 +38,7 @@ def install(model: PreTrainedModel, backend: str) -> None:
             f"model.backend='sdpa' cannot soft-cap attention logits, which {config.model_type!r} "
             "needs; use model.backend=eager (or flex on a GPU)"
         )
-    if getattr(config, "use_bidirectional_attention", False):
-        raise ValueError(f"model {config.model_type!r} attends both ways; HatLLM needs a causal LM")
+    _check_tokens_meet_in_attention_only(config)
     model.set_attn_implementation(f"hatllm_{backend}")
     decoder = model.get_decoder()
     if not hasattr(decoder, "rotary_emb"):
@@ -49,6 +49,18 @@ def install(model: PreTrainedModel, backend: str) -> None:
     for layer_idx, layer in enumerate(decoder.layers):
         hook = _restart_hook(decoder.rotary_emb, layer_idx, config)
         layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _check_tokens_meet_in_attention_only(config: Any) -> None:
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ValueError(f"model {config.model_type!r} attends both ways; HatLLM needs a causal LM")
+    other = set(getattr(config, "layer_types", None) or ()) - set(LAYER_TYPES)
+    other |= {name for name in vars(config) if name.startswith("mamba_")}  # Falcon-H1, Bamba, ...
+    if other:
+        raise ValueError(
+            f"model {config.model_type!r} has layers that no mask governs ({', '.join(sorted(other))}); "
+            f"HatLLM needs layers of {' and '.join(LAYER_TYPES)} alone"
+        )
 
 
 def _restart_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
@@ -83,6 +95,17 @@ def _masks_of(module: nn.Module, kwargs: dict[str, Any]) -> LayerMasks:
     return masks
 
 
+def _window_of(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
+    """The layer's own sliding window, which a few families hide in the mask they would have made."""
+    config, layer = module.config, int(module.layer_idx)
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds[layer] == "sliding_attention" if kinds else getattr(config, "sliding_window", None)
+    window: int | None = kwargs.get("sliding_window")
+    if slides and window is None:
+        raise RuntimeError(f"layer {layer} of {config.model_type!r} does not hand on its sliding window")
+    return window
+
+
 def masked_sdpa(
     module: nn.Module,
     query: Tensor,
@@ -109,7 +132,7 @@ def masked_sdpa(
         The output, shape (B, Q, H, D), and no weights.
     """
     masks = _masks_of(module, kwargs)
-    allowed_B1QK = masks.of_layer(int(module.layer_idx), kwargs.get("sliding_window"))
+    allowed_B1QK = masks.of_layer(int(module.layer_idx), _window_of(module, kwargs))
     out: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, allowed_B1QK, dropout, scaling, is_causal=False,
         softcap=kwargs.get("softcap"),
@@ -135,7 +158,7 @@ def masked_eager(
         The output, shape (B, Q, H, D), and the weights, shape (B, H, Q, K).
     """
     masks = _masks_of(module, kwargs)
-    allowed_B1QK = masks.of_layer(int(module.layer_idx), kwargs.get("sliding_window"))
+    allowed_B1QK = masks.of_layer(int(module.layer_idx), _window_of(module, kwargs))
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -163,7 +186,7 @@ def masked_flex(
     Args, Returns: As `masked_sdpa`.
     """
     masks = _masks_of(module, kwargs)
-    window = kwargs.get("sliding_window")
+    window = _window_of(module, kwargs)
     allowed_B1QK = masks.of_layer(int(module.layer_idx), window)
     pattern = masks.schedule.patterns[int(module.layer_idx)]
 

@@ -3,6 +3,8 @@
 Dimension key: B batch, L sequence, Q query position, K key position, D hidden width, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
@@ -112,7 +114,17 @@ class MaskedLM(nn.Module):
         Returns:
             hidden_BLD, shape (B, L - num_shared, D), the columns after the shared ones; and the
             cache, or none.
+
+        Raises:
+            ValueError: If columns are to be shared or kept while gradient checkpointing drops them.
         """
+        layers: Any = self.decoder.layers
+        checkpoints = any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
+        if self.training and checkpoints and (num_shared or keep_cache):
+            raise ValueError(
+                f"num_shared={num_shared} must be 0 in training with model.gradient_checkpointing: "
+                "gradient checkpointing keeps no cache"
+            )
         B, L = input_ids_BL.shape
         cache = DynamicCache() if keep_cache else None
         if num_shared:

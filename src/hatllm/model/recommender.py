@@ -53,13 +53,18 @@ class Recommender(lightning.LightningModule):
         self.catalogue, self.config, self.num_steps = catalogue, config, num_steps
         self.items, self.full_train, self.valid = items, full_train, valid
         self.register_buffer("tau", torch.tensor(float("nan")))  # msl_ats: moving average
+        self.micro_losses: list[Tensor] = []  # of the optimizer step under way
         # Checkpoints hold what is tuned; the frozen backbone is not in them.
         self.strict_loading = False
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean over rows of the title's loss (nats a title)."""
         loss = self.title_loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=batch.num_rows)
+        self.micro_losses.append(loss.detach())
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            # Micro-batches differ in title length, so only the whole step's mean is a curve.
+            mean = torch.stack(self.micro_losses).mean()
+            self.log("train/loss", mean, prog_bar=True, sync_dist=True, batch_size=1)
         return loss
 
     def title_loss(self, batch: Batch) -> Tensor:
@@ -124,6 +129,7 @@ class Recommender(lightning.LightningModule):
         """Seed dropout by the optimizer step, so that a resumed run draws what it would have."""
         accumulation = self.trainer.accumulate_grad_batches
         if batch_idx % accumulation == 0:
+            self.micro_losses = []
             step = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
             torch.manual_seed(self.config.seed * 1_000_003 + step)
 

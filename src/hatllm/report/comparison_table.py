@@ -5,12 +5,17 @@ from pathlib import Path
 
 import polars as pl
 from rich.table import Table
+from rich.text import Text
 
 from hatllm.report.comparison import METRICS, PAIRED_METRICS, Cell, Comparison, Row
 from hatllm.report.comparison_plot import draw_comparison
 from hatllm.report.figures import save_figure
 from hatllm.report.run_report import DASH, arrow, format_value, markdown_table
 from hatllm.report.statistics import PairedDifference
+
+TERMINAL_METRICS = ("HR@10", "NDCG@10", "trie_NLL")
+TERMINAL_HEADS = {arrow(metric) for metric in TERMINAL_METRICS}
+TERMINAL_HEADS |= {f"Δ {metric}" for metric in PAIRED_METRICS} | {"seeds"}
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -41,13 +46,23 @@ def markdown(comparison: Comparison) -> str:
 
 
 def rich_table(comparison: Comparison) -> Table:
-    """The table for a terminal: ``rich.print(rich_table(comparison))``."""
-    table = Table(caption=_legend(comparison), caption_justify="left")
-    for column, head in enumerate(_heads(comparison)):
-        table.add_column(head, justify="right" if column else "left", no_wrap=column == 0)
+    """The main columns for a terminal 80 wide: ``rich.print(rich_table(comparison))``.
+
+    A cell holds, one below the other, the mean, its standard error over users, and the standard
+    deviation over seeds; a difference holds its mean and the bounds of its interval.
+    """
+    table = Table(caption=_legend(comparison), caption_justify="left", show_lines=True)
+    columns = [0] + [n for n, head in enumerate(_heads(comparison)) if head in TERMINAL_HEADS]
+    for column in columns:
+        head = Text(_heads(comparison)[column].replace("Δ ", "Δ\n"))
+        table.add_column(head, justify="right" if column else "left", overflow="fold")
     for row in comparison.rows:
         cells = _cells(comparison, row)
-        table.add_row(*[f"[bold]{cell}[/bold]" if best else cell for cell, best in cells])
+        texts = []
+        for column in columns:
+            text, best = cells[column]
+            texts.append(Text(_stacked(text) if column else text, style="bold" if best else ""))
+        table.add_row(*texts)
     return table
 
 
@@ -103,6 +118,13 @@ def _difference_text(metric: str, difference: PairedDifference | None) -> str:
     digits = 3 if metric.endswith("NLL") else 4
     low, high = f"{difference.low:+.{digits}f}", f"{difference.high:+.{digits}f}"
     return f"{difference.mean:+.{digits}f} [{low}, {high}]"
+
+
+def _stacked(text: str) -> str:
+    """The parts of a cell on lines of their own."""
+    for mark in (" ±", " (", " [", ", "):
+        text = text.replace(mark, "\n" + mark.strip(" ,"))
+    return text
 
 
 def _legend(comparison: Comparison) -> str:

@@ -1,5 +1,6 @@
 """Lightning's trainer from our settings: the one place where it is built."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMon
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 
 from hatllm.config import Config, TrainerConfig
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
 
 
 def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:

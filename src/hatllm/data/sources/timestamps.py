@@ -48,8 +48,9 @@ def to_microseconds(times: pl.Series) -> tuple[pl.Series, str]:
 
 def _scaled(times: pl.Series, numbers: pl.Series) -> tuple[pl.Series, str]:
     """Whole numbers keep all their digits, others go through float64 (microseconds until 2255)."""
-    typical = numbers.cast(pl.Float64).abs().to_numpy()
-    typical = np.nanmedian(typical[np.isfinite(typical)]) if np.isfinite(typical).any() else 0.0
+    sizes = numbers.cast(pl.Float64).abs().to_numpy()
+    sizes = sizes[np.isfinite(sizes)]
+    typical = float(np.median(sizes)) if sizes.size else 0.0
     unit, factor = next((unit, factor) for limit, unit, factor in UNITS if typical < limit)
     scaled = (numbers.cast(pl.Float64) * factor).round().cast(pl.Int64, strict=False)
     if not times.dtype.is_float():
