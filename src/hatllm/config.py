@@ -172,7 +172,9 @@ class ModelConfig:
     name: str
     kind: str  # one of MODEL_KINDS
     source: str  # 'smollm2' (package index), 'tiny' (random), a Hugging Face name or a local folder
-    num_layers: int | None  # known layer count, for early checks; null = read from the model's config
+    num_layers: (
+        int | None
+    )  # known layer count, for early checks; null = read from the model's config
     dtype: str  # one of DTYPES; weights of the frozen backbone (adapters stay float32)
     tuning: str  # one of TUNINGS
     lora: LoraConfig
@@ -192,7 +194,9 @@ class ModelConfig:
         check_choice("model.backend", self.backend, BACKENDS)
         check_range("model.num_layers", self.num_layers, 1)
         if self.quantization_bits not in (None, 4, 8):
-            raise ValueError(f"model.quantization_bits={self.quantization_bits} must be 4, 8 or null")
+            raise ValueError(
+                f"model.quantization_bits={self.quantization_bits} must be 4, 8 or null"
+            )
         if self.quantization_bits and self.tuning == "full":
             raise ValueError("model.tuning='full' cannot train quantized weights; use 'lora'")
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from tests.tasks.shop import write_shop
 
 import run
+from tests.tasks.shop import write_shop
 
 
 @pytest.fixture

@@ -107,6 +107,8 @@ def test_two_processes_tune_the_same_weights_as_one(shop: list[str], tmp_path: P
         done = subprocess.run(command(words), env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     same(tmp_path / "outputs/one", tmp_path / "outputs/two")
-    one, two = (pl.read_parquet(tmp_path / "outputs" / n / "predictions.parquet") for n in ("one", "two"))
+    one, two = (
+        pl.read_parquet(tmp_path / "outputs" / n / "predictions.parquet") for n in ("one", "two")
+    )
     assert one["example_id"].to_list() == two["example_id"].to_list()
     assert one["top_items"].to_list() == two["top_items"].to_list()

@@ -52,9 +52,7 @@ def beam_search(scorer: Scorer, config: "DecodeConfig") -> Answers:
     """
     device = scorer.trie.token_N.device
     B, W = scorer.num_users, config.beam_width
-    beams = _Beams(
-        torch.full((B, W), -1, device=device), torch.full((B, W), NEVER, device=device)
-    )
+    beams = _Beams(torch.full((B, W), -1, device=device), torch.full((B, W), NEVER, device=device))
     beams.node_BW[:, 0] = 0
     beams.log_prob_BW[:, 0] = 0.0
     empty = beams.log_prob_BW.new_full((B, W), NEVER)
@@ -162,4 +160,6 @@ def _merge(
     log_prob = torch.cat([found.log_prob_BW, log_prob_BX.masked_fill(~ends_BX, NEVER)], 1)
     score = torch.cat([found.score_BW, score_BX.masked_fill(~ends_BX, NEVER)], 1)
     order_BW = score.sort(dim=1, descending=True, stable=True).indices[:, :W]
-    return Answers(leaf.gather(1, order_BW), log_prob.gather(1, order_BW), score.gather(1, order_BW))
+    return Answers(
+        leaf.gather(1, order_BW), log_prob.gather(1, order_BW), score.gather(1, order_BW)
+    )

@@ -71,4 +71,6 @@ def path_log_probs(
         lm, trie, hidden_TD, trie.parent_N[node_T], normalize
     )
     taken_C = child_C == node_T[row_C]
-    return torch.zeros(len(node_T), device=node_T.device).index_put((row_C[taken_C],), log_prob_C[taken_C])
+    return torch.zeros(len(node_T), device=node_T.device).index_put(
+        (row_C[taken_C],), log_prob_C[taken_C]
+    )

@@ -87,7 +87,9 @@ def predict(
     lm.train(was_training)
     every = [row for part in gather_objects(rows) for row in part]
     table = pl.DataFrame(every, schema=_schema(config), orient="row")
-    known = frame.select("example_id", "user_id", history_length=pl.col("history").list.len().cast(pl.Int64))
+    known = frame.select(
+        "example_id", "user_id", history_length=pl.col("history").list.len().cast(pl.Int64)
+    )
     return table.unique("example_id", keep="first").sort("example_id").join(
         known.unique("example_id"), on="example_id", how="left"
     )  # fmt: skip

@@ -99,10 +99,14 @@ def _window_of(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
     """The layer's own sliding window, which a few families hide in the mask they would have made."""
     config, layer = module.config, int(module.layer_idx)
     kinds = getattr(config, "layer_types", None)
-    slides = kinds[layer] == "sliding_attention" if kinds else getattr(config, "sliding_window", None)
+    slides = (
+        kinds[layer] == "sliding_attention" if kinds else getattr(config, "sliding_window", None)
+    )
     window: int | None = kwargs.get("sliding_window")
     if slides and window is None:
-        raise RuntimeError(f"layer {layer} of {config.model_type!r} does not hand on its sliding window")
+        raise RuntimeError(
+            f"layer {layer} of {config.model_type!r} does not hand on its sliding window"
+        )
     return window
 
 

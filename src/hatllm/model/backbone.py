@@ -96,7 +96,9 @@ def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
     Raises:
         ValueError: If a target module is not in the model; lists the linear layers there are.
     """
-    linear = {n.rsplit(".", 1)[-1] for n, m in backbone.named_modules() if hasattr(m, "in_features")}
+    linear = {
+        n.rsplit(".", 1)[-1] for n, m in backbone.named_modules() if hasattr(m, "in_features")
+    }
     if missing := sorted(set(config.lora.target_modules) - linear):
         raise ValueError(
             f"model.lora.target_modules holds {', '.join(missing)}, which "

@@ -59,5 +59,7 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
     if config.model.tuning == "lora":
         set_peft_model_state_dict(lm.model, load_file(path))
         return
-    state = {k: v for shard in sorted(path.glob("*.safetensors")) for k, v in load_file(shard).items()}
+    state = {
+        k: v for shard in sorted(path.glob("*.safetensors")) for k, v in load_file(shard).items()
+    }
     lm.backbone[0].load_state_dict(state, strict=False)  # tied embeddings are saved once

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from hatllm.model import attention
 from hatllm.masks.layer_masks import LayerMasks, Tokens, build_layer_masks, causal_visible
 from hatllm.masks.schedule import Schedule
+from hatllm.model import attention
 
 
 class MaskedLM(nn.Module):

@@ -22,6 +22,7 @@ TARGET, TEMPLATE, FUTURE, BLOCKED = "#d6453d", "#98a2b3", "#eff0f3", "#ffffff"
 PATTERN_COLOURS = {"intra": "#4f8fce", "full": "#98a2b3", "cross": "#e08a3c"}
 OTHER_PATTERN = "#7a6fb0"
 MAX_TOKENS_NAMED = 64  # beyond it single tokens are too small to carry their text
+TOKEN_POINTS, TOKEN_WIDTH = 6.5, 14  # font size; characters of a token that are written
 PANEL_INCHES = 5.0
 NAME_POINTS = 7.5
 
@@ -55,18 +56,22 @@ def draw_masks(
         raise ValueError(f"got {len(tokens)} tokens and {len(segment_ids)} segment_ids")
     spans = name_spans(segment_ids)
     ranges = layer_ranges(layer_patterns)
-    width = PANEL_INCHES * len(ranges) + 0.6
-    layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.06, hspace=0.03)
-    figure = Figure(figsize=(width, PANEL_INCHES + 1.75), layout=layout)
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[PANEL_INCHES + 0.65, 1.1])[
-        :, 0
-    ]
+    texts = [repr(token)[1:-1][:TOKEN_WIDTH] for token in tokens]
+    written = len(texts) <= MAX_TOKENS_NAMED
+    # The layout does not see the token axis: room for it is left under the title by hand.
+    title_pad = 8 + (0.62 * TOKEN_POINTS * max(map(len, texts)) if written else 0)
+    heights = [PANEL_INCHES + 0.65 + title_pad / 72, 1.1]
+    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
+    figure = Figure(figsize=(PANEL_INCHES * len(ranges) + 0.6, sum(heights)), layout=layout)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     panels = upper.subplots(1, len(ranges), squeeze=False)[0]
     for axes, (pattern, layers) in zip(panels, ranges.items(), strict=True):
         allowed_QK = allowed_by_pattern[pattern].cpu().numpy()
         axes.imshow(_picture(allowed_QK, spans), interpolation="nearest", aspect="equal")
-        _name_axes(axes, spans, tokens)
-        axes.set_title(f"{layers}: {pattern}", fontsize=12, color=INK, pad=8)
+        _name_axes(axes, spans)
+        if written:
+            _write_tokens(axes, texts)
+        axes.set_title(f"{layers}: {pattern}", fontsize=12, color=INK, y=1.0, pad=title_pad)
         axes.set_xlabel("key", fontsize=9, color=GREY)
     panels[0].set_ylabel("query", fontsize=9, color=GREY)
     _draw_schedule(lower.subplots(), layer_patterns)
@@ -116,28 +121,29 @@ def _picture(allowed_QK: npt.NDArray[np.bool_], spans: Sequence[Span]) -> npt.ND
     return np.where(allowed_QK[..., None], key_colour_K[None], blank_QK)
 
 
-def _name_axes(axes: Axes, spans: Sequence[Span], tokens: Sequence[str]) -> None:
-    """Boundaries as thin lines, names of the parts left and below, token texts if they fit."""
-    length = len(tokens)
+def _name_axes(axes: Axes, spans: Sequence[Span]) -> None:
+    """Boundaries as thin lines, names of the parts left and below."""
     for span in spans[1:]:
         axes.axhline(span.start - 0.5, color=INK, linewidth=0.35, alpha=0.4)
         axes.axvline(span.start - 0.5, color=INK, linewidth=0.35, alpha=0.4)
     for side in axes.spines.values():
         side.set(color=GREY, linewidth=0.8)
-    points_a_token = PANEL_INCHES * 72 * 0.85 / length
+    points_a_token = PANEL_INCHES * 72 * 0.85 / spans[-1].stop
     named = _names_that_fit(spans, points_a_token)
     centres = [(span.start + span.stop - 1) / 2 for span in named]
     names = [span.name for span in named]
     axes.set_yticks(centres, names)
     axes.set_xticks(centres, names, rotation=90)
     axes.tick_params(length=2, color=GREY, pad=2, labelsize=NAME_POINTS, labelcolor=INK)
-    if length <= MAX_TOKENS_NAMED:
-        top = axes.secondary_xaxis("top")
-        texts = [repr(token)[1:-1] for token in tokens]
-        size = min(6.5, 0.85 * points_a_token)
-        top.set_xticks(range(length), texts, rotation=90, fontsize=size, parse_math=False)
-        top.tick_params(length=0, pad=2, labelcolor=GREY)
-        top.spines["top"].set_visible(False)
+
+
+def _write_tokens(axes: Axes, texts: Sequence[str]) -> None:
+    """The text of every token above its column."""
+    top = axes.secondary_xaxis("top")
+    size = min(TOKEN_POINTS, 0.85 * PANEL_INCHES * 72 * 0.85 / len(texts))
+    top.set_xticks(range(len(texts)), texts, rotation=90, fontsize=size, parse_math=False)
+    top.tick_params(length=0, pad=2, labelcolor=GREY)
+    top.spines["top"].set_visible(False)
 
 
 def _names_that_fit(spans: Sequence[Span], points_a_token: float) -> list[Span]:

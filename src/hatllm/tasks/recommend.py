@@ -52,7 +52,7 @@ def _typed_histories(config: Config) -> list[list[Any]]:
     if config.task.histories_file is None:
         if not config.task.history:
             raise ValueError(
-                "task=recommend needs task.history='[\"Title one\",\"Title two\"]' or "
+                'task=recommend needs task.history=\'["Title one","Title two"]\' or '
                 "task.histories_file=FILE"
             )
         return [list(config.task.history)]
@@ -127,7 +127,9 @@ def _answer(config: Config, histories: list[list[int]], items: pl.DataFrame) -> 
         scorer = build_scorer(lm, trie, batch, len(book.prefix), config.decode.fast)
         answers, _ = search(scorer, config.decode)
         for user, row in enumerate(chosen.tolist()):
-            for rank, leaf in enumerate(leaf for leaf in answers.leaf_BW[user].tolist() if leaf >= 0):
+            for rank, leaf in enumerate(
+                leaf for leaf in answers.leaf_BW[user].tolist() if leaf >= 0
+            ):
                 item = int(trie.items_of_leaf(leaf)[0])
                 log_prob = float(answers.log_prob_BW[user, rank])
                 rows.append((row, rank + 1, item, title[item], log_prob))

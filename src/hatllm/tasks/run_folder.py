@@ -47,7 +47,10 @@ def _settings_label(config: Config) -> str:
         return "popularity"
     tuned = config.model.tuning != "none" and config.trainer.max_steps != 0
     mask = config.mask.name if config.mask.layers is None else config.mask.layers
-    for short, value in (("split", config.mask.split_layer), ("cross", config.mask.num_cross_layers)):
+    for short, value in (
+        ("split", config.mask.split_layer),
+        ("cross", config.mask.num_cross_layers),
+    ):
         mask += "" if value is None else f"-{short}{value}"
     return mask if tuned else ("untuned" if mask == "causal" else f"untuned-{mask}")
 
@@ -159,4 +162,4 @@ def _commit() -> str:
 
 
 def _quoted(word: str) -> str:
-    return f"'{word}'" if set(word) & set(" []{}()\"") else word
+    return f"'{word}'" if set(word) & set(' []{}()"') else word

@@ -62,9 +62,7 @@ def _run_popularity(config: Config, folder: Path) -> Path:
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     write_config(folder, config)
-    predictions = {
-        split: _popularity(config, dataset, split) for split in ("valid", "test")
-    }
+    predictions = {split: _popularity(config, dataset, split) for split in ("valid", "test")}
     _finish(config, folder, dataset, predictions, {"total": time.perf_counter() - start})
     return folder
 
@@ -189,4 +187,3 @@ def _finish(
     console.print(metrics_table(metrics))
     console.print(f"report: {folder / 'report.md'}")
     return metrics
-
