@@ -139,9 +139,7 @@ def rotated(x_LD: Tensor, positions: list[int]) -> Tensor:
     frequency = torch.tensor([10_000.0 ** (-i / half) for i in range(half)], dtype=torch.float64)
     angle = torch.tensor(positions, dtype=torch.float64)[:, None] * frequency
     a, b = x_LD[:, :half], x_LD[:, half:]
-    return torch.cat(
-        [a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], 1
-    )
+    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], 1)
 
 
 def restarted(labels: list[str | int]) -> list[int]:

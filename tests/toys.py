@@ -40,15 +40,11 @@ PROMPT = PromptConfig(
 )
 
 
-def toy_book(
-    titles: Mapping[int, str] = TITLES, prompt: PromptConfig = PROMPT
-) -> PromptBook:
+def toy_book(titles: Mapping[int, str] = TITLES, prompt: PromptConfig = PROMPT) -> PromptBook:
     return build_prompt_book(byte_tokenizer(), prompt, list(titles), list(titles.values()))
 
 
-def toy_catalogue(
-    titles: Mapping[int, str] = TITLES, prompt: PromptConfig = PROMPT
-) -> Catalogue:
+def toy_catalogue(titles: Mapping[int, str] = TITLES, prompt: PromptConfig = PROMPT) -> Catalogue:
     return Catalogue.of(toy_book(titles, prompt))
 
 

@@ -88,9 +88,8 @@ def one_line(error: BaseException, conf: Path) -> str:
     if found := re.search(r"Could not (?:find|load) '([\w/.-]+)/([\w.-]+)'", causes):
         group, choice = found.groups()
         if (conf / group).is_dir():
-            return f"{group}={choice!r} is not in conf/{group}/" + _near(
-                choice, _options(conf, group)
-            )
+            near = _near(choice, _options(conf, group))
+            return f"{group}={choice!r} is not in conf/{group}/{near}"
     if found := re.search(r"Could not override '([\w./]+)'", causes):
         return f"{found.group(1)} is not a setting" + _near_key(found.group(1))
     if found := re.search(r"full_key: ([\w.]+)", causes):

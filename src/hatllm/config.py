@@ -171,10 +171,10 @@ class ModelConfig:
 
     name: str
     kind: str  # one of MODEL_KINDS
-    source: str  # 'smollm2' (package index), 'tiny' (random), a Hugging Face name or a local folder
+    source: str  # 'smollm2' (package index), 'tiny' (random), a Hugging Face name or a folder
     num_layers: (
         int | None
-    )  # known layer count, for early checks; null = read from the model's config
+    )  # known layer count, for early checks; null = read from the model
     dtype: str  # one of DTYPES; weights of the frozen backbone (adapters stay float32)
     tuning: str  # one of TUNINGS
     lora: LoraConfig

@@ -2,11 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import padded
 from torch import Tensor
 from toys import schedule_of
 
 from hatllm.masks.layer_masks import LayerMasks, Tokens, build_layer_masks, causal_visible
-from hatllm.masks.patterns import PREFIX, RESPONSE, restart_positions
+from hatllm.masks.patterns import PREFIX, RESPONSE
 
 SETTINGS = [
     (scope, sees_self, target_is_item)
@@ -29,23 +30,16 @@ def prompts(draw: st.DrawFn) -> list[int]:
 batches = st.lists(prompts(), min_size=1, max_size=3)
 
 
-def padded(rows: list[list[int]], side: str, extra: int = 0) -> tuple[Tokens, Tensor]:
-    length = max(map(len, rows)) + extra
-    segment_BL = torch.full((len(rows), length), RESPONSE)
-    valid_BL = torch.zeros(len(rows), length, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        columns = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
-        segment_BL[b, columns] = torch.tensor(row)
-        valid_BL[b, columns] = True
-    position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
-    return Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL)), valid_BL
+def tokens_of(rows: list[list[int]], side: str, extra: int = 0) -> tuple[Tokens, Tensor]:
+    ids = [torch.zeros(len(row), dtype=torch.int64) for row in rows]
+    return padded(rows, ids, side, extra)[1:]
 
 
 def masks_of(
     rows: list[list[int]], side: str, setting: tuple[str, bool, bool] = ("items", False, True),
     extra: int = 0,
 ) -> tuple[LayerMasks, Tensor]:  # fmt: skip
-    tokens, valid_BL = padded(rows, side, extra)
+    tokens, valid_BL = tokens_of(rows, side, extra)
     schedule = schedule_of("IFC", *setting)
     visible_BQK = causal_visible(valid_BL, valid_BL.shape[1])
     return build_layer_masks(schedule, tokens, tokens, visible_BQK), valid_BL
@@ -146,7 +140,7 @@ def test_a_sliding_window_measures_restarted_positions_where_positions_restart()
 
 
 def test_visible_of_the_wrong_shape_is_refused() -> None:
-    tokens, valid_BL = padded([[PREFIX, 0]], "right")
+    tokens, valid_BL = tokens_of([[PREFIX, 0]], "right")
     with pytest.raises(ValueError, match=r"visible_BQK must have shape \(1, 2, 2\), got"):
         build_layer_masks(schedule_of("F"), tokens, tokens, causal_visible(valid_BL, 1))
 

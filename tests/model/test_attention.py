@@ -1,15 +1,15 @@
 import pytest
 import torch
-from toys import schedule_of
+from families import FAMILIES, SOFT_CAPPED, WINDOW, backends_of, build
+from rows import layer_outputs, padded
 from torch import Tensor, nn
+from toys import schedule_of
 from transformers import PreTrainedModel
 
-from hatllm.masks.layer_masks import Tokens, build_layer_masks, causal_visible
-from hatllm.masks.patterns import PREFIX, RESPONSE, restart_positions
+from hatllm.masks.layer_masks import build_layer_masks, causal_visible
+from hatllm.masks.patterns import PREFIX, RESPONSE
 from hatllm.masks.schedule import Schedule
 from hatllm.model.masked_lm import MaskedLM
-
-from .families import FAMILIES, SOFT_CAPPED, WINDOW, backends_of, build
 
 # prefix, items, response, title; rows of different lengths, all longer than a sliding window
 ROWS = [
@@ -25,23 +25,6 @@ CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 def random_ids(rows: list[list[int]] = ROWS, vocab: int = 64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(3, vocab, (len(row),), generator=generator) for row in rows]
-
-
-def padded(
-    rows: list[list[int]], ids: list[Tensor], side: str = "right", extra: int = 0
-) -> tuple[Tensor, Tokens, Tensor]:
-    length = max(map(len, rows)) + extra
-    ids_BL = torch.zeros(len(rows), length, dtype=torch.int64)
-    segment_BL = torch.full((len(rows), length), RESPONSE)
-    valid_BL = torch.zeros(len(rows), length, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        columns = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
-        ids_BL[b, columns] = ids[b]
-        segment_BL[b, columns] = torch.tensor(row)
-        valid_BL[b, columns] = True
-    position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
-    tokens = Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL))
-    return ids_BL, tokens, valid_BL
 
 
 def masked_logits(
@@ -132,24 +115,6 @@ def test_segments_make_an_item_the_same_wherever_it_stands(family: str) -> None:
     assert (states[0][0][2] - states[1][0][2]).abs().max() > 0.01  # a full layer tells them apart
 
 
-class layer_outputs:  # noqa: N801  (used as a `with` statement)
-    """Collects what every decoder layer returns."""
-
-    def __init__(self, lm: MaskedLM) -> None:
-        self.layers, self.outputs = list(lm.decoder.layers), []
-
-    def __enter__(self) -> list[Tensor]:
-        self.hooks = [layer.register_forward_hook(self._keep) for layer in self.layers]
-        return self.outputs
-
-    def _keep(self, _: nn.Module, __: object, output: object) -> None:
-        self.outputs.append(output[0] if isinstance(output, tuple) else output)
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scope", ["items", "segments"])
@@ -205,7 +170,11 @@ def test_scaled_logits_are_refused(family: str, changes: dict[str, float]) -> No
 
 @torch.no_grad()
 def test_a_granite_with_unscaled_logits_is_computed_right() -> None:
-    settings = {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 3.0}
+    settings = {
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.7,
+        "embedding_multiplier": 3.0,
+    }
     got = masked_logits(build("Granite", **settings), schedule_of("FFFF"), "sdpa")
     untouched = build("Granite", **settings)
     for ids, logits in zip(random_ids(), got, strict=True):
@@ -236,7 +205,7 @@ def test_a_model_that_keeps_its_sliding_window_to_itself_is_an_error() -> None:
     window = {"use_sliding_window": True, "sliding_window": WINDOW}
     small = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
     lm = MaskedLM(build("Qwen2Moe", **window, **small), schedule_of("FFFF"), "eager")
-    with pytest.raises(RuntimeError, match="layer 0 of 'qwen2_moe' .* sliding window"):
+    with pytest.raises(RuntimeError, match=r"layer 0 of 'qwen2_moe' .* sliding window"):
         lm.hidden_of_prompts(*padded(ROWS, random_ids()))
 
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from reference import Piece, Reference, prompt_pieces, title_ids
-from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, schedule_of, toy_batch, toy_book
+from rows import layer_outputs, padded
 from torch import Tensor
+from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, schedule_of, toy_batch, toy_book
+from transformers import DynamicCache
 
 from hatllm.data.prompt import Batch
 from hatllm.masks.schedule import Schedule, build_schedule
@@ -212,8 +214,6 @@ def test_the_backbone_counts_once_among_the_parameters() -> None:
 
 
 def test_an_expanded_cache_sums_the_gradients_of_its_rows() -> None:
-    from transformers import DynamicCache
-
     keys, values = torch.randn(1, 2, 3, 4, requires_grad=True), torch.randn(1, 2, 3, 4)
     expanded = expand_cache(DynamicCache([(keys, values)]), 5)
     assert expanded.layers[0].keys.shape == (5, 2, 3, 4)
@@ -235,8 +235,6 @@ def states_by_piece(lm: MaskedLM, items: list[list[int]], title: list[int]) -> l
     title_label = len(items) if lm.schedule.target_is_item else -2
     ids = [token for piece in pieces for token in piece.tokens] + title
     segment = [labels.get(p.label, p.label) for p in pieces for _ in p.tokens]
-    from .test_attention import layer_outputs, padded
-
     with layer_outputs(lm) as outputs, torch.no_grad():
         batch = padded([[*segment, *[title_label] * len(title)]], [torch.tensor(ids)])
         lm.hidden_of_prompts(*batch)
@@ -251,7 +249,9 @@ def reach(schedule: Schedule) -> list[dict]:
     after = []
     for letter in schedule.letters:
         heard = {
-            piece: set.union(*(heard[other] for other in ALL if hears(schedule, letter, piece, other)))
+            piece: set.union(
+                *(heard[other] for other in ALL if hears(schedule, letter, piece, other))
+            )
             for piece in ALL
         }
         after.append(heard)

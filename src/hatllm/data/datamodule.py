@@ -1,8 +1,8 @@
 """Training batches: global batches of rows, cut into micro-batches over processes and steps.
 
 A global batch is the same set of rows for any number of processes and any micro-batch size. Inside
-it rows are sorted by length, so that a micro-batch holds little padding; the loss is a mean over rows,
-which does not care.
+it rows are sorted by length, so that a micro-batch holds little padding; the loss, a mean over rows,
+does not care.
 """
 
 from collections.abc import Callable, Iterator
@@ -99,8 +99,8 @@ class MicroBatches(Sampler[list[int]]):
         self.steps_per_epoch = len(lengths) // global_batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"trainer.global_batch_size={global_batch_size} must be at most {len(lengths)}, the "
-                "rows of the train split"
+                f"trainer.global_batch_size={global_batch_size} must be at most {len(lengths)}, "
+                "the rows of the train split"
             )
         self.lengths, self.seed = lengths, seed
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
@@ -153,7 +153,7 @@ class TrainingData(lightning.LightningDataModule):
         self.examples, self.book = examples, book
         self.trainer_config, self.target_is_item, self.seed = trainer_config, target_is_item, seed
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[int]:
         """Micro-batches of this process."""
         sampler = MicroBatches(
             self.examples.prompt_lengths(self.book, with_target=True),

@@ -1,9 +1,9 @@
 """Trie-constrained beam search: token-synchronous, additive log-probabilities.
 
-The rules are those of transformers' `generate` with `num_beams`: of the 2W best continuations those
-that end a title among the first W join the finished titles, the W best others go on. Under
-`normalize: trie` a forced token costs nothing and needs no model; a user whose hypotheses are all on
-forced tokens moves on alone, so the model sees only branching nodes.
+The rules are those of transformers' `generate` with `num_beams`: of the 2W best continuations
+those that end a title among the first W join the finished titles, the W best others go on. Under
+`normalize: trie` a forced token costs nothing and needs no model; a user whose hypotheses are all
+on forced tokens moves on alone, so the model sees only branching nodes.
 
 Dimension key: B users, W beams, M hypotheses that need the model, C candidates (flat).
 """

@@ -60,8 +60,7 @@ class _Search:
 
     def add(self, log_prob: float, node: int, is_leaf: bool) -> None:
         if not is_leaf:
-            if log_prob > self.kth:
-                heapq.heappush(self.open, (-log_prob, node))
+            heapq.heappush(self.open, (-log_prob, node))  # hopeless ones too: they are the bound
         else:
             self.best = sorted([*self.best, (-log_prob, node)])[: self.top_k]
 

@@ -1,9 +1,9 @@
 """Hidden states at trie nodes, given each user's prompt: the model as the searches see it.
 
-A hypothesis is a trie node, because the node fixes the tokens so far. `TreeScorer` keeps each user's
-prompt once and hangs every token it is ever asked about under it, in one sequence a user whose mask
-says which key is whose ancestor; nothing is copied when a beam moves. `PlainScorer` runs the whole
-sequence again for every question: slow, obvious, the oracle.
+A hypothesis is a trie node, because the node fixes the tokens so far. `TreeScorer` keeps each
+user's prompt once and hangs every token it is ever asked about under it, in one sequence a user
+whose mask says which key is whose ancestor; nothing is copied when a beam moves. `PlainScorer` runs
+the whole sequence again for every question: slow, obvious, the oracle.
 
 Dimension key: B users, M questions, L prompt length, S slots (tokens hung under a prompt; slot 0 is
 the prompt's own last token), Q new slots, K keys, D hidden width, P nodes on a path.
@@ -65,13 +65,12 @@ def build_scorer(
 def _title_tokens(batch: Batch, target_is_item: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Segment, position and restarted position of each user's first title token, each (B,)."""
     segment_BL = batch.tokens.segment_BL
-    last_B1 = batch.prompt_length_B[:, None] - 1
+    restart_B = ((segment_BL == PREFIX) & batch.valid_BL).sum(1)
     if target_is_item:
         segment_B = segment_BL.masked_fill(~batch.valid_BL, RESPONSE).amax(1).clamp(min=-1) + 1
-        restart_B = ((segment_BL == PREFIX) & batch.valid_BL).sum(1)
     else:
         segment_B = torch.full_like(batch.prompt_length_B, RESPONSE)
-        restart_B = batch.tokens.restart_BL.gather(1, last_B1)[:, 0] + 1
+        restart_B = restart_B + ((segment_BL == RESPONSE) & batch.valid_BL).sum(1)
     return segment_B, batch.prompt_length_B, restart_B
 
 
@@ -93,7 +92,9 @@ class PlainScorer:
         step_MP = torch.arange(path_MP.shape[1], device=node_M.device).expand_as(path_MP)
         column_MP = length_M1 + step_MP
         segment_B, _, restart_B = self.first
-        ids_ML = ids_ML.scatter(1, column_MP, self.trie.token_N[path_MP.clamp(min=0)])
+        # After a path's end stands any token: the root's -1 is none the model could embed.
+        token_MP = self.trie.token_N[path_MP.clamp(min=0)].clamp(min=0)
+        ids_ML = ids_ML.scatter(1, column_MP, token_MP)
         segment_ML = segment_ML.scatter(1, column_MP, segment_B[user_M, None].expand_as(path_MP))
         restart_ML = restart_ML.scatter(1, column_MP, restart_B[user_M, None] + step_MP)
         end_M1 = length_M1 + self.trie.depth_N[node_M][:, None]

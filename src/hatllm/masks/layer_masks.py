@@ -43,7 +43,7 @@ class Tokens:
 
 @dataclass
 class LayerMasks:
-    """What the attention function of every layer reads; travels as a keyword of the forward pass."""
+    """What the attention function of every layer reads; a keyword of the forward pass."""
 
     schedule: Schedule
     allowed: dict[str, Tensor]  # pattern -> (B, 1, Q, K) bool, True = query may attend to key

@@ -1,7 +1,7 @@
 """Which keys a query may attend to, given how the prompt is cut into segments (arXiv:2510.10955).
 
-A pattern speaks of segments only; causality and padding are `visible_BQK`, made by the caller, so the
-same four lines serve training, cached decoding and tree-shaped beams.
+A pattern speaks of segments only; causality and padding are `visible_BQK`, made by the caller, so
+the same four lines serve training, cached decoding and tree-shaped beams.
 
 Dimension key: B batch, L sequence, Q query position, K key position.
 """

@@ -48,14 +48,7 @@ def build_schedule(config: "MaskConfig", num_layers: int) -> Schedule:
 
     Raises:
         ValueError: If the groups do not fit into the layers; names field, value and layer count.
-            If ``mask=custom`` comes without its letters.
     """
-    if config.name == "custom" and config.layers is None:
-        # `layers: ???` in a file that builds on another one does not ask: it keeps the other's null.
-        raise ValueError(
-            f"mask.layers has no value; mask=custom needs mask.layers=..., {num_layers} letters of "
-            f"I, F and C for the model's {num_layers} layers"
-        )
     if config.layers is not None:
         if len(config.layers) != num_layers:
             raise ValueError(

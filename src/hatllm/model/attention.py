@@ -1,8 +1,8 @@
 """Injection: the attention functions that apply a layer's mask, and their registration.
 
 transformers hands every keyword of the forward pass down to the attention function, so the masks
-travel as ``layer_masks=...`` and no model class is patched. The caller's own ``attention_mask`` does
-not arrive here; padding is part of the masks.
+travel as ``layer_masks=...`` and no model class is patched. The caller's own ``attention_mask``
+does not arrive here; padding is part of the masks.
 
 Dimension key: B batch, H heads, Q query position, K key position, D head width.
 """
@@ -23,7 +23,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def install(model: PreTrainedModel, backend: str) -> None:
-    """Make a causal LM read ``layer_masks`` in every layer; call once, before wrapping it with peft.
+    """Make a causal LM read ``layer_masks`` in every layer; call once, before peft wraps it.
 
     Args:
         model: Any transformers causal LM whose attention goes through `AttentionInterface`.
@@ -58,8 +58,8 @@ def _check_tokens_meet_in_attention_only(config: Any) -> None:
     other |= {name for name in vars(config) if name.startswith("mamba_")}  # Falcon-H1, Bamba, ...
     if other:
         raise ValueError(
-            f"model {config.model_type!r} has layers that no mask governs ({', '.join(sorted(other))}); "
-            f"HatLLM needs layers of {' and '.join(LAYER_TYPES)} alone"
+            f"model {config.model_type!r} has layers that no mask governs "
+            f"({', '.join(sorted(other))}); HatLLM needs {' and '.join(LAYER_TYPES)} alone"
         )
 
 
@@ -96,7 +96,7 @@ def _masks_of(module: nn.Module, kwargs: dict[str, Any]) -> LayerMasks:
 
 
 def _window_of(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
-    """The layer's own sliding window, which a few families hide in the mask they would have made."""
+    """The layer's own sliding window; some families hide it in the mask they would have made."""
     config, layer = module.config, int(module.layer_idx)
     kinds = getattr(config, "layer_types", None)
     slides = (
@@ -136,12 +136,24 @@ def masked_sdpa(
         The output, shape (B, Q, H, D), and no weights.
     """
     masks = _masks_of(module, kwargs)
-    allowed_B1QK = masks.of_layer(int(module.layer_idx), _window_of(module, kwargs))
-    out: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, allowed_B1QK, dropout, scaling, is_causal=False,
+    window = _window_of(module, kwargs)
+    allowed_B1QK = masks.of_layer(int(module.layer_idx), window)
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype == torch.bfloat16:
+        # torch's CPU kernel is 2x (forward) to 3x (with backward) slower in bfloat16 than in float32.
+        query, key, value = query.float(), key.float(), value.float()
+    pattern = masks.schedule.patterns[int(module.layer_idx)]
+    bias_B1QK = masks.once(
+        ("bias", pattern, window, query.dtype),
+        lambda: torch.zeros_like(allowed_B1QK, dtype=query.dtype).masked_fill_(
+            ~allowed_B1QK, float("-inf")
+        ),
+    )
+    out: Tensor = sdpa_attention_forward(
+        module, query, key, value, bias_B1QK, dropout, scaling, is_causal=False,
         softcap=kwargs.get("softcap"),
-    )  # fmt: skip
-    return out
+    )[0]  # fmt: skip
+    return out.to(dtype), None
 
 
 def masked_eager(

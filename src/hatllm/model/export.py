@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -25,7 +25,8 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
         folder: Run folder; the catalogue is ``items.parquet`` in it.
     """
     if config.model.tuning == "lora":
-        lm.model.save_pretrained(folder / "adapter")
+        adapted: Any = lm.model
+        adapted.save_pretrained(folder / "adapter")
     elif config.model.tuning == "full":
         lm.backbone[0].save_pretrained(folder / "weights")
     description = {

@@ -13,6 +13,8 @@ from hatllm.masks.layer_masks import LayerMasks, Tokens, build_layer_masks, caus
 from hatllm.masks.schedule import Schedule
 from hatllm.model import attention
 
+FEW_TOKENS = 64  # up to so many tokens a row, single dot products beat the whole output layer
+
 
 class MaskedLM(nn.Module):
     """A transformers causal LM (bare or with peft adapters) under a mask schedule."""
@@ -165,7 +167,20 @@ class MaskedLM(nn.Module):
         Returns:
             logit_C: Shape (C,), float32.
         """
-        return self.logits(hidden_TD)[row_C, token_C]
+        many_T = torch.bincount(row_C, minlength=len(hidden_TD)) > FEW_TOKENS
+        many_C = many_T[row_C]
+        few_C = ~many_C
+        layer = self.backbone[0].get_output_embeddings()
+        few = (hidden_TD[row_C[few_C]].float() * layer.weight[token_C[few_C]].float()).sum(-1)
+        if layer.bias is not None:
+            few = few + layer.bias[token_C[few_C]].float()
+        logit_C = few.new_zeros(len(row_C)).index_put((few_C,), self._soft_capped(few))
+        if not many_T.any():
+            return logit_C
+        renumbered_T = many_T.cumsum(0) - 1
+        logit_XV = self.logits(hidden_TD[many_T])
+        many = logit_XV[renumbered_T[row_C[many_C]], token_C[many_C]]
+        return logit_C.index_put((many_C,), many)
 
     def _soft_capped(self, logit: Tensor) -> Tensor:
         if self.final_softcap is None:

@@ -1,6 +1,6 @@
 """The LightningModule: a masked LLM, its loss and its validation.
 
-Dimension key: B rows, L prompt length, T target tokens (flat), C legal tokens (flat), D hidden width.
+Dimension key: B rows, L prompt length, T target tokens, C legal tokens (both flat), D hidden width.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class Recommender(lightning.LightningModule):
         # Not parameters: kept out of the module tree.
         self.catalogue, self.config, self.num_steps = catalogue, config, num_steps
         self.items, self.full_train, self.valid = items, full_train, valid
+        self.tau: Tensor
         self.register_buffer("tau", torch.tensor(float("nan")))  # msl_ats: moving average
         self.micro_losses: list[Tensor] = []  # of the optimizer step under way
         # Checkpoints hold what is tuned; the frozen backbone is not in them.

@@ -238,7 +238,8 @@ def _average(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Each example's metrics averaged over seeds; only metrics that every seed has."""
     names = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
     stacked = pl.concat([table.select(names) for table in tables])
-    return stacked.group_by("example_id").agg(pl.exclude("example_id").mean()).sort("example_id")
+    metrics = pl.exclude("example_id", "user_id").mean()
+    return stacked.group_by("example_id").agg(pl.first("user_id"), metrics).sort("example_id")
 
 
 def _mean(values: pl.DataFrame, metric: str) -> float:

@@ -24,7 +24,8 @@ def draw_comparison(comparison: Comparison) -> Figure:
     panels = figure.subplots(1, len(PAIRED_METRICS), sharey=True)
     for axes, metric in zip(panels, PAIRED_METRICS, strict=True):
         _draw_metric(axes, comparison, metric)
-    panels[0].set_yticks(range(len(comparison.rows)), [row.label for row in comparison.rows])
+    labels = [row.label for row in comparison.rows]
+    panels[0].set_yticks(range(len(labels)), labels, parse_math=False)
     panels[0].set_ylim(len(comparison.rows) - 0.4, -0.6)
     figure.supxlabel(
         "mean over seeds ± standard error over users; small dots: single seeds",

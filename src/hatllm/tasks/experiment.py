@@ -1,4 +1,4 @@
-"""task=experiment: run every cell of an experiment, each in a process of its own, and make its table.
+"""task=experiment: run every cell of an experiment in a process of its own, then make its table.
 
 A finished cell is not run again, a broken one resumes, so the same command always goes on where it
 stopped.

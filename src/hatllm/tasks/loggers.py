@@ -114,7 +114,7 @@ def _wandb(config: Config, folder: Path) -> WandbLogger:
 
 
 def wandb_logged_in() -> bool:
-    """Whether W&B would know who the user is; otherwise runs stay offline and can be synced later."""
+    """Whether W&B would know the user; otherwise runs stay offline and can be synced later."""
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return False
     if os.environ.get("WANDB_API_KEY"):

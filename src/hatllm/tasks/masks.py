@@ -9,7 +9,9 @@ from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.masks.layer_masks import build_layer_masks, causal_visible
 from hatllm.model.backbone import load_tokenizer
-from hatllm.report.draw_masks import draw_masks, masks_as_text
+from hatllm.report.draw_masks import draw_masks
+from hatllm.report.figures import save_figure
+from hatllm.report.masks_text import masks_as_text
 from hatllm.tasks.assemble import assemble, cache_root
 
 
@@ -44,8 +46,8 @@ def draw(config: Config) -> Path:
     folder = Path(config.output_root).expanduser() / "masks"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{config.data.name}-{config.mask.name}-{config.task.example}.png"
-    draw_masks(allowed, patterns, token_texts, segments, path)
+    save_figure(draw_masks(allowed, patterns, token_texts, segments), path)
     console = Console()
-    console.print(masks_as_text(allowed, patterns, segments), markup=False, highlight=False)
+    print(masks_as_text(allowed, patterns, segments))  # rich would wrap it
     console.print(f"picture: {path}")
     return path

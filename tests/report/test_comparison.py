@@ -1,0 +1,174 @@
+"""Tables of several runs, against numbers computed another way from their predictions."""
+
+import json
+import math
+from io import StringIO
+from pathlib import Path
+
+import polars as pl
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from hatllm.report.comparison import Comparison, compare_runs, example_users
+from hatllm.report.comparison_table import comparison_frame, rich_table, write_comparison
+
+from .run_folders import make_run
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("runs")
+    skills = {"causal": 0.3, "hatllm": 0.5, "reversed": 0.29}
+    runs = [
+        make_run(root / f"{label}-{seed}", label, seed, skill=skill)
+        for label, skill in skills.items()
+        for seed in (1, 2, 3)
+    ]
+    popularity = make_run(root / "popularity", "popularity", 42, skill=0.05, has_nll=False)
+    return [*runs, popularity]
+
+
+@pytest.fixture(scope="module")
+def comparison(folders: list[Path]) -> Comparison:
+    return compare_runs(folders, "causal")
+
+
+def _ndcg(folder: Path) -> list[float]:
+    ranks = pl.read_parquet(folder / "predictions.parquet")["target_rank"].to_list()
+    return [0.0 if rank is None else 1 / math.log2(rank + 1) for rank in ranks]
+
+
+def test_rows_stand_in_the_order_of_the_folders(comparison: Comparison) -> None:
+    assert [row.label for row in comparison.rows] == ["causal", "hatllm", "reversed", "popularity"]
+    assert [len(row.seeds) for row in comparison.rows] == [3, 3, 3, 1]
+    assert comparison.rows[0].num_users == 200
+
+
+def test_a_cell_is_the_mean_over_seeds_with_its_spread(folders: list[Path]) -> None:
+    means = [sum(_ndcg(folder)) / 200 for folder in folders[3:6]]
+    cell = compare_runs(folders, None).rows[1].cells["NDCG@10"]
+    assert cell.mean == pytest.approx(sum(means) / 3)
+    assert cell.std == pytest.approx(pl.Series(means).std())
+    by_user = pl.Series([sum(x) / 3 for x in zip(*map(_ndcg, folders[3:6]), strict=True)])
+    assert cell.standard_error == pytest.approx(by_user.std() / math.sqrt(200))  # type: ignore[operator]
+
+
+def test_difference_to_the_reference_is_paired_over_shared_seeds(folders: list[Path]) -> None:
+    # Seed 3 of hatllm has no partner: its values must not enter the difference.
+    comparison = compare_runs([*folders[:2], *folders[3:6]], "causal")
+    difference = comparison.rows[1].differences["NDCG@10"]
+    sums = [sum(_ndcg(folder)) for folder in folders]
+    assert difference.mean == pytest.approx((sums[3] + sums[4] - sums[0] - sums[1]) / 400)
+    assert difference.low < difference.mean < difference.high
+
+
+def test_a_baseline_with_another_seed_is_compared_with_the_mean_of_all(
+    folders: list[Path], comparison: Comparison
+) -> None:
+    difference = comparison.rows[3].differences["NDCG@10"]
+    sums = [sum(_ndcg(folder)) for folder in folders]
+    assert difference.mean == pytest.approx(sums[9] / 200 - sum(sums[:3]) / 600)
+
+
+def test_bold_needs_an_interval_without_zero(folders: list[Path], comparison: Comparison) -> None:
+    assert comparison.best["NDCG@10"] == "hatllm"
+    close = compare_runs([*folders[:3], *folders[6:9]], "causal")  # skills 0.30 and 0.29
+    assert "NDCG@10" not in close.best
+
+
+def test_lower_nll_is_better(folders: list[Path]) -> None:
+    comparison = compare_runs(folders[:6], "causal")
+    assert comparison.best["trie_NLL"] == "hatllm"
+    assert comparison.rows[1].differences["trie_NLL"].mean < 0
+
+
+def test_a_label_without_log_probabilities_shows_a_dash(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    table = write_comparison(comparison, tmp_path / "new").read_text()
+    row = next(line for line in table.splitlines() if line.startswith("| popularity"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[5:7] == ["–", "–"]  # trie_NLL, vocab_NLL
+    assert cells[7].startswith("-0.")
+    assert cells[8:] == ["–", "200", "1"]
+
+
+def test_comparison_is_written_as_text_numbers_and_figure(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    path = write_comparison(comparison, tmp_path)
+    assert "**" in next(line for line in path.read_text().splitlines() if "| hatllm" in line)
+    numbers = pl.read_csv(tmp_path / "table.csv")
+    assert numbers["NDCG@10"].to_list() == pytest.approx(
+        [row.cells["NDCG@10"].mean for row in comparison.rows]
+    )
+    assert numbers["trie_NLL"].null_count() == 1
+    height, width, _ = imread(tmp_path / "comparison.png").shape
+    assert (width > 1000, height > 300) == (True, True)
+
+
+def test_without_a_reference_there_are_no_differences(folders: list[Path], tmp_path: Path) -> None:
+    comparison = compare_runs(folders, None)
+    assert not any(row.differences for row in comparison.rows)
+    assert "Δ" not in write_comparison(comparison, tmp_path).read_text()
+    assert comparison_frame(comparison)["NDCG@10_difference"].null_count() == 4
+
+
+def test_terminal_table_fits_eighty_columns(comparison: Comparison) -> None:
+    out = StringIO()
+    Console(file=out, width=80).print(rich_table(comparison))
+    assert "…" not in out.getvalue()
+    assert all(f"{skill}" in out.getvalue() for skill in ("hatllm", "reversed", "popularity"))
+
+
+def test_labels_are_not_read_as_markup(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", label="split[7]$x$", num_examples=20)
+    comparison = compare_runs([folder], None)
+    out = StringIO()
+    Console(file=out, width=100).print(rich_table(comparison))
+    assert "split[7]$x$" in out.getvalue()
+    write_comparison(comparison, tmp_path / "table")
+
+
+def test_runs_of_another_split_are_refused(folders: list[Path], tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", split_hash="beef")
+    with pytest.raises(ValueError, match=r"split_hash beef.*different splits"):
+        compare_runs([folders[0], other], None)
+
+
+def test_runs_of_other_examples_are_refused(folders: list[Path], tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", num_examples=150)
+    with pytest.raises(ValueError, match=r"different examples \(150 and 200\)"):
+        compare_runs([folders[0], other], None)
+
+
+def test_two_runs_of_one_cell_are_refused(folders: list[Path], tmp_path: Path) -> None:
+    twin = make_run(tmp_path / "twin", "causal", 1)
+    with pytest.raises(ValueError, match="both label 'causal', seed 1"):
+        compare_runs([folders[0], twin], None)
+
+
+def test_an_unknown_reference_is_refused_with_the_labels(folders: list[Path]) -> None:
+    with pytest.raises(ValueError, match=r"reference='caussal'.*causal, hatllm"):
+        compare_runs(folders, "caussal")
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no run\.json: the run is not finished"):
+        compare_runs([tmp_path], None)
+    with pytest.raises(ValueError, match="at least one finished run"):
+        compare_runs([], None)
+
+
+def test_example_users_list_the_answers_of_the_last_label(folders: list[Path]) -> None:
+    text = example_users(folders, ["causal", "hatllm"], n=2)
+    assert text.count("top 5 by hatllm") == 2
+    first = int(text.split("example ")[1].split()[0])
+    ranks = {}
+    for folder in (folders[0], folders[3]):
+        row = pl.read_parquet(folder / "predictions.parquet").row(first, named=True)
+        ranks[json.loads((folder / "run.json").read_text())["label"]] = row["target_rank"] or "–"
+    assert f"its rank: causal {ranks['causal']}, hatllm {ranks['hatllm']}" in text
+    with pytest.raises(ValueError, match="must be among"):
+        example_users(folders, ["nobody"])

@@ -1,0 +1,143 @@
+"""evaluate, recommend, masks, prepare, experiment and table on a small shop."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+Cli = Callable[..., int]
+
+
+@pytest.fixture
+def finished(cli: Cli, shop: list[str], tmp_path: Path) -> Path:
+    """A finished run of seconds."""
+    assert cli(*shop, "run_name=done", "trainer.learning_rate=0.01") == 0
+    return tmp_path / "outputs" / "done"
+
+
+def test_evaluating_again_gives_the_same_answers_and_numbers(cli: Cli, finished: Path) -> None:
+    words = ["task=evaluate", f"task.run_folder={finished}", "decode.users_per_batch=3"]
+    assert cli(*words) == 0
+    (folder,) = (finished / "evaluations").iterdir()
+    first, again = (pl.read_parquet(f / "predictions.parquet") for f in (finished, folder))
+    assert first["top_items"].to_list() == again["top_items"].to_list()
+    old, new = (json.loads((f / "metrics.json").read_text())["test"] for f in (finished, folder))
+    assert new == pytest.approx(old, abs=1e-5)
+
+
+def test_the_oracle_decoder_gives_the_same_answers(cli: Cli, finished: Path) -> None:
+    assert cli("task=evaluate", f"task.run_folder={finished}", "decode.fast=false") == 0
+    (folder,) = (finished / "evaluations").iterdir()
+    first, again = (pl.read_parquet(f / "predictions.parquet") for f in (finished, folder))
+    assert first["top_items"].to_list() == again["top_items"].to_list()
+    for name in ("target_trie_log_prob", "target_vocab_log_prob"):
+        assert first[name].to_list() == pytest.approx(again[name].to_list(), abs=1e-4)
+
+
+def test_exact_decoding_certifies_its_answers_and_counts_what_the_beam_missed(
+    cli: Cli, finished: Path
+) -> None:
+    words = ["decode=exact", "task.split=valid", "decode.beam_width=1", "decode.top_k=10"]
+    assert cli("task=evaluate", f"task.run_folder={finished}", *words) == 0
+    (path,) = (finished / "evaluations").glob("valid-*/predictions.parquet")
+    table = pl.read_parquet(path)
+    assert table["certified"].all()
+    assert (table["gap"] >= 0).all()
+    # A beam of one finds at most one of ten titles.
+    assert (table["beam_missed"] >= 9).all()
+
+
+def test_recommend_answers_for_titles_and_ids(
+    cli: Cli, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=recommend", f"task.run_folder={finished}"]
+    assert cli(*words, "task.history=[Red Boat,s3,old lamp]") == 0
+    said = capsys.readouterr().out
+    assert "Red Boat → Red Lamp → Old Lamp" in " ".join(said.split())
+    assert cli(*words, "task.history=[Red Boot]") == 2
+    assert "'Red Boat'" in capsys.readouterr().err
+    assert cli(*words) == 2
+    assert "task.history" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "csv"])
+def test_recommend_answers_for_a_file_of_histories(
+    cli: Cli, finished: Path, tmp_path: Path, form: str
+) -> None:
+    histories = [["Red Boat", "Blue Book"], ["s5"]]
+    path = tmp_path / f"histories.{form}"
+    table = pl.DataFrame({"history": histories})
+    if form == "jsonl":
+        table.write_ndjson(path)
+    elif form == "parquet":
+        table.write_parquet(path)
+    else:
+        pl.DataFrame({"history": [json.dumps(h) for h in histories]}).write_csv(path)
+    words = ["task=recommend", f"task.run_folder={finished}", f"task.histories_file={path}"]
+    assert cli(*words) == 0
+    answers = pl.read_parquet(finished / "recommendations.parquet")
+    assert answers.group_by("row", maintain_order=True).len()["len"].to_list() == [10, 10]
+    assert answers["log_prob"].is_not_null().all()
+
+
+def test_recommend_says_what_is_wrong_with_a_file(
+    cli: Cli, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=recommend", f"task.run_folder={finished}"]
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("items\n1\n")
+    for path, part in ((wrong, "column 'history'"), (tmp_path / "no.csv", "no such file"),
+                       (finished / "report.md", ".csv, .jsonl or .parquet")):  # fmt: skip
+        assert cli(*words, f"task.histories_file={path}") == 2
+        assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mask", ["hatllm", "hatllm_segments"])
+def test_masks_of_a_real_user_are_drawn(
+    cli: Cli, shop: list[str], tmp_path: Path, mask: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*shop, "task=masks", f"mask={mask}", "task.example=2") == 0
+    assert "IFFC" in capsys.readouterr().out
+    (picture,) = (tmp_path / "outputs/masks").glob("*.png")
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert cli(*shop, "task=masks", "task.example=999") == 2
+    assert "task.example=999 must be below" in capsys.readouterr().err
+
+
+def test_prepare_reports_rows_and_tokens(cli: Cli, shop: list[str], tmp_path: Path) -> None:
+    assert cli(*shop, "task=prepare") == 0
+    folder = tmp_path / "outputs/data-custom"
+    counts = json.loads((folder / "tokens.json").read_text())
+    assert counts["titles"] == 24
+    assert counts["prompts"]["test"]["rows"] == 8
+    assert (folder / "data_report.png").exists()
+
+
+def test_an_experiment_runs_its_cells_once_and_makes_its_table(
+    cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*shop, "task=experiment", "experiment.name=pair", f"experiment.folder={tmp_path}/pair",
+             "+experiment.cells.popularity=[model=popularity]",
+             "+experiment.cells.untuned=[mask=causal,trainer.max_steps=0]",
+             "experiment.reference=popularity", "experiment.seeds=[1,2]"]  # fmt: skip
+    assert cli(*words) == 0
+    table = pl.read_csv(tmp_path / "pair" / "table.csv")
+    assert table["label"].to_list() == ["popularity", "untuned"]
+    assert (tmp_path / "pair" / "comparison.png").exists()
+    assert "history" in (tmp_path / "pair" / "examples.md").read_text().lower()
+    capfd.readouterr()
+    assert cli(*words) == 0
+    assert capfd.readouterr().out.count("finished already") == 2
+    assert cli("task=table", "experiment.reference=popularity") == 0
+
+
+def test_an_experiment_checks_every_cell_before_the_first_one_runs(
+    cli: Cli, shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*shop, "task=experiment", "+experiment.cells.good=[model=popularity]",
+             "+experiment.cells.bad=[mask.shallow=outer]"]  # fmt: skip
+    assert cli(*words) == 2
+    assert "mask.shallow='outer'" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
