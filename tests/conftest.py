@@ -1,6 +1,8 @@
 """What tests of several rooms share: the composed settings, the mask presets, a small model."""
 
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
@@ -21,12 +23,13 @@ def compose_config() -> Compose:
     """A function from command-line words to a checked config of the smoke scale."""
     register_schema()
 
-    def composed(*overrides: str) -> Config:
+    @cache
+    def compose_once(*overrides: str) -> Config:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return checked(compose("config", overrides=["scale=smoke", *overrides]))
 
-    return composed
+    return lambda *overrides: deepcopy(compose_once(*overrides))
 
 
 @pytest.fixture(scope="session", params=PRESETS)

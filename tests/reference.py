@@ -57,6 +57,9 @@ class Reference:
     sees_self: bool
     target_is_item: bool
 
+    def __post_init__(self) -> None:
+        self.weights = {n: w.detach().double() for n, w in self.model.state_dict().items()}
+
     def logits(self, pieces: list[Piece], title: list[int]) -> Tensor:
         """Logits (1 + len(title), V) that predict the title's tokens and what comes after it."""
         num_items = sum(isinstance(piece.label, int) for piece in pieces)
@@ -69,17 +72,19 @@ class Reference:
     def hidden_states(self, ids: list[int], labels: list[str | int]) -> list[Tensor]:
         """Each layer's output, (L, D); the last one normalised as well and appended."""
         x = self._weight("model.embed_tokens.weight")[ids]
+        masks = {letter: self.allowed(letter, labels) for letter in set(self.letters)}
         states = []
         for layer, letter in enumerate(self.letters):
-            x = self._layer(x, layer, letter, labels)
+            x = self._layer(x, layer, letter, masks[letter], labels)
             states.append(x)
         return [*states, self._norm(x, "model.norm.weight")]
 
-    def _layer(self, x: Tensor, layer: int, letter: str, labels: list[str | int]) -> Tensor:
+    def _layer(
+        self, x: Tensor, layer: int, letter: str, allowed: Tensor, labels: list[str | int]
+    ) -> Tensor:
         name = f"model.layers.{layer}"
         restarts = letter == "I" and self.scope == "segments"
         positions = restarted(labels) if restarts else list(range(len(labels)))
-        allowed = self.allowed(letter, labels)
         normed = self._norm(x, f"{name}.input_layernorm.weight")
         x = x + self._attention(normed, f"{name}.self_attn", allowed, positions)
         normed = self._norm(x, f"{name}.post_attention_layernorm.weight")
@@ -130,7 +135,7 @@ class Reference:
         return x / (mean_square + self.model.config.rms_norm_eps).sqrt() * self._weight(name)
 
     def _weight(self, name: str) -> Tensor:
-        return self.model.state_dict()[name].double()
+        return self.weights[name]
 
 
 def rotated(x_LD: Tensor, positions: list[int]) -> Tensor:

@@ -172,9 +172,7 @@ class ModelConfig:
     name: str
     kind: str  # one of MODEL_KINDS
     source: str  # 'smollm2' (package index), 'tiny' (random), a Hugging Face name or a folder
-    num_layers: (
-        int | None
-    )  # known layer count, for early checks; null = read from the model
+    num_layers: int | None  # known layer count, for early checks; null = read from the model
     dtype: str  # one of DTYPES; weights of the frozen backbone (adapters stay float32)
     tuning: str  # one of TUNINGS
     lora: LoraConfig

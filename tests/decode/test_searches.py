@@ -1,6 +1,6 @@
 """Every search against brute force, against itself without shortcuts, and against transformers."""
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -57,7 +57,7 @@ def ranked_by_reference(
     return _ranked(schedule, normalize, key)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ranked(schedule: Schedule, normalize: str, texts: tuple[str, ...]) -> list[Ranked]:
     prompt = PromptConfig(*texts)
     titles = sorted(set(TITLES.values()))
@@ -74,18 +74,22 @@ def _ranked(schedule: Schedule, normalize: str, texts: tuple[str, ...]) -> list[
     return ranked
 
 
-@lru_cache(maxsize=None)
+@cache
 def _logits(
     schedule: Schedule, texts: tuple[str, ...], history: tuple[int, ...], title: str
 ) -> torch.Tensor:
     prompt = PromptConfig(*texts)
-    reference = Reference(
+    pieces = prompt_pieces(prompt, [TITLES[item] for item in history])
+    with torch.no_grad():
+        return _reference(schedule).logits(pieces, title_ids(prompt, title)[:-1])
+
+
+@cache
+def _reference(schedule: Schedule) -> Reference:
+    return Reference(
         tiny_llama(), schedule.letters, schedule.intra_scope, schedule.cross_sees_self,
         schedule.target_is_item,
     )  # fmt: skip
-    pieces = prompt_pieces(prompt, [TITLES[item] for item in history])
-    with torch.no_grad():
-        return reference.logits(pieces, title_ids(prompt, title)[:-1])
 
 
 def found(table: pl.DataFrame, titles: dict[int, str] = TITLES) -> list[Ranked]:

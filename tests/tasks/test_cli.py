@@ -82,9 +82,7 @@ def test_a_finished_run_cannot_be_given_other_data(
     assert "task=evaluate needs an LLM run" in capsys.readouterr().err
 
 
-def test_help_explains_groups_and_settings(
-    cli: Cli, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_explains_groups_and_settings(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("--help") == 0
     said = capsys.readouterr().out
     for part in ("mask: ", "hatllm", "mask.split_layer=16", "task=prepare"):

@@ -130,7 +130,10 @@ def test_an_experiment_runs_its_cells_once_and_makes_its_table(
     capfd.readouterr()
     assert cli(*words) == 0
     assert capfd.readouterr().out.count("finished already") == 2
-    assert cli("task=table", "experiment.reference=popularity") == 0
+    assert cli(*shop, "task=table", "experiment.reference=popularity") == 0
+    assert (tmp_path / "outputs/table/table.md").exists()
+    assert cli("task=table") == 2
+    assert "holds runs on custom only" in capfd.readouterr().err
 
 
 def test_an_experiment_checks_every_cell_before_the_first_one_runs(

@@ -12,14 +12,15 @@ def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
         metrics: As in metrics.json: split -> name -> value.
 
     Returns:
-        One row a split.
+        One column a split.
     """
-    table = Table(title="metrics (± standard error over users; NLL in nats a title)")
-    for column in ("", "users", *SHOWN):
-        table.add_column(column, justify="right" if column else "left")
+    table = Table(caption="± standard error over users; NLL in nats a title, lower is better")
+    table.add_column("")
     for split, values in metrics.items():
         name = "popularity on test" if split == "popularity" else split
-        table.add_row(name, f"{values['num_examples']:.0f}", *(_cell(values, m) for m in SHOWN))
+        table.add_column(f"{name}\n{values['num_examples']:.0f} examples", justify="right")
+    for name in SHOWN:
+        table.add_row(name, *(_cell(values, name) for values in metrics.values()))
     return table
 
 

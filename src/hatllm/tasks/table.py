@@ -1,5 +1,6 @@
 """task=table: one table, with paired differences and figures, from finished runs."""
 
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -11,18 +12,27 @@ from hatllm.tasks.run_folder import is_finished
 
 
 def table(config: Config) -> Path:
-    """Compare the finished runs under ``task.run_folder`` (null: ``output_root``).
+    """Compare the finished runs on one data set under ``task.run_folder`` (null: ``output_root``).
 
     Returns:
         Folder of the table.
 
     Raises:
-        ValueError: If there is no finished run, or runs were made on different examples.
+        ValueError: If there is no finished run on ``data``, or they answered different examples.
     """
     root = Path(config.task.run_folder or config.output_root).expanduser()
-    folders = sorted(path.parent for path in root.glob("*/run.json"))
-    if not folders:
+    data_of = {
+        path.parent: json.loads(path.read_text())["data"]
+        for path in sorted(root.glob("*/run.json"))
+    }
+    if not data_of:
         raise ValueError(f"task.run_folder={str(root)!r} holds no finished run")
+    folders = [folder for folder, data in data_of.items() if data == config.data.name]
+    if not folders:
+        raise ValueError(
+            f"data={config.data.name!r}: task.run_folder={str(root)!r} holds runs on "
+            f"{', '.join(sorted(set(data_of.values())))} only; give data=..."
+        )
     return write_table_of(config, folders)
 
 

@@ -176,6 +176,7 @@ def _finish(
     write_json(folder / "environment.json", environment(dataset.manifest, rounded))
     run = {
         "label": run_label(config),
+        "data": config.data.name,
         "seed": config.seed,
         "config_hash": config_hash(config),
         "split_hash": dataset.manifest["split_hash"],
