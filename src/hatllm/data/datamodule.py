@@ -1,8 +1,8 @@
 """Training batches: global batches of rows, cut into micro-batches over processes and steps.
 
 A global batch is the same set of rows for any number of processes and any micro-batch size. Inside
-it rows are sorted by length, so that a micro-batch holds little padding; the loss, a mean over rows,
-does not care.
+it rows are sorted by length, so that a micro-batch holds little padding; the loss, a mean over
+rows, does not care.
 """
 
 from collections.abc import Callable, Iterator

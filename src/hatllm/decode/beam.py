@@ -74,8 +74,8 @@ def _needs_model(scorer: Scorer, config: "DecodeConfig", beams: _Beams) -> Tenso
 
 def _active(scorer: Scorer, config: "DecodeConfig", beams: _Beams, found: Answers) -> Tensor:
     """Users whose best open hypothesis may still beat their worst kept title."""
-    length = float(scorer.trie.max_depth)
-    best_open_B = beams.log_prob_BW.amax(1) / length**config.length_penalty
+    longest = float(scorer.trie.max_depth**config.length_penalty)
+    best_open_B = beams.log_prob_BW.amax(1) / longest
     return (best_open_B > found.score_BW[:, -1]) & (beams.node_BW >= 0).any(1)
 
 

@@ -128,7 +128,7 @@ class TreeScorer:
         path_MP = self.trie.path_to(node_M)
         missing_MP = (path_MP >= 0) & (self._slot_of(user_M, path_MP) < 0)
         if missing_MP.any():
-            key_C = (user_M[:, None] * self.trie.num_nodes + path_MP)[missing_MP].unique()
+            key_C = torch.unique((user_M[:, None] * self.trie.num_nodes + path_MP)[missing_MP])
             # Nodes are numbered breadth first, so a parent comes before its child.
             self._hang(key_C // self.trie.num_nodes, key_C % self.trie.num_nodes)
         slot_M1 = self._slot_of(user_M, node_M[:, None])

@@ -21,6 +21,8 @@ from hatllm.masks.layer_masks import LayerMasks
 BACKENDS = ("sdpa", "eager", "flex")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
+Attention = Any  # an attention module of some model family: has layer_idx, config, training
+
 
 def install(model: PreTrainedModel, backend: str) -> None:
     """Make a causal LM read ``layer_masks`` in every layer; call once, before peft wraps it.
@@ -83,7 +85,7 @@ def _restart_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
     return swap_positions
 
 
-def _masks_of(module: nn.Module, kwargs: dict[str, Any]) -> LayerMasks:
+def _masks_of(module: Attention, kwargs: dict[str, Any]) -> LayerMasks:
     masks: LayerMasks | None = kwargs.pop("layer_masks", None)
     if masks is None:
         raise RuntimeError(
@@ -91,13 +93,14 @@ def _masks_of(module: nn.Module, kwargs: dict[str, Any]) -> LayerMasks:
         )
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("attention sinks (s_aux) are not supported")
-    masks.once("layers seen", set).add(module.layer_idx)
+    seen: set[int] = masks.once("layers seen", set)
+    seen.add(module.layer_idx)
     return masks
 
 
-def _window_of(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
+def _window_of(module: Attention, kwargs: dict[str, Any]) -> int | None:
     """The layer's own sliding window; some families hide it in the mask they would have made."""
-    config, layer = module.config, int(module.layer_idx)
+    config, layer = module.config, module.layer_idx
     kinds = getattr(config, "layer_types", None)
     slides = (
         kinds[layer] == "sliding_attention" if kinds else getattr(config, "sliding_window", None)
@@ -111,7 +114,7 @@ def _window_of(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
 
 
 def masked_sdpa(
-    module: nn.Module,
+    module: Attention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -137,12 +140,12 @@ def masked_sdpa(
     """
     masks = _masks_of(module, kwargs)
     window = _window_of(module, kwargs)
-    allowed_B1QK = masks.of_layer(int(module.layer_idx), window)
+    allowed_B1QK = masks.of_layer(module.layer_idx, window)
     dtype = query.dtype
     if query.device.type == "cpu" and dtype == torch.bfloat16:
-        # torch's CPU kernel is 2x (forward) to 3x (with backward) slower in bfloat16 than in float32.
+        # torch's CPU kernel is 2x (forward) to 3x (with backward) slower in bfloat16 than float32.
         query, key, value = query.float(), key.float(), value.float()
-    pattern = masks.schedule.patterns[int(module.layer_idx)]
+    pattern = masks.schedule.patterns[module.layer_idx]
     bias_B1QK = masks.once(
         ("bias", pattern, window, query.dtype),
         lambda: torch.zeros_like(allowed_B1QK, dtype=query.dtype).masked_fill_(
@@ -157,7 +160,7 @@ def masked_sdpa(
 
 
 def masked_eager(
-    module: nn.Module,
+    module: Attention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -174,7 +177,7 @@ def masked_eager(
         The output, shape (B, Q, H, D), and the weights, shape (B, H, Q, K).
     """
     masks = _masks_of(module, kwargs)
-    allowed_B1QK = masks.of_layer(int(module.layer_idx), _window_of(module, kwargs))
+    allowed_B1QK = masks.of_layer(module.layer_idx, _window_of(module, kwargs))
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -188,7 +191,7 @@ def masked_eager(
 
 
 def masked_flex(
-    module: nn.Module,
+    module: Attention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -203,8 +206,8 @@ def masked_flex(
     """
     masks = _masks_of(module, kwargs)
     window = _window_of(module, kwargs)
-    allowed_B1QK = masks.of_layer(int(module.layer_idx), window)
-    pattern = masks.schedule.patterns[int(module.layer_idx)]
+    allowed_B1QK = masks.of_layer(module.layer_idx, window)
+    pattern = masks.schedule.patterns[module.layer_idx]
 
     def block_mask() -> Any:
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -213,7 +216,7 @@ def masked_flex(
         B, _, Q, K = allowed_B1QK.shape
         return create_block_mask(mask_mod, B, None, Q, K, device=allowed_B1QK.device)
 
-    softcap = kwargs.get("softcap")
+    softcap: float = kwargs.get("softcap") or 0.0
 
     def soft_capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return torch.tanh(score / softcap) * softcap
@@ -221,7 +224,7 @@ def masked_flex(
     attend: Any = _compiled_flex() if query.is_cuda else flex_attention
     out = attend(
         query, key, value,
-        score_mod=soft_capped if softcap is not None else None,
+        score_mod=soft_capped if softcap else None,
         block_mask=masks.once(("block mask", pattern, window), block_mask),
         scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip

@@ -169,18 +169,22 @@ class MaskedLM(nn.Module):
         """
         many_T = torch.bincount(row_C, minlength=len(hidden_TD)) > FEW_TOKENS
         many_C = many_T[row_C]
-        few_C = ~many_C
-        layer = self.backbone[0].get_output_embeddings()
-        few = (hidden_TD[row_C[few_C]].float() * layer.weight[token_C[few_C]].float()).sum(-1)
-        if layer.bias is not None:
-            few = few + layer.bias[token_C[few_C]].float()
-        logit_C = few.new_zeros(len(row_C)).index_put((few_C,), self._soft_capped(few))
+        few_logit = self._single_logits(hidden_TD[row_C[~many_C]], token_C[~many_C])
+        logit_C = few_logit.new_zeros(len(row_C)).index_put((~many_C,), few_logit)
         if not many_T.any():
             return logit_C
         renumbered_T = many_T.cumsum(0) - 1
-        logit_XV = self.logits(hidden_TD[many_T])
-        many = logit_XV[renumbered_T[row_C[many_C]], token_C[many_C]]
-        return logit_C.index_put((many_C,), many)
+        all_logits = self.logits(hidden_TD[many_T])
+        many_logit = all_logits[renumbered_T[row_C[many_C]], token_C[many_C]]
+        return logit_C.index_put((many_C,), many_logit)
+
+    def _single_logits(self, hidden_XD: Tensor, token_X: Tensor) -> Tensor:
+        """One logit a hidden state, as float32 dot products."""
+        layer = self.backbone[0].get_output_embeddings()
+        logit_X: Tensor = (hidden_XD.float() * layer.weight[token_X].float()).sum(-1)
+        if layer.bias is not None:
+            logit_X = logit_X + layer.bias[token_X].float()
+        return self._soft_capped(logit_X)
 
     def _soft_capped(self, logit: Tensor) -> Tensor:
         if self.final_softcap is None:
