@@ -1,5 +1,6 @@
 """Every search against brute force, against itself without shortcuts, and against transformers."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -125,8 +126,8 @@ class TestEveryMask:
     def schedule(
         self, request: pytest.FixtureRequest, preset: Words, compose_config: Compose
     ) -> Schedule:
-        words = [*preset, f"mask.target_is_item={request.param}"]
-        return build_schedule(compose_config(*words).mask, 4)
+        schedule = build_schedule(compose_config(*preset).mask, 4)
+        return replace(schedule, target_is_item=request.param)
 
     def test_a_beam_as_wide_as_the_catalogue_is_brute_force(
         self, schedule: Schedule, normalize: str, compose_config: Compose
@@ -144,12 +145,10 @@ class TestEveryMask:
         assert_same_answers(found(table), [user[:3] for user in brute])
         assert table["certified"].all() and (table["gap"] >= 0).all()
 
-    @pytest.mark.parametrize("width", [2, NUM_TITLES])
     def test_the_cached_tree_is_a_full_forward_pass_for_every_step(
-        self, schedule: Schedule, normalize: str, width: int, compose_config: Compose
+        self, schedule: Schedule, normalize: str, compose_config: Compose
     ) -> None:
-        words = [f"decode.normalize={normalize}", f"decode.beam_width={width}"]
-        words.append(f"decode.top_k={width}")
+        words = [f"decode.normalize={normalize}", "decode.beam_width=3", "decode.top_k=3"]
         fast, plain = (
             predict_toys(toy_lm(schedule), compose_config(*words, f"decode.fast={fast}").decode)
             for fast in (True, False)
@@ -300,16 +299,18 @@ USERS = ([*HISTORIES, [70, 52], [25]], [*TARGETS, 52, 11])
 
 
 @pytest.mark.parametrize("words", SEARCHES)
-@pytest.mark.parametrize("letters", ["IFFC", "FFFF"])
 def test_results_do_not_depend_on_batches_padding_or_the_order_of_users(
-    words: str, letters: str, compose_config: Compose
+    words: str, compose_config: Compose
 ) -> None:
-    lm, frame = toy_lm(schedule_of(letters)), toy_frame(*USERS)
+    lm, frame = toy_lm(schedule_of("IFFC")), toy_frame(*USERS)
     tables = []
-    for users_per_batch in (1, 2, 16):
+    for users_per_batch, order in [
+        (1, [0, 1, 2, 3, 4]),
+        (2, [3, 0, 4, 2, 1]),
+        (16, [4, 3, 2, 1, 0]),
+    ]:
         config = compose_config(*words.split(), f"decode.users_per_batch={users_per_batch}").decode
-        for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]):
-            tables.append(predict_toys(lm, config, frame=frame[order]))
+        tables.append(predict_toys(lm, config, frame=frame[order]))
     for table in tables[1:]:
         assert_same_answers(found(table), found(tables[0]))
         exactly = ["example_id", "user_id", "target_item", "target_rank", "target_item_rank"]
@@ -467,7 +468,7 @@ def test_a_certificate_tells_the_truth_however_early_the_search_is_cut_off(
         assert all(p <= max(bound, kth) + CLOSE for p in unseen)
         everything_was_asked = int(certificate.expanded_B[user]) == int(askable.sum())
         assert (bound == float("-inf")) == everything_was_asked
-        assert gap == (float("inf") if everything_was_asked else kth - bound)
+        assert gap == pytest.approx(float("inf") if everything_was_asked else kth - bound, abs=1e-5)
 
 
 def test_a_search_cut_off_says_so_in_the_table(compose_config: Compose) -> None:
@@ -480,9 +481,9 @@ def test_a_search_cut_off_says_so_in_the_table(compose_config: Compose) -> None:
 def test_what_a_narrow_beam_missed_is_counted(compose_config: Compose) -> None:
     lm = toy_lm(schedule_of("IFFC"))
     missed = []
-    for seed in range(3):
+    frame = toy_frame([[item] for item in TITLES], list(TITLES))
+    for seed in range(2):
         torch.manual_seed(seed)
-        frame = toy_frame([[k] for k in TITLES], list(TITLES))
         for parameter in lm.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         narrow = compose_config("decode.beam_width=2", "decode.top_k=2").decode
@@ -509,11 +510,11 @@ def test_hidden_states_do_not_depend_on_what_was_asked_before(scope: str) -> Non
     node_M = torch.arange(nodes).repeat(3)
     plain = build_scorer(lm, catalogue.trie, batch, num_shared, fast=False).hidden_at
     expected_MD = plain(user_M, node_M)
-    for seed in range(3):
+    for seed in range(2):
         tree = build_scorer(lm, catalogue.trie, batch, num_shared, fast=True)
         generator = torch.Generator().manual_seed(seed)
         order_M = torch.randperm(len(user_M), generator=generator)
-        for chosen in order_M.split(7):
+        for chosen in order_M.split(23):
             got = tree.hidden_at(user_M[chosen], node_M[chosen])
             torch.testing.assert_close(got, expected_MD[chosen], rtol=1e-4, atol=1e-4)
 

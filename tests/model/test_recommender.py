@@ -99,10 +99,8 @@ def test_the_loss_under_every_mask_is_that_of_a_model_written_out_by_hand(
 
 @torch.no_grad()
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_micro_batch_is_the_mean_of_its_rows(
-    loss: str, preset: Words, compose_config: Compose
-) -> None:
-    recommender = recommender_of(compose_config, *preset, *loss.split())
+def test_a_micro_batch_is_the_mean_of_its_rows(loss: str, compose_config: Compose) -> None:
+    recommender = recommender_of(compose_config, *loss.split())
     book = recommender.catalogue.book
     together = recommender.title_loss(toy_batch(book, True, True, *FOUR))
     alone = [

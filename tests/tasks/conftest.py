@@ -6,36 +6,43 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import run
-from tests.tasks.shop import write_shop
+
+from .shop import write_shop
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """`python run.py ...` in this process, in an empty folder; returns the exit code."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HATLLM_DATA_ROOT", raising=False)
-    monkeypatch.setenv("HATLLM_CACHE", str(tmp_path / "cache"))
-
-    def call(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["run.py", *words])
-        GlobalHydra.instance().clear()
-        try:
-            with run.errors_in_one_line():
-                run.run()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
-
-    return call
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> list[str]:
-    """Overrides of a run of seconds on the small shop."""
+def smoke_words(folder: Path) -> list[str]:
+    """Overrides of a run of seconds on the small shop, which is written into the folder."""
     return [
-        *write_shop(tmp_path / "shop"),
+        *write_shop(folder / "shop"),
         "scale=smoke",
         "model.lora.dropout=0.0",
         "data.train_rows=null",
         "num_threads=1",
     ]
+
+
+def call_cli(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
+    """`python run.py ...` in this process, in the given folder; returns the exit code."""
+    patch.chdir(folder)
+    patch.delenv("HATLLM_DATA_ROOT", raising=False)
+    patch.setenv("HATLLM_CACHE", str(folder / "cache"))
+    patch.setattr(sys, "argv", ["run.py", *words])
+    GlobalHydra.instance().clear()
+    try:
+        with run.errors_in_one_line():
+            run.run()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """`python run.py ...` in an empty folder of the test's own."""
+    return lambda *words: call_cli(monkeypatch, tmp_path, *words)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> list[str]:
+    """Overrides of a run of seconds on the small shop."""
+    return smoke_words(tmp_path)

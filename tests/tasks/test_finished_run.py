@@ -1,20 +1,32 @@
 """evaluate, recommend, masks, prepare, experiment and table on a small shop."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from .conftest import call_cli, smoke_words
+
 Cli = Callable[..., int]
 
 
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of seconds, made once."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        words = [*smoke_words(folder), "run_name=done", "trainer.learning_rate=0.01"]
+        assert call_cli(patch, folder, *words) == 0
+    return folder / "outputs" / "done"
+
+
 @pytest.fixture
-def finished(cli: Cli, shop: list[str], tmp_path: Path) -> Path:
-    """A finished run of seconds."""
-    assert cli(*shop, "run_name=done", "trainer.learning_rate=0.01") == 0
-    return tmp_path / "outputs" / "done"
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may write into."""
+    return shutil.copytree(finished_once, tmp_path / "outputs" / "done")
 
 
 def test_evaluating_again_gives_the_same_answers_and_numbers(cli: Cli, finished: Path) -> None:
@@ -119,8 +131,8 @@ def test_an_experiment_runs_its_cells_once_and_makes_its_table(
     cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = [*shop, "task=experiment", "experiment.name=pair", f"experiment.folder={tmp_path}/pair",
-             "+experiment.cells.popularity=[model=popularity]",
-             "+experiment.cells.untuned=[mask=causal,trainer.max_steps=0]",
+             '+experiment.cells.popularity=["model=popularity"]',
+             '+experiment.cells.untuned=["mask=causal","trainer.max_steps=0"]',
              "experiment.reference=popularity", "experiment.seeds=[1,2]"]  # fmt: skip
     assert cli(*words) == 0
     table = pl.read_csv(tmp_path / "pair" / "table.csv")
@@ -139,8 +151,8 @@ def test_an_experiment_runs_its_cells_once_and_makes_its_table(
 def test_an_experiment_checks_every_cell_before_the_first_one_runs(
     cli: Cli, shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*shop, "task=experiment", "+experiment.cells.good=[model=popularity]",
-             "+experiment.cells.bad=[mask.shallow=outer]"]  # fmt: skip
+    words = [*shop, "task=experiment", '+experiment.cells.good=["model=popularity"]',
+             '+experiment.cells.bad=["mask.shallow=outer"]']  # fmt: skip
     assert cli(*words) == 2
     assert "mask.shallow='outer'" in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()

@@ -93,7 +93,8 @@ def build_prompt_book(
         The tokenised catalogue, by ascending item id.
 
     Raises:
-        ValueError: If the tokenizer has no end token or a title has no tokens.
+        ValueError: If the tokenizer has no end token, or a title has no tokens or holds the end
+            token.
     """
     end_id = tokenizer.eos_token_id
     if end_id is None:
@@ -104,6 +105,10 @@ def build_prompt_book(
     def tokens(template: str) -> list[list[int]]:
         texts = [template.replace("{title}", title) for title in sorted_titles]
         rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for i, title, row in zip(order, sorted_titles, rows, strict=True):
+            if not row or end_id in row:
+                wrong = "holds the end token" if row else "has no tokens"
+                raise ValueError(f"item_id {item_ids[i]}: its title {title!r} {wrong}")
         return rows
 
     prefix: list[int] = tokenizer(config.prefix)["input_ids"]
