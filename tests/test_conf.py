@@ -45,3 +45,12 @@ def test_the_readme_command_puts_intra_layers_below_the_split() -> None:
         config = checked(compose("config", overrides=["mask.split_layer=16", "data=sports"]))
     letters = build_schedule(config.mask, 30).letters
     assert letters == "I" * 16 + "F" * 7 + "C" * 7
+
+
+def test_an_experiment_may_change_what_its_scale_sets() -> None:
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = checked(compose("config", overrides=["experiment=demo", "task=train"]))
+        assert (config.data.train_rows, config.data.test_rows) == (320, 200)
+        typed = checked(compose("config", overrides=["experiment=demo", "data.test_rows=7"]))
+    assert typed.data.test_rows == 7
