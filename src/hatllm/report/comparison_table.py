@@ -51,7 +51,13 @@ def rich_table(comparison: Comparison) -> Table:
     A cell holds, one below the other, the mean, its standard error over users, and the standard
     deviation over seeds; a difference holds its mean and the bounds of its interval.
     """
-    table = Table(caption=_legend(comparison), caption_justify="left", show_lines=True)
+    first = comparison.rows[0]
+    table = Table(
+        title=f"{first.num_examples} test examples of {first.num_users} users",
+        caption=_legend(comparison),
+        caption_justify="left",
+        show_lines=True,
+    )
     columns = [0] + [n for n, head in enumerate(_heads(comparison)) if head in TERMINAL_HEADS]
     for column in columns:
         head = Text(_heads(comparison)[column].replace("Δ ", "Δ\n"))
