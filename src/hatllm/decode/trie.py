@@ -119,7 +119,9 @@ class ItemTrie:
         return self.num_children_N >= 2
 
     def to(self, device: torch.device | str) -> "ItemTrie":
-        """Return the same trie with every array on ``device``."""
+        """Return the same trie with every array on ``device``; itself where it is there already."""
+        if self.token_N.device == torch.device(device):
+            return self
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
         return replace(self, **{name: array.to(device) for name, array in arrays.items()})
 
