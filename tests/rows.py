@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from hatllm.masks.layer_masks import Tokens
 from hatllm.masks.patterns import RESPONSE, restart_positions
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.packed_prompts import Packed, hidden_of_packed
+from hatllm.model.stages import Rows
 
 
 def padded(
@@ -23,6 +25,16 @@ def padded(
     position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
     tokens = Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL))
     return ids_BL, tokens, valid_BL
+
+
+def packed_hidden(
+    lm: MaskedLM, ids_BL: Tensor, tokens: Tokens, valid_BL: Tensor, num_prefix: int
+) -> Tensor:
+    """Hidden states of all tokens after a shared prefix, run packed. Shape (T, D)."""
+    valid_BQ, own = valid_BL[:, num_prefix:], tokens.select(slice(num_prefix, None))
+    ids_BQ = ids_BL[:, num_prefix:]
+    packed = Packed(ids_BQ[valid_BQ], own, valid_BQ, Rows.of(valid_BQ))
+    return hidden_of_packed(lm, packed, ids_BL[0, :num_prefix])
 
 
 class layer_outputs:  # noqa: N801  (used as a `with` statement)

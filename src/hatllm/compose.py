@@ -13,9 +13,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from hatllm.config import Config
 
 # What may be changed when a finished run is used again; the rest is part of what it is.
-CHANGEABLE = ("task", "decode", "logger", "trainer.accelerator", "trainer.devices", "model.dtype",
-              "model.backend", "data.valid_rows", "data.test_rows", "data_root", "cache_root",
-              "output_root", "num_threads")  # fmt: skip
+CHANGEABLE = ("task", "decode", "fast", "logger", "trainer.accelerator", "trainer.devices",
+              "model.dtype", "model.backend", "data.valid_rows", "data.test_rows", "data_root",
+              "cache_root", "output_root", "num_threads")  # fmt: skip
 PLACES = ("data_root", "cache_root", "output_root", "num_threads", "task")
 
 

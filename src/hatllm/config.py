@@ -264,7 +264,7 @@ class DecodeConfig:
     top_k: int  # titles kept for each user
     users_per_batch: int
     max_expansions: int  # exact: model calls a user before it gives up its certificate
-    fast: bool  # shared-prompt cached decoding; false = full re-forward, the oracle
+    state_cache: bool | None  # keep shallow states of the catalogue; null = where it pays
 
     def __post_init__(self) -> None:
         check_choice("decode", self.name, SEARCHES)
@@ -305,7 +305,6 @@ class TrainerConfig:
     validate_every_steps: int | None  # optimizer steps; null = at the end of every epoch
     early_stopping_patience: int | None  # validations without a better val/NDCG@10; null = never
     checkpoint_every_steps: int  # optimizer steps between two writes of last.ckpt
-    shared_prefix: bool  # the constant prompt prefix goes through the model once a micro-batch
 
     def __post_init__(self) -> None:
         check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
@@ -375,6 +374,7 @@ class Config:
     experiment: ExperimentConfig
     scale: str
     seed: int
+    fast: bool  # false = the plain paths everywhere, the oracles of the fast ones
     num_threads: int | None  # CPU threads of torch; null = torch's own choice
     data_root: str | None  # folder of ready tables; null = none
     cache_root: str  # downloads, converted weights, prepared tables

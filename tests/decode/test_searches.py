@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -32,11 +33,13 @@ from toys import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hatllm.config import DecodeConfig, PromptConfig
+from hatllm.config import Config, PromptConfig
 from hatllm.decode.beam import beam_search
+from hatllm.decode.catalogue import Catalogue
+from hatllm.decode.catalogue_states import catalogue_states, states_file
 from hatllm.decode.exact import exact_search
-from hatllm.decode.predict import Catalogue, predict, title_log_probs
-from hatllm.decode.scorer import build_scorer
+from hatllm.decode.predict import predict, title_log_probs
+from hatllm.decode.scorer import Scorers
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import tiny_llama
 from hatllm.model.masked_lm import MaskedLM
@@ -109,10 +112,10 @@ def assert_same_answers(got: list[Ranked], expected: list[Ranked]) -> None:
         assert [p for p, _ in user] == pytest.approx([p for p, _ in expected_user], abs=CLOSE)
 
 
-def predict_toys(lm: MaskedLM, config: DecodeConfig, **changes: Any) -> pl.DataFrame:
+def predict_toys(lm: MaskedLM, config: Config, **changes: Any) -> pl.DataFrame:
     frame = changes.pop("frame", toy_frame())
     catalogue = changes.pop("catalogue", toy_catalogue())
-    return predict(lm, catalogue, frame, 10, config, "test")
+    return predict(lm, catalogue, frame, config, "test")
 
 
 class TestEveryMask:
@@ -132,15 +135,15 @@ class TestEveryMask:
     def test_a_beam_as_wide_as_the_catalogue_is_brute_force(
         self, schedule: Schedule, normalize: str, compose_config: Compose
     ) -> None:
-        decode = compose_config(f"decode.normalize={normalize}", *ALL_TITLES).decode
-        table = predict_toys(toy_lm(schedule), decode)
+        config = compose_config(f"decode.normalize={normalize}", *ALL_TITLES)
+        table = predict_toys(toy_lm(schedule), config)
         assert_same_answers(found(table), ranked_by_reference(schedule, normalize))
 
     def test_exact_search_is_brute_force_and_proves_it(
         self, schedule: Schedule, normalize: str, compose_config: Compose
     ) -> None:
         words = ["decode=exact", f"decode.normalize={normalize}", "decode.top_k=3"]
-        table = predict_toys(toy_lm(schedule), compose_config(*words).decode)
+        table = predict_toys(toy_lm(schedule), compose_config(*words))
         brute = ranked_by_reference(schedule, normalize)
         assert_same_answers(found(table), [user[:3] for user in brute])
         assert table["certified"].all() and (table["gap"] >= 0).all()
@@ -150,7 +153,7 @@ class TestEveryMask:
     ) -> None:
         words = [f"decode.normalize={normalize}", "decode.beam_width=3", "decode.top_k=3"]
         fast, plain = (
-            predict_toys(toy_lm(schedule), compose_config(*words, f"decode.fast={fast}").decode)
+            predict_toys(toy_lm(schedule), compose_config(*words, f"fast={fast}"))
             for fast in (True, False)
         )
         assert_same_answers(found(fast), found(plain))
@@ -160,7 +163,7 @@ class TestEveryMask:
     def test_a_targets_log_probability_is_brute_force(
         self, schedule: Schedule, compose_config: Compose
     ) -> None:
-        table = predict_toys(toy_lm(schedule), compose_config().decode)
+        table = predict_toys(toy_lm(schedule), compose_config())
         for normalize in ("trie", "vocab"):
             brute = [dict((t, p) for p, t in u) for u in ranked_by_reference(schedule, normalize)]
             expected = [user[TITLES[target]] for user, target in zip(brute, TARGETS, strict=True)]
@@ -185,12 +188,12 @@ def test_odd_templates_are_decoded_as_they_are_trained(
     prompt = TEMPLATES[template]
     schedule = schedule_of("IFIC", scope, target_is_item=target_is_item)
     lm, catalogue = toy_lm(schedule), toy_catalogue(prompt=prompt)
-    decode = compose_config(*ALL_TITLES, f"decode.fast={fast}").decode
-    table = predict_toys(lm, decode, catalogue=catalogue)
+    config = compose_config(*ALL_TITLES, f"fast={fast}")
+    table = predict_toys(lm, config, catalogue=catalogue)
     assert_same_answers(found(table), ranked_by_reference(schedule, "trie", prompt))
     batch = toy_batch(catalogue.book, target_is_item, with_target=True)
     with torch.no_grad():
-        hidden_BLD, _ = lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
+        hidden_BLD = lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
         logits_TV = lm.logits(hidden_BLD[batch.target_row_T, batch.target_column_T])
     log_prob_T = logits_TV.log_softmax(-1).gather(1, batch.target_token_T[:, None])[:, 0]
     trained_B = torch.zeros(len(TARGETS)).index_add(0, batch.target_row_T, log_prob_T)
@@ -205,7 +208,7 @@ def test_the_cached_tree_keeps_a_familys_own_window_caps_and_positions(
     answers = []
     for fast in (True, False):
         lm = MaskedLM(build(family, vocab_size=258), schedule_of("IFCF", scope), "eager")
-        answers.append(predict_toys(lm, compose_config(*ALL_TITLES, f"decode.fast={fast}").decode))
+        answers.append(predict_toys(lm, compose_config(*ALL_TITLES, f"fast={fast}")))
     assert_same_answers(*map(found, answers))
 
 
@@ -280,9 +283,9 @@ class TestTransformersGenerate:
             expected.append(self.generate(self.model(seed), prompt, width, **settings))
         words = [f"decode.beam_width={width}", f"decode.top_k={width}"]
         words += ["decode.normalize=vocab", f"decode.length_penalty={penalty}"]
-        decode = compose_config(*words).decode
+        config = compose_config(*words)
         lm = MaskedLM(self.model(seed), schedule_of("FF"), "sdpa")
-        got = found(predict_toys(lm, decode))
+        got = found(predict_toys(lm, config))
         lengths = {title: len(title_ids(PROMPT, title)) for title in TITLES.values()}
         scores = [[(p / lengths[t] ** penalty, t) for p, t in user] for user in got]
         assert_same_answers(scores, expected)
@@ -309,7 +312,7 @@ def test_results_do_not_depend_on_batches_padding_or_the_order_of_users(
         (2, [3, 0, 4, 2, 1]),
         (16, [4, 3, 2, 1, 0]),
     ]:
-        config = compose_config(*words.split(), f"decode.users_per_batch={users_per_batch}").decode
+        config = compose_config(*words.split(), f"decode.users_per_batch={users_per_batch}")
         tables.append(predict_toys(lm, config, frame=frame[order]))
     for table in tables[1:]:
         assert_same_answers(found(table), found(tables[0]))
@@ -320,25 +323,28 @@ def test_results_do_not_depend_on_batches_padding_or_the_order_of_users(
 def test_each_example_is_answered_once_and_sorted(compose_config: Compose) -> None:
     frame = toy_frame(*USERS)
     doubled = pl.concat([frame[[4, 2]], frame])  # as a distributed sampler pads
-    table = predict_toys(toy_lm(schedule_of("IFFC")), compose_config().decode, frame=doubled)
+    table = predict_toys(toy_lm(schedule_of("IFFC")), compose_config(), frame=doubled)
     assert table["example_id"].to_list() == frame["example_id"].to_list()
     assert table["user_id"].to_list() == frame["user_id"].to_list()
     assert table["history_length"].to_list() == [len(history) for history in USERS[0]]
 
 
 def test_only_the_newest_items_enter_the_prompt(compose_config: Compose) -> None:
-    lm, decode = toy_lm(schedule_of("IFFC")), compose_config().decode
+    lm, config = (
+        toy_lm(schedule_of("IFFC")),
+        compose_config("data.max_history_items=2", "data.min_history_items=1"),
+    )
     long, short = toy_frame([[44, 52, 70, 3, 25]], [3]), toy_frame([[3, 25]], [3])
-    answers = [predict(lm, toy_catalogue(), f, 2, decode, "test") for f in (long, short)]
+    answers = [predict(lm, toy_catalogue(), f, config, "test") for f in (long, short)]
     assert_same_answers(*map(found, answers))
     assert answers[0]["history_length"].to_list() == [5]
 
 
 def test_decoding_leaves_the_models_mode_as_it_was(compose_config: Compose) -> None:
-    lm, decode = toy_lm(schedule_of("FFFF")), compose_config().decode
+    lm, config = toy_lm(schedule_of("FFFF")), compose_config()
     for training in (True, False):
         lm.train(training)
-        predict_toys(lm, decode)
+        predict_toys(lm, config)
         assert lm.training == training
 
 
@@ -352,8 +358,8 @@ def test_ranks_count_titles_and_items_with_a_shared_title_by_id(
     lm = toy_lm(schedule_of("IFFC"))
     targets = sorted(TITLES)
     frame = toy_frame([HISTORIES[0]] * len(targets), targets)
-    decode = compose_config(search, *ALL_TITLES).decode
-    table = predict_toys(lm, decode, frame=frame)
+    config = compose_config(search, *ALL_TITLES)
+    table = predict_toys(lm, config, frame=frame)
     order = [title for _, title in ranked_by_reference(lm.schedule, "trie")[0]]
     items = [item for title in order for item in targets if TITLES[item] == title]
     assert table["target_rank"].to_list() == [order.index(TITLES[t]) + 1 for t in targets]
@@ -367,8 +373,8 @@ def test_a_target_that_is_not_found_has_no_rank(compose_config: Compose) -> None
     lm = toy_lm(schedule_of("IFFC"))
     last = ranked_by_reference(lm.schedule, "trie")[0][-1][1]
     target = next(item for item, title in TITLES.items() if title == last)
-    decode = compose_config("decode.beam_width=2", "decode.top_k=2").decode
-    table = predict_toys(lm, decode, frame=toy_frame([HISTORIES[0]], [target]))
+    config = compose_config("decode.beam_width=2", "decode.top_k=2")
+    table = predict_toys(lm, config, frame=toy_frame([HISTORIES[0]], [target]))
     assert table["target_rank"].to_list() == table["target_item_rank"].to_list() == [None]
     assert table["target_trie_log_prob"][0] < 0.0  # measured all the same
 
@@ -380,9 +386,9 @@ def test_a_catalogue_of_one_item_has_one_answer(
     search: str, normalize: str, fast: bool, compose_config: Compose
 ) -> None:
     lm, titles = toy_lm(schedule_of("IFFC")), {3: "Toy Story"}
-    words = [search, f"decode.normalize={normalize}", f"decode.fast={fast}"]
+    words = [search, f"decode.normalize={normalize}", f"fast={fast}"]
     table = predict_toys(
-        lm, compose_config(*words).decode,
+        lm, compose_config(*words),
         catalogue=toy_catalogue(titles), frame=toy_frame([[3, 3]], [3]),
     )  # fmt: skip
     assert table["top_items"].to_list() == [[3]]
@@ -404,8 +410,8 @@ def test_a_title_that_begins_another_competes_through_its_end_token(
 ) -> None:
     prompt = PromptConfig("Seen:\n", "{title}\n", "Next: ", "{title}")  # "Toy" begins "Toy Story"
     schedule = schedule_of("IFFC")
-    decode = compose_config(f"decode.normalize={normalize}", *ALL_TITLES).decode
-    table = predict_toys(toy_lm(schedule), decode, catalogue=toy_catalogue(prompt=prompt))
+    config = compose_config(f"decode.normalize={normalize}", *ALL_TITLES)
+    table = predict_toys(toy_lm(schedule), config, catalogue=toy_catalogue(prompt=prompt))
     assert_same_answers(found(table), ranked_by_reference(schedule, normalize, prompt))
 
 
@@ -415,7 +421,7 @@ def test_a_title_that_begins_another_competes_through_its_end_token(
 def scorer_of(lm: MaskedLM) -> tuple[Any, Catalogue]:
     catalogue = toy_catalogue()
     batch = toy_batch(catalogue.book, lm.schedule.target_is_item, with_target=False)
-    return build_scorer(lm, catalogue.trie, batch, len(catalogue.book.prefix), True), catalogue
+    return Scorers(lm, catalogue, fast=True).of(batch), catalogue
 
 
 @torch.no_grad()
@@ -473,7 +479,7 @@ def test_a_certificate_tells_the_truth_however_early_the_search_is_cut_off(
 
 def test_a_search_cut_off_says_so_in_the_table(compose_config: Compose) -> None:
     words = ["decode=exact", "decode.max_expansions=1", "decode.top_k=3"]
-    table = predict_toys(toy_lm(schedule_of("IFFC")), compose_config(*words).decode)
+    table = predict_toys(toy_lm(schedule_of("IFFC")), compose_config(*words))
     assert not table["certified"].any()
     assert (table["gap"] < 0).all()
 
@@ -486,8 +492,8 @@ def test_what_a_narrow_beam_missed_is_counted(compose_config: Compose) -> None:
         torch.manual_seed(seed)
         for parameter in lm.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        narrow = compose_config("decode.beam_width=2", "decode.top_k=2").decode
-        exact = compose_config("decode=exact", "decode.beam_width=2", "decode.top_k=2").decode
+        narrow = compose_config("decode.beam_width=2", "decode.top_k=2")
+        exact = compose_config("decode=exact", "decode.beam_width=2", "decode.top_k=2")
         beam_items = predict_toys(lm, narrow, frame=frame)["top_items"].to_list()
         table = predict_toys(lm, exact, frame=frame)
         for user, items in enumerate(table["top_items"].to_list()):
@@ -505,18 +511,70 @@ def test_hidden_states_do_not_depend_on_what_was_asked_before(scope: str) -> Non
     lm = toy_lm(schedule_of("IFIC", scope))
     catalogue = toy_catalogue()
     batch = toy_batch(catalogue.book, True, with_target=False)
-    num_shared, nodes = len(catalogue.book.prefix), catalogue.trie.num_nodes
+    nodes = catalogue.trie.num_nodes
     user_M = torch.arange(3).repeat_interleave(nodes)
     node_M = torch.arange(nodes).repeat(3)
-    plain = build_scorer(lm, catalogue.trie, batch, num_shared, fast=False).hidden_at
+    plain = Scorers(lm, catalogue, fast=False).of(batch).hidden_at
     expected_MD = plain(user_M, node_M)
     for seed in range(2):
-        tree = build_scorer(lm, catalogue.trie, batch, num_shared, fast=True)
+        tree = Scorers(lm, catalogue, fast=True).of(batch)
         generator = torch.Generator().manual_seed(seed)
         order_M = torch.randperm(len(user_M), generator=generator)
         for chosen in order_M.split(23):
             got = tree.hidden_at(user_M[chosen], node_M[chosen])
             torch.testing.assert_close(got, expected_MD[chosen], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target_is_item", [True, False])
+@pytest.mark.parametrize("letters", ["IFFC", "IIFI", "IIII"])
+def test_states_of_the_catalogue_change_no_hidden_state(
+    letters: str, target_is_item: bool, tmp_path: Path
+) -> None:
+    lm = toy_lm(schedule_of(letters, "segments", target_is_item=target_is_item))
+    catalogue = toy_catalogue()
+    batch = toy_batch(catalogue.book, target_is_item, with_target=False)
+    askable = (catalogue.trie.num_children_N > 0).nonzero()[:, 0]
+    user_M, node_M = torch.arange(3).repeat_interleave(len(askable)), askable.repeat(3)
+    expected_MD = Scorers(lm, catalogue, fast=False).of(batch).hidden_at(user_M, node_M)
+    if letters == "IIII":  # nothing is left to run
+        with pytest.raises(ValueError, match="every layer"):
+            catalogue_states(lm, catalogue, tmp_path)
+        return
+    for _ in range(2):  # built, then read
+        states = catalogue_states(lm, catalogue, tmp_path)
+        got = Scorers(lm, catalogue, True, states).of(batch).hidden_at(user_M, node_M)
+        torch.testing.assert_close(got, expected_MD, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_states_belong_to_one_state_of_the_weights(tmp_path: Path) -> None:
+    lm, catalogue = toy_lm(schedule_of("IIFC", "segments")), toy_catalogue()
+    files = [states_file(lm, catalogue, tmp_path)]
+    for layer in (2, 1):  # a full layer, then a segment layer
+        lm.decoder.layers[layer].mlp.up_proj.weight.add_(0.1)
+        files.append(states_file(lm, catalogue, tmp_path))
+    assert files[0] == files[1] != files[2]
+    other = toy_catalogue({**TITLES, 3: "Toy Story 2"})
+    assert states_file(lm, other, tmp_path) != files[2]
+    longer = replace(lm.schedule, patterns=lm.schedule.patterns[:1] + ("full",) * 3)
+    assert states_file(toy_lm(longer), catalogue, tmp_path) != files[0]
+
+
+def test_states_of_a_mask_without_segment_layers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs segment layers first"):
+        catalogue_states(toy_lm(schedule_of("IFFC")), toy_catalogue(), tmp_path)
+
+
+def test_answers_are_the_same_with_and_without_states(
+    compose_config: Compose, tmp_path: Path
+) -> None:
+    lm, tables = toy_lm(schedule_of("IIFC", "segments")), []
+    for wanted in ("true", "false"):
+        words = [f"decode.state_cache={wanted}", f"cache_root={tmp_path}"]
+        tables.append(predict_toys(lm, compose_config(*words)))
+    assert_same_answers(*map(found, tables))
+    assert len(list((tmp_path / "states").glob("*.safetensors"))) == 1
 
 
 @torch.no_grad()
@@ -535,9 +593,10 @@ def test_a_node_runs_through_the_model_once(compose_config: Compose) -> None:
     with_target = compose_config(*ALL_TITLES).decode
     beam_search(scorer, with_target)
     num_tokens.clear()
-    title_log_probs(scorer, catalogue.trie.leaf_of_item(torch.tensor(TARGETS)))
+    leaf_B = catalogue.trie.leaf_of_item(torch.tensor(TARGETS))
+    title_log_probs(scorer, leaf_B)
     beam_search(scorer, with_target)
-    assert sum(num_tokens) <= catalogue.trie.max_depth
+    assert sum(num_tokens) <= int(catalogue.trie.depth_N[leaf_B].sum())
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from families import FAMILIES, SOFT_CAPPED, WINDOW, backends_of, build
-from rows import layer_outputs, padded
+from rows import layer_outputs, packed_hidden, padded
 from torch import Tensor, nn
 from toys import schedule_of
 from transformers import PreTrainedModel
@@ -10,6 +10,7 @@ from hatllm.masks.layer_masks import build_layer_masks, causal_visible
 from hatllm.masks.patterns import PREFIX, RESPONSE
 from hatllm.masks.schedule import Schedule
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.stages import Stage, Stages
 
 # prefix, items, response, title; rows of different lengths, all longer than a sliding window
 ROWS = [
@@ -32,7 +33,7 @@ def masked_logits(
 ) -> list[Tensor]:
     lm = MaskedLM(model, schedule, backend)
     ids_BL, tokens, valid_BL = padded(ROWS, random_ids(), side, extra=2)
-    hidden_BLD, _ = lm.hidden_of_prompts(ids_BL, tokens, valid_BL)
+    hidden_BLD = lm.hidden_of_prompts(ids_BL, tokens, valid_BL)
     return [lm.logits(row[valid]) for row, valid in zip(hidden_BLD, valid_BL, strict=True)]
 
 
@@ -126,10 +127,10 @@ def test_a_prefix_run_once_gives_what_running_it_in_every_row_gives(
     for row in ids[1:]:
         row[:2] = ids[0][:2]
     batch = padded(ROWS, ids)
-    whole, _ = lm.hidden_of_prompts(*batch)
-    rest, _ = lm.hidden_of_prompts(*batch, num_shared=2)
+    whole = lm.hidden_of_prompts(*batch)
+    rest_TD = packed_hidden(lm, *batch, num_prefix=2)
     valid = batch[2][:, 2:]
-    torch.testing.assert_close(rest[valid], whole[:, 2:][valid], **CLOSE)
+    torch.testing.assert_close(rest_TD, whole[:, 2:][valid], **CLOSE)
 
 
 @torch.no_grad()
@@ -213,7 +214,7 @@ def test_a_model_that_keeps_its_sliding_window_to_itself_is_an_error() -> None:
 def test_the_masked_model_does_not_run_without_masks() -> None:
     model = build("Llama")
     MaskedLM(model, schedule_of("FFFF"), "sdpa")
-    with pytest.raises(RuntimeError, match="got no layer_masks; call the model through"):
+    with pytest.raises(RuntimeError, match="got no stages; call the model through"):
         model(input_ids=torch.tensor([[5, 6, 7]]))
 
 
@@ -239,5 +240,6 @@ def test_a_model_without_shared_position_embeddings_refuses_to_restart_positions
     ids_BL, tokens, valid_BL = padded(ROWS, random_ids())
     visible_BQK = causal_visible(valid_BL, valid_BL.shape[1])
     masks = build_layer_masks(lm.schedule, tokens, tokens, visible_BQK)
+    stage = Stage(masks, tokens.position_BL, tokens.restart_BL)
     with pytest.raises(RuntimeError, match="does not hand position embeddings"):
-        model.model.layers[0](torch.zeros(*ids_BL.shape, 32), layer_masks=masks)
+        model.model.layers[0](torch.zeros(*ids_BL.shape, 32), stages=Stages([stage]))

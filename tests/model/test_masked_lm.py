@@ -9,12 +9,12 @@ from reference import Piece, Reference, prompt_pieces, title_ids
 from rows import layer_outputs, padded
 from torch import Tensor
 from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, schedule_of, toy_batch, toy_book
-from transformers import DynamicCache
 
-from hatllm.data.prompt import Batch
+from hatllm.data.prompt import Batch, IntArray
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import tiny_llama
-from hatllm.model.masked_lm import MaskedLM, expand_cache
+from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.packed_prompts import hidden_of_titles
 
 # The reference adds in float64, the model in float32: 1e-6 relative, on logits up to about 20.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -47,11 +47,12 @@ def with_lora(lm: MaskedLM, random_start: bool = True) -> None:
                 torch.nn.init.normal_(parameter, std=0.1)
 
 
-def target_logits(lm: MaskedLM, batch: Batch, num_shared: int = 0) -> Tensor:
-    hidden_BLD, _ = lm.hidden_of_prompts(
-        batch.input_ids_BL, batch.tokens, batch.valid_BL, num_shared
-    )
-    return lm.logits(hidden_BLD[batch.target_row_T, batch.target_column_T - num_shared])
+def target_logits(lm: MaskedLM, batch: Batch, prefix: IntArray | None = None) -> Tensor:
+    """Logits of the titles' tokens: padded prompts, or packed ones after a shared prefix."""
+    if prefix is not None:
+        return lm.logits(hidden_of_titles(lm, batch, torch.from_numpy(prefix)))
+    hidden_BLD = lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
+    return lm.logits(hidden_BLD[batch.target_row_T, batch.target_column_T])
 
 
 def reference_logits(schedule: Schedule, histories: list[list[int]]) -> list[Tensor]:
@@ -113,23 +114,25 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_a_shared_prefix_changes_neither_logits_nor_lora_gradients(
+def test_packed_prompts_change_neither_logits_nor_lora_gradients(
     schedule: Schedule, backend: str
 ) -> None:
     lm = build(schedule, backend, lora=True)
     book = toy_book()
     batch = toy_batch(book, schedule.target_is_item, with_target=True)
     plain, expected = gradients(lm, lambda: target_logits(lm, batch))
-    shared, got = gradients(lm, lambda: target_logits(lm, batch, len(book.prefix)))
+    shared, got = gradients(lm, lambda: target_logits(lm, batch, book.prefix))
     torch.testing.assert_close(shared, plain, **CLOSE)
     assert_same_gradients(got, expected)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 def test_gradient_checkpointing_changes_neither_logits_nor_lora_gradients(
-    schedule: Schedule,
+    schedule: Schedule, packed: bool
 ) -> None:
-    lm = build(schedule, lora=True)
-    batch = toy_batch(toy_book(), schedule.target_is_item, with_target=True)
+    lm, book = build(schedule, lora=True), toy_book()
+    batch = toy_batch(book, schedule.target_is_item, with_target=True)
+    prefix = book.prefix if packed else None
     plain, expected = gradients(lm, lambda: target_logits(lm, batch))
     lm.train()
     lm.backbone[0].gradient_checkpointing_enable({"use_reentrant": False})
@@ -137,18 +140,11 @@ def test_gradient_checkpointing_changes_neither_logits_nor_lora_gradients(
     assert lm.decoder.layers[0].gradient_checkpointing
     calls = []
     lm.decoder.layers[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
-    checkpointed, got = gradients(lm, lambda: target_logits(lm, batch))
-    assert len(calls) == 2  # once forward, once again on the way back
+    checkpointed, got = gradients(lm, lambda: target_logits(lm, batch, prefix))
+    # Once forward, once again on the way back; the prefix has a pass of its own.
+    assert len(calls) == (4 if packed else 2)
     torch.testing.assert_close(checkpointed, plain, **SAME)
     assert_same_gradients(got, expected)
-
-
-def test_a_shared_prefix_under_gradient_checkpointing_is_refused() -> None:
-    lm = build(SCHEDULES["items"], lora=True).train()
-    lm.backbone[0].gradient_checkpointing_enable({"use_reentrant": False})
-    batch = toy_batch(toy_book(), True, with_target=True)
-    with pytest.raises(ValueError, match="gradient checkpointing keeps no cache"):
-        target_logits(lm, batch, num_shared=2)
 
 
 @torch.no_grad()
@@ -168,17 +164,17 @@ def test_adapters_that_learned_change_the_model() -> None:
     assert (tuned - bare).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("num_shared", [0, 3])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("backend", ["sdpa", "eager", "flex"])
 def test_inference_mode_gives_the_same_logits(
-    schedule: Schedule, backend: str, num_shared: int
+    schedule: Schedule, backend: str, packed: bool
 ) -> None:
-    lm = build(schedule, backend)
-    batch = toy_batch(toy_book(), schedule.target_is_item, with_target=True)
+    lm, book = build(schedule, backend), toy_book()
+    batch = toy_batch(book, schedule.target_is_item, with_target=True)
     with torch.no_grad():
         expected = target_logits(lm, batch)
     with torch.inference_mode():
-        got = target_logits(lm, batch, num_shared)
+        got = target_logits(lm, batch, book.prefix if packed else None)
     torch.testing.assert_close(got, expected, **CLOSE)
 
 
@@ -211,14 +207,6 @@ def test_the_backbone_counts_once_among_the_parameters() -> None:
     assert sum(p.numel() for p in lm.parameters()) == sum(
         p.numel() for p in tiny_llama().parameters()
     )
-
-
-def test_an_expanded_cache_sums_the_gradients_of_its_rows() -> None:
-    keys, values = torch.randn(1, 2, 3, 4, requires_grad=True), torch.randn(1, 2, 3, 4)
-    expanded = expand_cache(DynamicCache([(keys, values)]), 5)
-    assert expanded.layers[0].keys.shape == (5, 2, 3, 4)
-    expanded.layers[0].keys.sum().backward()
-    assert torch.equal(keys.grad, torch.full_like(keys, 5.0))
 
 
 # --- Leakage, on outputs -------------------------------------------------------------------------

@@ -51,12 +51,12 @@ def untouched_logits(histories: list[list[int]], targets: list[int]) -> tuple[li
     return rows, model
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_causal_loss_and_its_gradients_are_those_of_the_untouched_model(
-    loss: str, shared: bool, compose_config: Compose
+    loss: str, fast: bool, compose_config: Compose
 ) -> None:
-    words = [*loss.split(), f"trainer.shared_prefix={shared}"]
+    words = [*loss.split(), f"fast={fast}"]
     recommender = recommender_of(compose_config, "mask=causal", *words)
     batch = toy_batch(recommender.catalogue.book, True, with_target=True)
     got = recommender.title_loss(batch)

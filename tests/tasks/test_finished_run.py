@@ -40,7 +40,7 @@ def test_evaluating_again_gives_the_same_answers_and_numbers(cli: Cli, finished:
 
 
 def test_the_oracle_decoder_gives_the_same_answers(cli: Cli, finished: Path) -> None:
-    assert cli("task=evaluate", f"task.run_folder={finished}", "decode.fast=false") == 0
+    assert cli("task=evaluate", f"task.run_folder={finished}", "fast=false") == 0
     (folder,) = (finished / "evaluations").iterdir()
     first, again = (pl.read_parquet(f / "predictions.parquet") for f in (finished, folder))
     assert first["top_items"].to_list() == again["top_items"].to_list()

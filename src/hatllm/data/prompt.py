@@ -138,6 +138,7 @@ class Batch:
     valid_BL: Tensor  # False on padding
     tokens: Tokens
     prompt_length_B: Tensor  # tokens before the title
+    book_index_BL: Tensor  # place in `history_item.flat` followed by `response`; -1 = neither
     # Teacher forcing; empty without targets. The hidden state at (row, column) predicts the token.
     target_row_T: Tensor
     target_column_T: Tensor
@@ -187,10 +188,12 @@ def build_batch(
     B, L = len(rows), max(len(ids) for ids, *_ in rows)
     input_ids_BL = torch.full((B, L), book.pad_id, dtype=torch.int64)
     segment_BL = torch.full((B, L), RESPONSE, dtype=torch.int64)
+    book_index_BL = torch.full((B, L), -1, dtype=torch.int64)
     valid_BL = torch.zeros((B, L), dtype=torch.bool)
-    for b, (ids, segment, _, _) in enumerate(rows):
+    for b, (ids, segment, book_index, *_) in enumerate(rows):
         input_ids_BL[b, : len(ids)] = torch.from_numpy(ids)
         segment_BL[b, : len(ids)] = torch.from_numpy(segment)
+        book_index_BL[b, : len(ids)] = torch.from_numpy(book_index)
         valid_BL[b, : len(ids)] = True
     position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
     prompt_length_B = torch.tensor([length for *_, length, _ in rows])
@@ -207,6 +210,7 @@ def build_batch(
         valid_BL,
         tokens,
         prompt_length_B,
+        book_index_BL,
         torch.from_numpy(np.repeat(np.arange(B), [len(title) for title in titles])),
         torch.from_numpy(np.concatenate(columns)),
         torch.from_numpy(np.concatenate(titles)),
@@ -215,8 +219,8 @@ def build_batch(
 
 def _lay_out(
     book: PromptBook, history: IntArray, target: int, target_is_item: bool, with_target: bool
-) -> tuple[IntArray, IntArray, int, IntArray]:
-    """Token ids and segments of one prompt, the prompt's length and the title's tokens."""
+) -> tuple[IntArray, IntArray, IntArray, int, IntArray]:
+    """Token ids, segments and book indices of a prompt, the prompt's length, the title's tokens."""
     title = book.target[target]
     parts = [(book.prefix, PREFIX)]
     parts += [(book.history_item[row], segment) for segment, row in enumerate(history)]
@@ -226,4 +230,9 @@ def _lay_out(
         parts += [(title[:-1], len(history) if target_is_item else RESPONSE)]
     ids = np.concatenate([ids for ids, _ in parts])
     segment = np.repeat([segment for _, segment in parts], [len(ids) for ids, _ in parts])
-    return ids, segment.astype(np.int64), length, title
+    items = book.history_item
+    places = [np.arange(items.offset[row], items.offset[row + 1]) for row in history]
+    places.append(len(items.flat) + np.arange(len(book.response)))
+    book_index = np.full(len(ids), -1)
+    book_index[len(book.prefix) : length] = np.concatenate(places)
+    return ids, segment.astype(np.int64), book_index, length, title

@@ -3,7 +3,6 @@
 Dimension key: B users of a batch, K titles a user, T target tokens of a batch (flat), P path nodes.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,31 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hatllm.data.datamodule import Examples
-from hatllm.data.prompt import Batch, PromptBook
+from hatllm.data.prompt import Batch
 from hatllm.decode.beam import Answers, beam_search
+from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.exact import Certificate, exact_search
 from hatllm.decode.legal import path_log_probs
-from hatllm.decode.scorer import Scorer, build_scorer
+from hatllm.decode.scorer import Scorer, build_scorers
 from hatllm.decode.trie import ItemTrie
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.processes import gather_objects, process_rank
 
 if TYPE_CHECKING:
-    from hatllm.config import DecodeConfig
-
-
-@dataclass
-class Catalogue:
-    """The items as the model reads and writes them."""
-
-    book: PromptBook
-    trie: ItemTrie
-
-    @classmethod
-    def of(cls, book: PromptBook) -> "Catalogue":
-        """Build the trie over a tokenised catalogue."""
-        arrays = (book.target.flat, book.target.offset, book.item_id_I)
-        return cls(book, ItemTrie.build(*map(torch.from_numpy, arrays)))
+    from hatllm.config import Config, DecodeConfig
 
 
 @torch.inference_mode()
@@ -45,8 +31,7 @@ def predict(
     lm: MaskedLM,
     catalogue: Catalogue,
     frame: pl.DataFrame,
-    max_history_items: int,
-    config: "DecodeConfig",
+    config: "Config",
     label: str,
 ) -> pl.DataFrame:
     """Search the best titles of every example; each process takes its share.
@@ -55,8 +40,7 @@ def predict(
         lm: The model, on its device.
         catalogue: Tokenised titles and their trie.
         frame: example_id, user_id, history, target.
-        max_history_items: Newest items of a history that enter the prompt.
-        config: The search.
+        config: The run: how histories are cut, the search, the fast or the plain way.
         label: Name of the progress bar.
 
     Returns:
@@ -70,23 +54,23 @@ def predict(
     lm.eval()
     rank, world_size = process_rank()
     mine = frame[rank::world_size]
-    examples = Examples.of(mine, max_history_items)
+    examples = Examples.of(mine, config.data.max_history_items)
     device = lm.output_embedding_VD.device
-    trie = catalogue.trie.to(device)
-    order = np.argsort(examples.prompt_lengths(catalogue.book, False), kind="stable")[::-1]
+    lengths = examples.prompt_lengths(catalogue.book, False)
+    scorers = build_scorers(lm, catalogue, config, lengths)
+    order = np.argsort(lengths, kind="stable")[::-1]
+    size = config.decode.users_per_batch
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(order), desc=label, unit="user", disable=rank > 0) as bar:
-        for start in range(0, len(order), config.users_per_batch):
-            chosen = order[start : start + config.users_per_batch]
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
             batch = examples.batch(catalogue.book, chosen, lm.schedule.target_is_item, False)
-            scorer = build_scorer(
-                lm, trie, batch.to(device), len(catalogue.book.prefix), config.fast
-            )
-            rows += _rows_of(scorer, batch.to(device), config)
+            batch = batch.to(device)
+            rows += _rows_of(scorers.of(batch), batch, config.decode)
             bar.update(len(chosen))
     lm.train(was_training)
     every = [row for part in gather_objects(rows) for row in part]
-    table = pl.DataFrame(every, schema=_schema(config), orient="row")
+    table = pl.DataFrame(every, schema=_schema(config.decode), orient="row")
     known = frame.select(
         "example_id", "user_id", history_length=pl.col("history").list.len().cast(pl.Int64)
     )

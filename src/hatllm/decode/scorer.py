@@ -5,21 +5,37 @@ user's prompt once and hangs every token it is ever asked about under it, in one
 whose mask says which key is whose ancestor; nothing is copied when a beam moves. `PlainScorer` runs
 the whole sequence again for every question: slow, obvious, the oracle.
 
-Dimension key: B users, M questions, L prompt length, S slots (tokens hung under a prompt; slot 0 is
-the prompt's own last token), Q new slots, K keys, D hidden width, P nodes on a path.
+Dimension key: B users, M questions, L prompt length, S slots (tokens hung under a prompt), C new
+slots of all users (flat), Q new slots of one user, E entries (slots of all users in the order they
+were run, the prompts' ends first), K keys, D hidden width, P nodes on a path.
 """
 
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hatllm.data.prompt import Batch
+from hatllm.data.prompt import Batch, IntArray
+from hatllm.decode.catalogue import Catalogue
+from hatllm.decode.catalogue_states import (
+    CatalogueStates,
+    catalogue_states,
+    states_file,
+    tokens_to_build,
+)
 from hatllm.decode.trie import ItemTrie
-from hatllm.masks.layer_masks import Tokens
+from hatllm.masks.layer_masks import Tokens, build_layer_masks, causal_visible
 from hatllm.masks.patterns import PREFIX, RESPONSE
+from hatllm.model.key_values import KeyValueStore
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.packed_prompts import Packed, masks_after_prefix
+from hatllm.model.processes import process_rank
+from hatllm.model.stages import PrefixStates, Rows, Stage
+
+if TYPE_CHECKING:
+    from hatllm.config import Config
 
 
 class Scorer(Protocol):
@@ -42,24 +58,65 @@ class Scorer(Protocol):
         ...
 
 
-def build_scorer(
-    lm: MaskedLM, trie: ItemTrie, batch: Batch, num_shared: int, fast: bool
-) -> "Scorer":
-    """The scorer of one batch of prompts.
+def build_scorers(
+    lm: MaskedLM, catalogue: Catalogue, config: "Config", prompt_lengths: IntArray
+) -> "Scorers":
+    """What makes the scorers of a run.
 
     Args:
-        lm: Model under its schedule.
-        trie: All titles, on the model's device.
-        batch: Prompts without titles, on the model's device, right-padded.
-        num_shared: Tokens of the constant prefix, run once for the batch.
-        fast: False gives the oracle.
+        lm: Model under its schedule, on its device.
+        catalogue: Tokenised titles and their trie.
+        config: The run: fast or plain, with or without the catalogue's states.
+        prompt_lengths: Tokens of every prompt to come; decides whether the states pay.
 
     Returns:
-        A scorer for these users.
+        Scorers for batches of these prompts.
     """
-    if fast:
-        return TreeScorer(lm, trie, batch, num_shared)
-    return PlainScorer(lm, trie, batch)
+    states = None
+    if config.fast and config.decode.state_cache is not False:
+        folder = Path(config.cache_root).expanduser() / "states"
+        wanted = config.decode.state_cache
+        if wanted or _states_pay(lm, catalogue, prompt_lengths, folder):
+            states = catalogue_states(lm, catalogue, folder)
+    return Scorers(lm, catalogue, config.fast, states)
+
+
+def _states_pay(lm: MaskedLM, catalogue: Catalogue, prompt_lengths: IntArray, folder: Path) -> bool:
+    """Whether the states lie ready, or the prompts hold more tokens than making them takes."""
+    if lm.schedule.num_segment_layers in (0, lm.num_layers) or process_rank()[1] > 1:
+        return False
+    own = prompt_lengths.sum() - len(prompt_lengths) * len(catalogue.book.prefix)
+    return own > tokens_to_build(catalogue) or states_file(lm, catalogue, folder).exists()
+
+
+class Scorers:
+    """Makes the scorers of a model's batches; holds what these share."""
+
+    def __init__(
+        self,
+        lm: MaskedLM,
+        catalogue: Catalogue,
+        fast: bool,
+        states: CatalogueStates | None = None,
+    ) -> None:
+        """Run the constant prefix.
+
+        Args:
+            lm: Model under its schedule, on its device.
+            catalogue: Tokenised titles and their trie.
+            fast: False gives the oracle.
+            states: Shallow states of the catalogue, where it pays to have them.
+        """
+        device = lm.output_embedding_VD.device
+        self.lm, self.trie, self.fast, self.states = lm, catalogue.trie.to(device), fast, states
+        prefix_P = torch.from_numpy(catalogue.book.prefix).to(device)
+        self.prefix = lm.run_prefix(prefix_P) if fast else PrefixStates()
+
+    def of(self, batch: Batch) -> Scorer:
+        """The scorer of one right-padded batch without titles, on the model's device."""
+        if self.fast:
+            return TreeScorer(self.lm, self.trie, batch, self.prefix, self.states)
+        return PlainScorer(self.lm, self.trie, batch)
 
 
 def _title_tokens(batch: Batch, target_is_item: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,79 +157,144 @@ class PlainScorer:
         end_M1 = length_M1 + self.trie.depth_N[node_M][:, None]
         index_ML = torch.arange(ids_ML.shape[1], device=node_M.device).expand_as(ids_ML)
         tokens = Tokens(segment_ML, index_ML, restart_ML)
-        hidden_MLD = self.lm.hidden_of_prompts(ids_ML, tokens, index_ML < end_M1)[0]
+        hidden_MLD = self.lm.hidden_of_prompts(ids_ML, tokens, index_ML < end_M1)
         return hidden_MLD[torch.arange(len(user_M), device=node_M.device), end_M1[:, 0] - 1]
 
 
 class TreeScorer:
-    """One prompt KV a user, one KV a (user, node), each computed once."""
+    """One prompt KV a user, one KV a (user, node), each computed once.
 
-    def __init__(self, lm: MaskedLM, trie: ItemTrie, batch: Batch, num_shared: int) -> None:
-        self.lm, self.trie = lm, trie
+    Keys of a user stand in one row: prefix, prompt, then its slots, one for each token ever hung
+    under the prompt. Nothing moves when beams do.
+    """
+
+    def __init__(
+        self,
+        lm: MaskedLM,
+        trie: ItemTrie,
+        batch: Batch,
+        prefix: PrefixStates,
+        states: CatalogueStates | None,
+    ) -> None:
+        self.lm, self.trie, self.states = lm, trie, states
         self.num_users = batch.num_rows
         self.first = _title_tokens(batch, lm.schedule.target_is_item)
-        hidden_BLD, self.cache = lm.hidden_of_prompts(
-            batch.input_ids_BL, batch.tokens, batch.valid_BL, num_shared, keep_cache=True
-        )
+        self.prompt, self.prompt_valid_BL = batch.tokens, batch.valid_BL
+        self.store = KeyValueStore(prefix, self.num_users, prefix.num_tokens)
+        end_BD = self._run_prompts(batch, prefix.num_tokens)
         users_B = torch.arange(self.num_users, device=batch.valid_BL.device)
-        end_BD = hidden_BLD[users_B, batch.prompt_length_B - 1 - num_shared]
-        self.key = batch.tokens
-        self.prompt_valid_BL = batch.valid_BL
-        self.node_BS = torch.zeros_like(users_B)[:, None]
-        self.hidden_BSD = end_BD[:, None]
-        # Row s: the slots among the ancestors of slot s, itself included; slot 0 is in the prompt.
-        self.ancestor_BSS = torch.zeros_like(self.node_BS, dtype=torch.bool)[:, :, None]
+        # Known (user, node) pairs, sorted, and which entry of the lists below is theirs.
+        self.known_E, self.entry_E = users_B * trie.num_nodes, users_B
+        self.hidden_ED = end_BD
+        self.slot_E = torch.full_like(users_B, -1)  # the root's token is the prompt's last
+        self.count_B = torch.zeros_like(users_B)
+        self.depth_BS = users_B.new_zeros(self.num_users, 0)  # of the token in each slot
+
+    def _run_prompts(self, batch: Batch, num_prefix: int) -> Tensor:
+        """Keys and values of all prompts; hidden state of each prompt's last token, (B, D)."""
+        packed = Packed.of(batch, num_prefix)
+        visible_BQQ = causal_visible(packed.valid_BQ, packed.valid_BQ.shape[1])
+        masks = masks_after_prefix(
+            self.lm.schedule, num_prefix, packed.tokens, visible_BQQ, self._layers
+        )
+        row_T = packed.rows.place_T // packed.rows.num_places
+        column_T = packed.rows.place_T % packed.rows.num_places
+        self.store.aim(row_T, num_prefix + column_T, batch.valid_BL.shape[1])
+        stage = packed.stage(masks, self.store)
+        if self.states is not None:
+            stage.first_layer = self._layers.start
+            stage.entering = self.states.of_prompt(
+                batch.book_index_BL[:, num_prefix:][packed.valid_BQ]
+            )
+        hidden_TD = self.lm.hidden(packed.ids_T, [stage], self._layers)
+        users_B = torch.arange(self.num_users, device=row_T.device)
+        return hidden_TD[packed.index_of(users_B, batch.prompt_length_B - 1 - num_prefix)]
+
+    @property
+    def _layers(self) -> range:
+        """Layers that run; those before are known from the catalogue's states."""
+        return range(self.states.num_layers if self.states else 0, self.lm.num_layers)
 
     def hidden_at(self, user_M: Tensor, node_M: Tensor) -> Tensor:
         """As `Scorer.hidden_at`."""
+        entry_M = self._entry_of(user_M, node_M)
+        if (entry_M < 0).any():
+            self._hang_missing(user_M[entry_M < 0], node_M[entry_M < 0])
+            entry_M = self._entry_of(user_M, node_M)
+        return self.hidden_ED[entry_M]
+
+    def _entry_of(self, user_M: Tensor, node_M: Tensor) -> Tensor:
+        """Entry of each (user, node), -1 where it was never run; nodes of -1 have none."""
+        key_M = user_M * self.trie.num_nodes + node_M
+        found_M = torch.searchsorted(self.known_E, key_M).clamp_(max=len(self.known_E) - 1)
+        is_known_M = (self.known_E[found_M] == key_M) & (node_M >= 0)
+        return self.entry_E[found_M].masked_fill(~is_known_M, -1)
+
+    def _hang_missing(self, user_M: Tensor, node_M: Tensor) -> None:
+        """Run the nodes, and those above them that were never run."""
         path_MP = self.trie.path_to(node_M)
-        missing_MP = (path_MP >= 0) & (self._slot_of(user_M, path_MP) < 0)
-        if missing_MP.any():
-            key_C = torch.unique((user_M[:, None] * self.trie.num_nodes + path_MP)[missing_MP])
-            # Nodes are numbered breadth first, so a parent comes before its child.
-            self._hang(key_C // self.trie.num_nodes, key_C % self.trie.num_nodes)
-        slot_M1 = self._slot_of(user_M, node_M[:, None])
-        return self.hidden_BSD[user_M, slot_M1[:, 0]]
+        user_MP = user_M[:, None].expand_as(path_MP)
+        is_new_MP = (path_MP >= 0) & (self._entry_of(user_MP, path_MP) < 0)
+        # By user and node; nodes are numbered breadth first, so a parent comes before its child.
+        key_C = torch.unique((user_MP * self.trie.num_nodes + path_MP)[is_new_MP])
+        user_C, node_C = key_C // self.trie.num_nodes, key_C % self.trie.num_nodes
+        added_B = torch.bincount(user_C, minlength=self.num_users)
+        before_B = added_B.cumsum(0) - added_B
+        place_C = torch.arange(len(key_C), device=key_C.device) - before_B[user_C]
+        slot_C = self.count_B[user_C] + place_C
+        self.count_B = self.count_B + added_B
+        self._remember(key_C, slot_C)
+        depth_C = self.trie.depth_N[node_C] - 1
+        num_slots = int(self.count_B.max())
+        self.depth_BS = pad(self.depth_BS, (0, max(0, num_slots - self.depth_BS.shape[1])))
+        self.depth_BS[user_C, slot_C] = depth_C
+        rows = Rows(user_C * int(added_B.max()) + place_C, self.num_users, int(added_B.max()))
+        stage = self._hung_stage(user_C, node_C, place_C, slot_C, rows)
+        if self.states is not None:
+            stage.first_layer = self._layers.start
+            stage.entering = self.states.of_nodes(node_C)
+        hidden_CD = self.lm.hidden(self.trie.token_N[node_C], [stage], self._layers)
+        self.hidden_ED = torch.cat([self.hidden_ED, hidden_CD])
 
-    def _slot_of(self, user_M: Tensor, node_MP: Tensor) -> Tensor:
-        """Slot that holds each node of a user, -1 where none does. Shape (M, P), int64."""
-        equal_MPS = node_MP[:, :, None] == self.node_BS[user_M][:, None, :]
-        return torch.where(equal_MPS.any(-1), equal_MPS.int().argmax(-1), -1)
+    def _remember(self, key_C: Tensor, slot_C: Tensor) -> None:
+        entry_C = len(self.slot_E) + torch.arange(len(key_C), device=key_C.device)
+        self.known_E, order_E = torch.cat([self.known_E, key_C]).sort()
+        self.entry_E = torch.cat([self.entry_E, entry_C])[order_E]
+        self.slot_E = torch.cat([self.slot_E, slot_C])
 
-    def _hang(self, user_C: Tensor, node_C: Tensor) -> None:
-        """Run new nodes through the model; `user_C` ascends, parents stand before children."""
-        B, S = self.node_BS.shape
-        count_B = torch.bincount(user_C, minlength=B)
-        Q = int(count_B.max())
-        start_B = count_B.cumsum(0) - count_B
-        column_C = torch.arange(len(user_C), device=user_C.device) - start_B[user_C]
-        node_BQ = torch.full((B, Q), -1, device=user_C.device)
-        node_BQ[user_C, column_C] = node_C
-        self.node_BS = torch.cat([self.node_BS, node_BQ], 1)
-        parent_C = self._slot_of(user_C, self.trie.parent_N[node_C][:, None])[:, 0]
-        parent_BQ = torch.zeros_like(node_BQ)
-        parent_BQ[user_C, column_C] = parent_C
-        self._grow_ancestors(parent_BQ, S)
-        depth_BQ = self.trie.depth_N[node_BQ.clamp(min=0)] - 1
-        segment_B1, position_B1, restart_B1 = (first_B[:, None] for first_B in self.first)
+    def _hung_stage(
+        self, user_C: Tensor, node_C: Tensor, place_C: Tensor, slot_C: Tensor, rows: Rows
+    ) -> Stage:
+        """Each new token sees the prompt, the tokens above it and itself."""
+        B, L, S = *self.prompt_valid_BL.shape, self.depth_BS.shape[1]
+        path_CP = self.trie.path_to(node_C)
+        entry_CP = self._entry_of(user_C[:, None].expand_as(path_CP), path_CP)
+        # After a path's end stands its own slot, which it sees anyway.
+        above_CP = torch.where(entry_CP >= 0, self.slot_E[entry_CP], slot_C[:, None])
+        sees_CS = torch.zeros(len(node_C), S, dtype=torch.bool, device=node_C.device)
+        sees_CS = sees_CS.scatter(1, above_CP, True)
+        visible_BQK = self.prompt_valid_BL.new_zeros(B, rows.num_places, L + S)
+        visible_BQK[:, :, :L] = self.prompt_valid_BL[:, None]
+        visible_BQK[user_C, place_C, L:] = sees_CS
+        own_BQK = torch.zeros_like(visible_BQK)
+        own_BQK[:, :, 0] = True  # padding has to see something
+        own_BQK[user_C, place_C, 0] = False
+        own_BQK[user_C, place_C, L + slot_C] = True
+        segment_B, position_B, restart_B = self.first
+        position_C, restart_C = (x_B[user_C] + self.depth_BS[user_C, slot_C]
+                                 for x_B in (position_B, restart_B))  # fmt: skip
         query = Tokens(
-            segment_B1.expand_as(node_BQ),
-            position_B1 + depth_BQ.clamp(min=0),
-            restart_B1 + depth_BQ.clamp(min=0),
+            segment_B[:, None].expand(-1, rows.num_places),
+            rows.pad(position_C[:, None])[:, :, 0],
+            rows.pad(restart_C[:, None])[:, :, 0],
         )
-        self.key = self.key.append(query)
-        # Slot 0 lies in the prompt, which every slot sees.
-        prompt_BQL = self.prompt_valid_BL[:, None, :].expand(-1, Q, -1)
-        visible_BQK = torch.cat([prompt_BQL, self.ancestor_BSS[:, S:, 1:]], 2)
-        token_BQ = self.trie.token_N[node_BQ.clamp(min=0)].clamp(min=0)
-        hidden_BQD = self.lm.hidden(token_BQ, query, self.key, visible_BQK, self.cache)
-        self.hidden_BSD = torch.cat([self.hidden_BSD, hidden_BQD], 1)
-
-    def _grow_ancestors(self, parent_BQ: Tensor, num_old: int) -> None:
-        B, Q = parent_BQ.shape
-        grown_BSS = pad(self.ancestor_BSS, (0, Q, 0, Q))
-        users_B = torch.arange(B, device=parent_BQ.device)
-        for q in range(Q):
-            grown_BSS[:, num_old + q] = grown_BSS[users_B, parent_BQ[:, q]]
-            grown_BSS[:, num_old + q, num_old + q] = True
-        self.ancestor_BSS = grown_BSS
+        slots = Tokens(
+            segment_B[:, None].expand(-1, S),
+            position_B[:, None] + self.depth_BS,
+            restart_B[:, None] + self.depth_BS,
+        )
+        masks = build_layer_masks(
+            self.lm.schedule, query, self.prompt.append(slots), visible_BQK, own_BQK, self._layers
+        )
+        self.store.aim(user_C, L + slot_C, L + S)
+        return Stage(masks, position_C, restart_C, rows, self.store)

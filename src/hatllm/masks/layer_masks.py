@@ -43,12 +43,13 @@ class Tokens:
 
 @dataclass
 class LayerMasks:
-    """What the attention function of every layer reads; a keyword of the forward pass."""
+    """The masks that a run of layers needs."""
 
     schedule: Schedule
     allowed: dict[str, Tensor]  # pattern -> (B, 1, Q, K) bool, True = query may attend to key
     query: Tokens
     key: Tokens
+    own_BQK: Tensor  # True where the key is the query itself
     # Per-pass results that several layers share: windowed masks, rotary tables, block masks.
     shared: dict[object, object] = field(default_factory=dict)
 
@@ -77,7 +78,7 @@ class LayerMasks:
         )
         back_BQK = query_BQ[:, :, None] - key_BK[:, None, :]
         allowed_BQK = self.allowed[self.schedule.patterns[layer]][:, 0]
-        return _never_empty(allowed_BQK & (back_BQK < sliding_window))[:, None]
+        return _never_empty(allowed_BQK & (back_BQK < sliding_window), self.own_BQK)[:, None]
 
     def once(self, name: object, make: Callable[[], T]) -> T:
         """The value of that name, made at its first use in this pass."""
@@ -103,15 +104,23 @@ def causal_visible(valid_BK: Tensor, num_queries: int) -> Tensor:
 
 
 def build_layer_masks(
-    schedule: Schedule, query: Tokens, key: Tokens, visible_BQK: Tensor
+    schedule: Schedule,
+    query: Tokens,
+    key: Tokens,
+    visible_BQK: Tensor,
+    own_BQK: Tensor | None = None,
+    layers: range | None = None,
 ) -> LayerMasks:
-    """Lay every pattern the schedule uses over the visible keys.
+    """Lay every pattern the layers use over the visible keys.
 
     Args:
         schedule: The pattern of every layer.
         query: The tokens that attend, Q of them.
-        key: The tokens attended to, K of them; the last Q are the queries themselves.
+        key: The tokens attended to, K of them.
         visible_BQK: Causality (or a beam's ancestry) and padding. Shape (B, Q, K), bool.
+        own_BQK: True where the key is the query itself; None = the last Q keys are the queries.
+            Shape (B, Q, K) or (Q, K), bool.
+        layers: Layers the masks are for; None = all.
 
     Returns:
         Masks in which every row allows at least one key: a query that would see nothing (padding,
@@ -123,14 +132,16 @@ def build_layer_masks(
     expected = (*query.segment_BL.shape, key.segment_BL.shape[1])
     if visible_BQK.shape != expected:
         raise ValueError(f"visible_BQK must have shape {expected}, got {tuple(visible_BQK.shape)}")
+    own_BQK = _last_keys(visible_BQK) if own_BQK is None else own_BQK
+    layers = range(len(schedule.patterns)) if layers is None else layers
     allowed = {}
-    for pattern in sorted(set(schedule.patterns)):
+    for pattern in sorted({schedule.patterns[layer] for layer in layers}):
         related_BQK = _relation(schedule, pattern)(query.segment_BL, key.segment_BL)
         allowed_BQK = related_BQK & visible_BQK
         if pattern == "cross" and schedule.cross_sees_self:
-            allowed_BQK |= visible_BQK & _own_key(visible_BQK)
-        allowed[pattern] = _never_empty(allowed_BQK)[:, None]
-    return LayerMasks(schedule, allowed, query, key)
+            allowed_BQK |= visible_BQK & own_BQK
+        allowed[pattern] = _never_empty(allowed_BQK, own_BQK)[:, None]
+    return LayerMasks(schedule, allowed, query, key, own_BQK)
 
 
 def _relation(schedule: Schedule, pattern: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -146,13 +157,13 @@ def _relation(schedule: Schedule, pattern: str) -> Callable[[Tensor, Tensor], Te
     raise AssertionError(pattern)
 
 
-def _own_key(like_BQK: Tensor) -> Tensor:
+def _last_keys(like_BQK: Tensor) -> Tensor:
     num_queries, num_keys = like_BQK.shape[1:]
     key_K = torch.arange(num_keys, device=like_BQK.device)
     query_Q = torch.arange(num_keys - num_queries, num_keys, device=like_BQK.device)
     return query_Q[:, None] == key_K[None, :]
 
 
-def _never_empty(allowed_BQK: Tensor) -> Tensor:
+def _never_empty(allowed_BQK: Tensor, own_BQK: Tensor) -> Tensor:
     """Queries that would see nothing see themselves: a softmax over nothing is not a number."""
-    return allowed_BQK | (~allowed_BQK.any(-1, keepdim=True) & _own_key(allowed_BQK))
+    return allowed_BQK | (~allowed_BQK.any(-1, keepdim=True) & own_BQK)

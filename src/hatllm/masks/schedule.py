@@ -34,6 +34,12 @@ class Schedule:
         """Whether positions restart in every segment of this layer (`intra_scope: segments`)."""
         return self.intra_scope == "segments" and self.patterns[layer] == "intra"
 
+    @property
+    def num_segment_layers(self) -> int:
+        """First layers in which a segment's states are the same in every prompt."""
+        layers = range(len(self.patterns))
+        return next((layer for layer in layers if not self.restarts(layer)), len(layers))
+
 
 def build_schedule(config: "MaskConfig", num_layers: int) -> Schedule:
     """The schedule of a model with `num_layers` layers.

@@ -1,7 +1,7 @@
 """Injection: the attention functions that apply a layer's mask, and their registration.
 
 transformers hands every keyword of the forward pass down to the attention function, so the masks
-travel as ``layer_masks=...`` and no model class is patched. The caller's own ``attention_mask``
+travel as ``stages=...`` and no model class is patched. The caller's own ``attention_mask``
 does not arrive here; padding is part of the masks.
 
 Dimension key: B batch, H heads, Q query position, K key position, D head width.
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hatllm.masks.layer_masks import LayerMasks
+from hatllm.model.stages import Stage, Stages
 
 BACKENDS = ("sdpa", "eager", "flex")
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -25,7 +24,7 @@ Attention = Any  # an attention module of some model family: has layer_idx, conf
 
 
 def install(model: PreTrainedModel, backend: str) -> None:
-    """Make a causal LM read ``layer_masks`` in every layer; call once, before peft wraps it.
+    """Make a causal LM read its ``stages`` in every layer; call once, before peft wraps it.
 
     Args:
         model: Any transformers causal LM whose attention goes through `AttentionInterface`.
@@ -49,7 +48,7 @@ def install(model: PreTrainedModel, backend: str) -> None:
             "such as Llama, Qwen, Mistral, Gemma, Phi and SmolLM"
         )
     for layer_idx, layer in enumerate(decoder.layers):
-        hook = _restart_hook(decoder.rotary_emb, layer_idx, config)
+        hook = _entry_hook(decoder.rotary_emb, layer_idx, config)
         layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
@@ -65,37 +64,60 @@ def _check_tokens_meet_in_attention_only(config: Any) -> None:
         )
 
 
-def _restart_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
-    """Give the layers of `intra_scope: segments` positions that restart in every segment."""
+def _entry_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
+    """Hand a layer the tokens of its stage, and the positions it is to see them at.
+
+    Layers of `intra_scope: segments` have positions that restart in every segment.
+    """
     by_type = "layer_type" in inspect.signature(rotary.forward).parameters
     extra = (config.layer_types[layer_idx],) if by_type else ()
 
-    def swap_positions(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        masks: LayerMasks | None = kwargs.get("layer_masks")
-        if masks is None or not masks.schedule.restarts(layer_idx):
+    def enter(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        stages: Stages | None = kwargs.get("stages")
+        if stages is None:
             return None
+        stage = stages.of_layer(layer_idx)
+        if layer_idx == stage.first_layer:
+            args = (stage.enter(args[0]), *args[1:])
+        restarts = stage.masks.schedule.restarts(layer_idx)
+        if not restarts and stage is stages.stages[0] and stage.entering is None:
+            return args, kwargs  # the model's own positions are the right ones
         if "position_embeddings" not in kwargs:
             raise RuntimeError("this model does not hand position embeddings to its layers")
         like = kwargs["position_embeddings"][0]
-        kwargs["position_embeddings"] = masks.once(
-            ("rotary", *extra), lambda: rotary(like, masks.query.restart_BL, *extra)
+        position = stage.restart_T if restarts else stage.position_T
+        position_BQ = position if position.ndim == 2 else position[None]
+        kwargs["position_embeddings"] = stage.masks.once(
+            ("rotary", restarts, *extra), lambda: rotary(like, position_BQ, *extra)
         )
         return args, kwargs
 
-    return swap_positions
+    return enter
 
 
-def _masks_of(module: Attention, kwargs: dict[str, Any]) -> LayerMasks:
-    masks: LayerMasks | None = kwargs.pop("layer_masks", None)
-    if masks is None:
+def _stage_of(module: Attention, kwargs: dict[str, Any]) -> Stage:
+    stages: Stages | None = kwargs.pop("stages", None)
+    if stages is None:
         raise RuntimeError(
-            "the forward pass got no layer_masks; call the model through hatllm.model.MaskedLM"
+            "the forward pass got no stages; call the model through hatllm.model.MaskedLM"
         )
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("attention sinks (s_aux) are not supported")
-    seen: set[int] = masks.once("layers seen", set)
-    seen.add(module.layer_idx)
-    return masks
+    stages.seen.add(module.layer_idx)
+    return stages.of_layer(module.layer_idx)
+
+
+def _in_rows(
+    stage: Stage, module: Attention, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values in padded rows, the keys before them included."""
+    if stage.rows is None:
+        return query, key, value
+    return stage.pad_query(query), *stage.join(module.layer_idx, key, value)
+
+
+def _as_they_came(stage: Stage, out_BQHD: Tensor) -> Tensor:
+    return out_BQHD.contiguous() if stage.rows is None else stage.pack_output(out_BQHD)
 
 
 def _window_of(module: Attention, kwargs: dict[str, Any]) -> int | None:
@@ -127,36 +149,36 @@ def masked_sdpa(
 
     Args:
         module: The attention module; its ``layer_idx`` picks the pattern.
-        query: Shape (B, H, Q, D).
-        key: Shape (B, H or fewer, K, D), past keys first.
+        query: Shape (B, H, Q, D), or (1, H, T, D) where the tokens are packed.
+        key: Shape as `query`, with H or fewer heads.
         value: Shape as `key`.
         attention_mask: Ignored (transformers passes none to custom attention).
         dropout: Probability, 0 outside training.
         scaling: Factor on the logits.
-        **kwargs: ``layer_masks`` and what the model family adds (``sliding_window``, ...).
+        **kwargs: ``stages`` and what the model family adds (``sliding_window``, ...).
 
     Returns:
-        The output, shape (B, Q, H, D), and no weights.
+        The output, shape (B, Q, H, D) or (1, T, H, D), and no weights.
     """
-    masks = _masks_of(module, kwargs)
-    window = _window_of(module, kwargs)
-    allowed_B1QK = masks.of_layer(module.layer_idx, window)
+    stage, window = _stage_of(module, kwargs), _window_of(module, kwargs)
+    allowed_B1QK = stage.masks.of_layer(module.layer_idx, window)
     dtype = query.dtype
     if query.device.type == "cpu" and dtype == torch.bfloat16:
         # torch's CPU kernel is 2x (forward) to 3x (with backward) slower in bfloat16 than float32.
         query, key, value = query.float(), key.float(), value.float()
-    pattern = masks.schedule.patterns[module.layer_idx]
-    bias_B1QK = masks.once(
+    query, key, value = _in_rows(stage, module, query, key, value)
+    pattern = stage.masks.schedule.patterns[module.layer_idx]
+    bias_B1QK = stage.masks.once(
         ("bias", pattern, window, query.dtype),
         lambda: torch.zeros_like(allowed_B1QK, dtype=query.dtype).masked_fill_(
             ~allowed_B1QK, float("-inf")
         ),
     )
-    out: Tensor = sdpa_attention_forward(
-        module, query, key, value, bias_B1QK, dropout, scaling, is_causal=False,
-        softcap=kwargs.get("softcap"),
-    )[0]  # fmt: skip
-    return out.to(dtype), None
+    out = nn.functional.scaled_dot_product_attention(
+        query, key, value, bias_B1QK, dropout, scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return _as_they_came(stage, out.to(dtype).transpose(1, 2)), None
 
 
 def masked_eager(
@@ -176,8 +198,9 @@ def masked_eager(
     Returns:
         The output, shape (B, Q, H, D), and the weights, shape (B, H, Q, K).
     """
-    masks = _masks_of(module, kwargs)
-    allowed_B1QK = masks.of_layer(module.layer_idx, _window_of(module, kwargs))
+    stage = _stage_of(module, kwargs)
+    allowed_B1QK = stage.masks.of_layer(module.layer_idx, _window_of(module, kwargs))
+    query, key, value = _in_rows(stage, module, query, key, value)
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -187,7 +210,7 @@ def masked_eager(
     logit_BHQK = logit_BHQK.masked_fill(~allowed_B1QK, float("-inf"))
     weight_BHQK = logit_BHQK.softmax(-1, dtype=torch.float32).to(query.dtype)
     weight_BHQK = nn.functional.dropout(weight_BHQK, p=dropout, training=module.training)
-    return (weight_BHQK @ value).transpose(1, 2).contiguous(), weight_BHQK
+    return _as_they_came(stage, (weight_BHQK @ value).transpose(1, 2)), weight_BHQK
 
 
 def masked_flex(
@@ -204,10 +227,10 @@ def masked_flex(
 
     Args, Returns: As `masked_sdpa`.
     """
-    masks = _masks_of(module, kwargs)
-    window = _window_of(module, kwargs)
-    allowed_B1QK = masks.of_layer(module.layer_idx, window)
-    pattern = masks.schedule.patterns[module.layer_idx]
+    stage, window = _stage_of(module, kwargs), _window_of(module, kwargs)
+    allowed_B1QK = stage.masks.of_layer(module.layer_idx, window)
+    query, key, value = _in_rows(stage, module, query, key, value)
+    pattern = stage.masks.schedule.patterns[module.layer_idx]
 
     def block_mask() -> Any:
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -225,10 +248,10 @@ def masked_flex(
     out = attend(
         query, key, value,
         score_mod=soft_capped if softcap else None,
-        block_mask=masks.once(("block mask", pattern, window), block_mask),
+        block_mask=stage.masks.once(("block mask", pattern, window), block_mask),
         scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
-    return out.transpose(1, 2).contiguous(), None
+    return _as_they_came(stage, out.transpose(1, 2)), None
 
 
 _COMPILED: list[Any] = []

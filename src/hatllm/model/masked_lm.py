@@ -1,17 +1,21 @@
 """A causal LM whose layers see what a mask schedule allows: the one way the project calls a model.
 
-Dimension key: B batch, L sequence, Q query position, K key position, D hidden width, V vocabulary.
+Dimension key: B batch, L sequence, T packed tokens, P prefix tokens, D hidden width, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from hatllm.masks.layer_masks import LayerMasks, Tokens, build_layer_masks, causal_visible
+from hatllm.masks.layer_masks import Tokens, build_layer_masks, causal_visible
+from hatllm.masks.patterns import PREFIX
 from hatllm.masks.schedule import Schedule
 from hatllm.model import attention
+from hatllm.model.stages import PrefixStates, Rows, Stage, Stages
 
 FEW_TOKENS = 64  # up to so many tokens a row, single dot products beat the whole output layer
 
@@ -49,6 +53,11 @@ class MaskedLM(nn.Module):
                 raise ValueError(f"model {config.model_type!r} scales its logits; not supported")
 
     @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.schedule.patterns)
+
+    @property
     def decoder(self) -> nn.Module:
         """The stack of layers without the output layer."""
         decoder: nn.Module = self.backbone[0].get_decoder()
@@ -60,89 +69,102 @@ class MaskedLM(nn.Module):
         weight: Tensor = self.backbone[0].get_output_embeddings().weight
         return weight
 
-    def hidden(
-        self,
-        input_ids_BQ: Tensor,
-        query: Tokens,
-        key: Tokens,
-        visible_BQK: Tensor,
-        cache: DynamicCache | None = None,
-    ) -> Tensor:
-        """Final hidden states of the new tokens.
-
-        Args:
-            input_ids_BQ: Token ids. Shape (B, Q), int64.
-            query: Segments and positions of the new tokens.
-            key: The same for cached and new tokens together, cached first.
-            visible_BQK: Which keys a query could see under full attention. Shape (B, Q, K), bool.
-            cache: Keys and values of the K - Q cached tokens; the new ones are added to it.
-
-        Returns:
-            hidden_BQD: Normalised output of the last layer. Shape (B, Q, D).
-
-        Raises:
-            RuntimeError: If a layer did not read its mask.
-        """
-        masks = build_layer_masks(self.schedule, query, key, visible_BQK)
-        out = self.decoder(
-            input_ids=input_ids_BQ,
-            position_ids=query.position_BL,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            layer_masks=masks,
-        )
-        self._check_every_layer_was_masked(masks)
-        hidden_BQD: Tensor = out.last_hidden_state
-        return hidden_BQD
-
-    def hidden_of_prompts(
-        self,
-        input_ids_BL: Tensor,
-        tokens: Tokens,
-        valid_BL: Tensor,
-        num_shared: int = 0,
-        keep_cache: bool = False,
-    ) -> tuple[Tensor, DynamicCache | None]:
-        """Final hidden states of whole prompts.
+    def hidden_of_prompts(self, input_ids_BL: Tensor, tokens: Tokens, valid_BL: Tensor) -> Tensor:
+        """Final hidden states of whole padded prompts: the plain way, the oracle of the fast ones.
 
         Args:
             input_ids_BL: Token ids, padded on either side. Shape (B, L), int64.
             tokens: Segments and positions.
             valid_BL: False on padding. Shape (B, L), bool.
-            num_shared: The first this many columns hold the same tokens in every row and go through
-                the model once; exact, gradients included. Wants right padding.
-            keep_cache: Whether to return the keys and values of all L columns.
 
         Returns:
-            hidden_BLD, shape (B, L - num_shared, D), the columns after the shared ones; and the
-            cache, or none.
+            hidden_BLD: Normalised output of the last layer. Shape (B, L, D).
 
         Raises:
-            ValueError: If columns are to be shared or kept while gradient checkpointing drops them.
+            RuntimeError: If a layer did not read its mask.
+        """
+        visible_BQK = causal_visible(valid_BL, valid_BL.shape[1])
+        masks = build_layer_masks(self.schedule, tokens, tokens, visible_BQK)
+        stage = Stage(masks, tokens.position_BL, tokens.restart_BL)
+        return self._run(input_ids_BL, [stage], range(self.num_layers))
+
+    def hidden(
+        self, input_ids_T: Tensor, stages: list[Stage], layers: range | None = None
+    ) -> Tensor:
+        """Final hidden states of packed tokens.
+
+        Args:
+            input_ids_T: Token ids of the first stage. Shape (T,), int64; any ids where that stage
+                is given its hidden states.
+            stages: By first layer.
+            layers: The layers to run; None = all.
+
+        Returns:
+            hidden_TD: Of the last stage's tokens, normalised. Shape (T, D).
+
+        Raises:
+            RuntimeError: If a layer did not read its mask.
+        """
+        return self._run(input_ids_T[None], stages, layers or range(self.num_layers))[0]
+
+    def states_after(self, input_ids_T: Tensor, stage: Stage, num_layers: int) -> Tensor:
+        """Hidden states of packed tokens after the first layers, not normalised.
+
+        Args:
+            input_ids_T: Token ids. Shape (T,), int64.
+            stage: Their masks and rows.
+            num_layers: Layers to run, at least 1.
+
+        Returns:
+            hidden_TD: Shape (T, D).
         """
         layers: Any = self.decoder.layers
-        checkpoints = any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
-        if self.training and checkpoints and (num_shared or keep_cache):
-            raise ValueError(
-                f"num_shared={num_shared} must be 0 in training with model.gradient_checkpointing: "
-                "gradient checkpointing keeps no cache"
+        found: list[Any] = []
+        hook = layers[num_layers - 1].register_forward_hook(lambda _, __, out: found.append(out))
+        try:
+            self._run(input_ids_T[None], [stage], range(num_layers))
+        finally:
+            hook.remove()
+        hidden_1TD: Tensor = found[0][0] if isinstance(found[0], tuple) else found[0]
+        return hidden_1TD[0]
+
+    def run_prefix(self, prefix_ids_P: Tensor) -> PrefixStates:
+        """Keys and values of the constant prompt prefix in every layer.
+
+        Args:
+            prefix_ids_P: Token ids, possibly none. Shape (P,), int64.
+
+        Returns:
+            The states; gradients flow back through them.
+        """
+        states = PrefixStates()
+        if len(prefix_ids_P):
+            position_1P = torch.arange(len(prefix_ids_P), device=prefix_ids_P.device)[None]
+            tokens = Tokens(torch.full_like(position_1P, PREFIX), position_1P, position_1P)
+            valid_1P = torch.ones_like(position_1P, dtype=torch.bool)
+            visible_1PP = causal_visible(valid_1P, valid_1P.shape[1])
+            masks = build_layer_masks(self.schedule, tokens, tokens, visible_1PP)
+            rows, position_P = Rows.of(valid_1P), position_1P[0]
+            self.hidden(prefix_ids_P, [Stage(masks, position_P, position_P, rows, states)])
+        return states
+
+    def _run(self, input_ids: Tensor, stages: list[Stage], layers: range) -> Tensor:
+        position = stages[0].position_T
+        passed = Stages(stages)
+        with _only(self.decoder, layers):
+            out = self.decoder(
+                input_ids=input_ids,
+                position_ids=position if position.ndim == 2 else position[None],
+                use_cache=False,
+                stages=passed,
             )
-        B, L = input_ids_BL.shape
-        cache = DynamicCache() if keep_cache else None
-        if num_shared:
-            shared = tokens.select(slice(0, num_shared)).row(0)
-            one_row = DynamicCache()
-            visible_1PP = causal_visible(valid_BL[:1, :num_shared], num_shared)
-            self.hidden(input_ids_BL[:1, :num_shared], shared, shared, visible_1PP, one_row)
-            cache = expand_cache(one_row, B)
-        hidden_BLD = self.hidden(
-            input_ids_BL[:, num_shared:],
-            tokens.select(slice(num_shared, L)),
-            tokens,
-            causal_visible(valid_BL, L - num_shared),
-            cache,
-        )
-        return hidden_BLD, cache
+        if missing := sorted(set(layers) - passed.seen):
+            raise RuntimeError(
+                f"layers {missing} did not read their mask; this model's attention does not go "
+                "through transformers' AttentionInterface"
+            )
+        hidden_BLD: Tensor = out.last_hidden_state
+        return hidden_BLD
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Vocabulary logits, float32, soft-capped where the model does so.
@@ -191,28 +213,16 @@ class MaskedLM(nn.Module):
             return logit
         return torch.tanh(logit / self.final_softcap) * self.final_softcap
 
-    def _check_every_layer_was_masked(self, masks: LayerMasks) -> None:
-        seen: set[int] = masks.once("layers seen", set)
-        if len(seen) != len(self.schedule.patterns):
-            missing = sorted(set(range(len(self.schedule.patterns))) - seen)
-            raise RuntimeError(
-                f"layers {missing} did not read their mask; this model's attention does not go "
-                "through transformers' AttentionInterface"
-            )
 
-
-def expand_cache(cache: DynamicCache, num_rows: int) -> DynamicCache:
-    """A cache of `num_rows` rows that all hold what the one row of `cache` holds.
-
-    Args:
-        cache: A cache with one row.
-        num_rows: Rows wanted.
-
-    Returns:
-        A new cache; gradients flow back to the one row.
-    """
-    pairs = [
-        (layer.keys.expand(num_rows, -1, -1, -1), layer.values.expand(num_rows, -1, -1, -1))
-        for layer in cache.layers
-    ]
-    return DynamicCache(pairs)
+@contextmanager
+def _only(decoder: Any, layers: range) -> Iterator[None]:
+    """Run some of the layers only; those before and after are skipped."""
+    every = decoder.layers
+    if len(layers) == len(every):
+        yield
+        return
+    decoder.layers = every[layers.start : layers.stop]
+    try:
+        yield
+    finally:
+        decoder.layers = every

@@ -12,11 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hatllm.data.prompt import Batch
+from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.legal import legal_logits
-from hatllm.decode.predict import Catalogue, predict
+from hatllm.decode.predict import predict
 from hatllm.losses.lml import lml_loss
 from hatllm.losses.msl import ats_temperature, legal_statistics, msl_loss, smooth
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.packed_prompts import hidden_of_titles
 from hatllm.report.evaluation import evaluate_predictions
 
 if TYPE_CHECKING:
@@ -77,12 +79,12 @@ class Recommender(lightning.LightningModule):
         Returns:
             Scalar, float32.
         """
-        shared = self.config.trainer.shared_prefix and not self.config.model.gradient_checkpointing
-        num_shared = len(self.catalogue.book.prefix) if shared else 0
-        hidden_BLD, _ = self.lm.hidden_of_prompts(
-            batch.input_ids_BL, batch.tokens, batch.valid_BL, num_shared
-        )
-        hidden_TD = hidden_BLD[batch.target_row_T, batch.target_column_T - num_shared]
+        if self.config.fast:
+            prefix_P = torch.from_numpy(self.catalogue.book.prefix).to(batch.input_ids_BL.device)
+            hidden_TD = hidden_of_titles(self.lm, batch, prefix_P)
+        else:
+            hidden_BLD = self.lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
+            hidden_TD = hidden_BLD[batch.target_row_T, batch.target_column_T]
         if self.config.loss.name == "lml":
             nll_T = lml_loss(self.lm.logits(hidden_TD), batch.target_token_T)
         else:
@@ -143,14 +145,7 @@ class Recommender(lightning.LightningModule):
 
     def predict(self, frame: pl.DataFrame, label: str) -> pl.DataFrame:
         """The predictions table of a split (see `hatllm.decode.predict`)."""
-        return predict(
-            self.lm,
-            self.catalogue,
-            frame,
-            self.config.data.max_history_items,
-            self.config.decode,
-            label,
-        )
+        return predict(self.lm, self.catalogue, frame, self.config, label)
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then linear decay to 0 at the last step."""

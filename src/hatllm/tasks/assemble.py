@@ -8,7 +8,7 @@ import torch
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset, prepare_dataset
 from hatllm.data.prompt import build_prompt_book
-from hatllm.decode.predict import Catalogue
+from hatllm.decode.catalogue import Catalogue
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import load_masked_lm, load_tokenizer, num_layers_of
 from hatllm.model.masked_lm import MaskedLM

@@ -52,10 +52,7 @@ def evaluate(config: Config) -> Path:
     start = time.perf_counter()
     parts, lm = load_run(config)
     dataset, split = parts.dataset, config.task.split
-    predictions = predict(
-        lm, parts.catalogue, dataset.splits[split], config.data.max_history_items, config.decode,
-        split,
-    )  # fmt: skip
+    predictions = predict(lm, parts.catalogue, dataset.splits[split], config, split)
     metrics = {split: evaluate_predictions(predictions, dataset.items, dataset.full_train)}
     folder = Path(config.task.run_folder) / "evaluations" / f"{split}-{config_hash(config)[:8]}"
     folder.mkdir(parents=True, exist_ok=True)

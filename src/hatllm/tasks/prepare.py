@@ -14,7 +14,7 @@ from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import PromptBook, build_prompt_book
 from hatllm.data.report import data_report_table, write_data_report
-from hatllm.decode.predict import Catalogue
+from hatllm.decode.catalogue import Catalogue
 from hatllm.model.backbone import load_tokenizer
 from hatllm.tasks.assemble import cache_root, load_dataset
 from hatllm.tasks.run_folder import write_json

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.decode.predict import search
-from hatllm.decode.scorer import build_scorer
+from hatllm.decode.scorer import build_scorers
 from hatllm.tasks.evaluate import load_run
 from hatllm.tasks.run_folder import write_table
 
@@ -113,24 +113,23 @@ def _answer(config: Config, histories: list[list[int]], items: pl.DataFrame) -> 
     parts, lm = load_run(config)
     book = parts.catalogue.book
     device = lm.output_embedding_VD.device
-    trie = parts.catalogue.trie.to(device)
     newest = [np.asarray(h[-config.data.max_history_items :], np.int64) for h in histories]
     # Decoding asks for a target only to lay it after the prompt; here nothing follows it.
     anything = np.full(len(newest), book.item_id_I[0])
     examples = Examples(np.arange(len(newest)), newest, anything)
     title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
+    scorers = build_scorers(lm, parts.catalogue, config, examples.prompt_lengths(book, False))
     rows = []
     size = config.decode.users_per_batch
     for start in tqdm(range(0, len(newest), size), desc="recommend", unit="batch"):
         chosen = np.arange(start, min(start + size, len(newest)))
         batch = examples.batch(book, chosen, config.mask.target_is_item, False).to(device)
-        scorer = build_scorer(lm, trie, batch, len(book.prefix), config.decode.fast)
-        answers, _ = search(scorer, config.decode)
+        answers, _ = search(scorers.of(batch), config.decode)
         for user, row in enumerate(chosen.tolist()):
             for rank, leaf in enumerate(
                 leaf for leaf in answers.leaf_BW[user].tolist() if leaf >= 0
             ):
-                item = int(trie.items_of_leaf(leaf)[0])
+                item = int(scorers.trie.items_of_leaf(leaf)[0])
                 log_prob = float(answers.log_prob_BW[user, rank])
                 rows.append((row, rank + 1, item, title[item], log_prob))
     schema = ["row", "rank", "item_id", "title", "log_prob"]
