@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from hatllm.masks.layer_masks import Tokens
+from hatllm.masks.layer_masks import Tokens, causal_visible
 from hatllm.masks.patterns import RESPONSE, restart_positions
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.packed_prompts import Packed, hidden_of_packed
-from hatllm.model.stages import Rows
 
 
 def padded(
@@ -32,8 +31,9 @@ def packed_hidden(
 ) -> Tensor:
     """Hidden states of all tokens after a shared prefix, run packed. Shape (T, D)."""
     valid_BQ, own = valid_BL[:, num_prefix:], tokens.select(slice(num_prefix, None))
-    ids_BQ = ids_BL[:, num_prefix:]
-    packed = Packed(ids_BQ[valid_BQ], own, valid_BQ, Rows.of(valid_BQ))
+    visible_BQQ = causal_visible(valid_BQ, valid_BQ.shape[1])
+    ids_T = ids_BL[:, num_prefix:][valid_BQ]
+    packed = Packed(ids_T, own, valid_BQ, visible_BQQ, torch.zeros(0))
     return hidden_of_packed(lm, packed, ids_BL[0, :num_prefix])
 
 

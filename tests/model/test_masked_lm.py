@@ -14,7 +14,7 @@ from hatllm.data.prompt import Batch, IntArray
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import tiny_llama
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.packed_prompts import hidden_of_titles
+from hatllm.model.packed_prompts import hidden_at
 
 # The reference adds in float64, the model in float32: 1e-6 relative, on logits up to about 20.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -50,7 +50,11 @@ def with_lora(lm: MaskedLM, random_start: bool = True) -> None:
 def target_logits(lm: MaskedLM, batch: Batch, prefix: IntArray | None = None) -> Tensor:
     """Logits of the titles' tokens: padded prompts, or packed ones after a shared prefix."""
     if prefix is not None:
-        return lm.logits(hidden_of_titles(lm, batch, torch.from_numpy(prefix)))
+        return lm.logits(
+            hidden_at(
+                lm, batch, torch.from_numpy(prefix), batch.target_row_T, batch.target_column_T
+            )
+        )
     hidden_BLD = lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
     return lm.logits(hidden_BLD[batch.target_row_T, batch.target_column_T])
 

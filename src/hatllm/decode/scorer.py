@@ -26,7 +26,7 @@ from hatllm.decode.catalogue_states import (
     tokens_to_build,
 )
 from hatllm.decode.trie import ItemTrie
-from hatllm.masks.layer_masks import Tokens, build_layer_masks, causal_visible
+from hatllm.masks.layer_masks import Tokens, build_layer_masks
 from hatllm.masks.patterns import PREFIX, RESPONSE
 from hatllm.model.key_values import KeyValueStore
 from hatllm.model.masked_lm import MaskedLM
@@ -193,22 +193,19 @@ class TreeScorer:
     def _run_prompts(self, batch: Batch, num_prefix: int) -> Tensor:
         """Keys and values of all prompts; hidden state of each prompt's last token, (B, D)."""
         packed = Packed.of(batch, num_prefix)
-        visible_BQQ = causal_visible(packed.valid_BQ, packed.valid_BQ.shape[1])
         masks = masks_after_prefix(
-            self.lm.schedule, num_prefix, packed.tokens, visible_BQQ, self._layers
+            self.lm.schedule, num_prefix, packed.tokens, packed.visible_FQQ, self._layers
         )
-        row_T = packed.rows.place_T // packed.rows.num_places
-        column_T = packed.rows.place_T % packed.rows.num_places
+        row_T, column_T = packed.valid_FQ.nonzero(as_tuple=True)
         self.store.aim(row_T, num_prefix + column_T, batch.valid_BL.shape[1])
         stage = packed.stage(masks, self.store)
         if self.states is not None:
+            book_index_T = batch.book_index_BL[:, num_prefix:][packed.valid_FQ]
             stage.first_layer = self._layers.start
-            stage.entering = self.states.of_prompt(
-                batch.book_index_BL[:, num_prefix:][packed.valid_BQ]
-            )
+            stage.entering = self.states.of_prompt(book_index_T)
         hidden_TD = self.lm.hidden(packed.ids_T, [stage], self._layers)
         users_B = torch.arange(self.num_users, device=row_T.device)
-        return hidden_TD[packed.index_of(users_B, batch.prompt_length_B - 1 - num_prefix)]
+        return hidden_TD[packed.index_BL[users_B, batch.prompt_length_B - 1]]
 
     @property
     def _layers(self) -> range:

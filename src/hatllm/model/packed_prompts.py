@@ -1,8 +1,13 @@
-"""Padded prompts as packed stages: the prefix once, no padding, each segment once where it may be.
+"""Padded prompts as packed stages: nothing runs twice, and nothing that no one asks for.
 
-Dimension key: B rows, P prefix tokens, Q columns after the prefix, K keys, T packed tokens after
-the prefix, S segments of all rows, U different segments, N tokens of the longest segment, M tokens
-asked for, D hidden width.
+The constant prefix runs once. Padding does not run. Tokens after the last one asked for do not run.
+Where one row's history begins another's (prompts of one user, `all_prefixes`), the shorter row
+hangs its response and title under the longer one's history. Under `intra_scope: segments` the
+shallow layers run each different segment once.
+
+Dimension key: B prompts, L columns, P prefix tokens, F families of prompts, Q places in a family,
+K keys, T packed tokens, S segments of all rows, U different segments, N tokens of the longest
+segment, M tokens asked for, D hidden width.
 """
 
 from dataclasses import dataclass
@@ -20,38 +25,117 @@ from hatllm.model.stages import AfterPrefix, Past, PrefixStates, Rows, Stage
 
 @dataclass(frozen=True)
 class Packed:
-    """The columns of a batch after the prefix, packed."""
+    """The tokens of a batch after the prefix that have to run, in families of prompts."""
 
     ids_T: Tensor
-    tokens: Tokens  # padded, (B, Q)
-    valid_BQ: Tensor
-    rows: Rows
+    tokens: Tokens  # padded, (F, Q)
+    valid_FQ: Tensor
+    visible_FQQ: Tensor  # which tokens of the family each could see under full attention
+    index_BL: Tensor  # packed index of each token of the batch; without meaning where none runs
 
     @classmethod
     def of(cls, batch: Batch, num_prefix: int) -> "Packed":
-        """Drop prefix and padding of a right-padded batch."""
-        tokens = batch.tokens.select(slice(num_prefix, None))
+        """Every prompt a family of its own: all tokens after the prefix.
+
+        Args:
+            batch: Right-padded prompts, each beginning with the prefix.
+            num_prefix: Its tokens.
+        """
         valid_BQ = batch.valid_BL[:, num_prefix:]
-        ids_T = batch.input_ids_BL[:, num_prefix:][valid_BQ]
-        return cls(ids_T, tokens, valid_BQ, Rows.of(valid_BQ))
+        index_BL = batch.valid_BL.clone()
+        index_BL[:, :num_prefix] = False
+        return cls(
+            batch.input_ids_BL[:, num_prefix:][valid_BQ],
+            batch.tokens.select(slice(num_prefix, None)),
+            valid_BQ,
+            causal_visible(valid_BQ, valid_BQ.shape[1]),
+            (index_BL.flatten().cumsum(0) - 1).view_as(index_BL),
+        )
+
+    @classmethod
+    def in_families(cls, batch: Batch, num_prefix: int, last_B: Tensor) -> "Packed":
+        """Prompts whose histories begin one another share what they have in common.
+
+        Args:
+            batch: Right-padded prompts, each beginning with the prefix.
+            num_prefix: Its tokens.
+            last_B: Last column of each prompt that has to run, -1 = none. Shape (B,), int64.
+        """
+        L = batch.valid_BL.shape[1]
+        column_L = torch.arange(L, device=last_B.device)
+        history_B, host_B = _hosts(batch)
+        shared_BL = (host_B != torch.arange(len(host_B), device=last_B.device))[:, None] & (
+            column_L < history_B[:, None]
+        )
+        asked_BL = batch.valid_BL & (column_L <= last_B[:, None]) & (column_L >= num_prefix)
+        # A host's history runs as far as a guest needs it, whatever the host is asked for.
+        needed_B = torch.where(last_B >= 0, torch.minimum(history_B, last_B + 1), 0)
+        needed_B = torch.zeros_like(needed_B).scatter_reduce(0, host_B, needed_B, "amax")
+        hosted_BL = (column_L >= num_prefix) & (column_L < needed_B[:, None])
+        row_T, column_T = ((asked_BL & ~shared_BL) | hosted_BL).nonzero(as_tuple=True)
+        by_family_T = host_B[row_T].sort(stable=True).indices
+        row_T, column_T = row_T[by_family_T], column_T[by_family_T]
+        host_T = host_B[row_T]
+        hosts_F, family_T = torch.unique_consecutive(host_T, return_inverse=True)
+        size_F = torch.bincount(family_T, minlength=len(hosts_F))
+        start_F = size_F.cumsum(0) - size_F
+        place_T = torch.arange(len(row_T), device=row_T.device) - start_F[family_T]
+
+        def laid_out(value_T: Tensor, padding: int) -> Tensor:
+            out = value_T.new_full((len(hosts_F), int(size_F.max())), padding)
+            out[family_T, place_T] = value_T
+            return out
+
+        row_FQ, column_FQ = laid_out(row_T, -1), laid_out(column_T, L)
+        index_BL = torch.zeros_like(batch.input_ids_BL)
+        index_BL[row_T, column_T] = torch.arange(len(row_T), device=row_T.device)
+        index_BL = torch.where(shared_BL, index_BL[host_B], index_BL)
+        guest_history_FQ = history_B[row_FQ.clamp(min=0)]
+        own_FQQ = (row_FQ[:, :, None] == row_FQ[:, None]) & (
+            column_FQ[:, :, None] >= column_FQ[:, None]
+        )
+        is_hosts_FQ = row_FQ == hosts_F[:, None]
+        below_FQQ = is_hosts_FQ[:, None] & (column_FQ[:, None] < guest_history_FQ[:, :, None])
+        valid_FQ = row_FQ >= 0
+        is_guest_FQ1 = ~is_hosts_FQ[:, :, None]
+        at = row_FQ.clamp(min=0), column_FQ.clamp(max=L - 1)
+        tokens = Tokens(
+            batch.tokens.segment_BL[at], batch.tokens.position_BL[at], batch.tokens.restart_BL[at]
+        )
+        visible_FQQ = (own_FQQ | (below_FQQ & is_guest_FQ1)) & valid_FQ[:, None]
+        return cls(batch.input_ids_BL[row_T, column_T], tokens, valid_FQ, visible_FQQ, index_BL)
 
     def stage(self, masks: LayerMasks, past: Past) -> Stage:
         """The stage of all these tokens."""
-        position_T = self.tokens.position_BL[self.valid_BQ]
-        restart_T = self.tokens.restart_BL[self.valid_BQ]
-        return Stage(masks, position_T, restart_T, self.rows, past)
+        position_T = self.tokens.position_BL[self.valid_FQ]
+        restart_T = self.tokens.restart_BL[self.valid_FQ]
+        return Stage(masks, position_T, restart_T, Rows.of(self.valid_FQ), past)
 
-    def index_of(self, row_M: Tensor, column_M: Tensor) -> Tensor:
-        """Packed index of tokens given by row and column after the prefix. Shape (M,)."""
-        index_BQ = self.valid_BQ.flatten().cumsum(0).view_as(self.valid_BQ) - 1
-        return index_BQ[row_M, column_M]
+
+def _hosts(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Columns up to the end of each history, and the prompt under whose history each one hangs.
+
+    Returns:
+        history_B: Prefix and history tokens. Shape (B,), int64.
+        host_B: The longest history that begins with this one, the first of equals. Shape (B,).
+    """
+    is_item_BL = (batch.tokens.segment_BL >= 0) & (batch.book_index_BL >= 0)
+    L = is_item_BL.shape[1]
+    column_L = torch.arange(L, device=is_item_BL.device)
+    history_B = torch.where(is_item_BL, column_L + 1, 0).amax(1)
+    item_BL = batch.book_index_BL.masked_fill(~is_item_BL, -1)
+    differs_BBL = (item_BL[:, None] != item_BL[None]) & (column_L < history_B[:, None, None])
+    begins_BB = ~differs_BBL.any(-1) & (history_B > 0)[:, None]
+    begins_BB.fill_diagonal_(True)
+    host_B = torch.where(begins_BB, history_B[None], -1).argmax(1)
+    return history_B, host_B
 
 
 def masks_after_prefix(
     schedule: Schedule,
     num_prefix: int,
     tokens: Tokens,
-    visible_BQQ: Tensor,
+    visible_FQQ: Tensor,
     layers: range | None = None,
 ) -> LayerMasks:
     """Masks of rows whose keys are the prefix and themselves.
@@ -59,45 +143,47 @@ def masks_after_prefix(
     Args:
         schedule: One pattern for each layer.
         num_prefix: Prefix tokens, P.
-        tokens: The rows' own tokens. Shape (B, Q).
-        visible_BQQ: Which of a row's tokens could see which under full attention. Bool.
+        tokens: The rows' own tokens. Shape (F, Q).
+        visible_FQQ: Which of a row's tokens could see which under full attention. Bool.
         layers: The layers the masks are for; None = all.
 
     Returns:
         Masks with P + Q keys.
     """
-    B, Q = tokens.segment_BL.shape
-    position_BP = torch.arange(num_prefix, device=visible_BQQ.device).expand(B, -1)
-    prefix = Tokens(torch.full_like(position_BP, PREFIX), position_BP, position_BP)
-    sees_prefix_BQP = visible_BQQ.new_ones(B, Q, num_prefix)
-    visible_BQK = torch.cat([sees_prefix_BQP, visible_BQQ], 2)
-    return build_layer_masks(schedule, tokens, prefix.append(tokens), visible_BQK, layers=layers)
+    F, Q = tokens.segment_BL.shape
+    position_FP = torch.arange(num_prefix, device=visible_FQQ.device).expand(F, -1)
+    prefix = Tokens(torch.full_like(position_FP, PREFIX), position_FP, position_FP)
+    sees_prefix_FQP = visible_FQQ.new_ones(F, Q, num_prefix)
+    visible_FQK = torch.cat([sees_prefix_FQP, visible_FQQ], 2)
+    return build_layer_masks(schedule, tokens, prefix.append(tokens), visible_FQK, layers=layers)
 
 
-def hidden_of_titles(lm: MaskedLM, batch: Batch, prefix_ids_P: Tensor) -> Tensor:
-    """Hidden states that predict the titles' tokens; equal to the padded way, gradients included.
+def hidden_at(
+    lm: MaskedLM, batch: Batch, prefix_ids_P: Tensor, row_M: Tensor, column_M: Tensor
+) -> Tensor:
+    """Hidden states of chosen tokens; equal to the padded way, gradients included.
 
     Args:
         lm: The model under its schedule.
-        batch: Prompts with titles, right-padded, each beginning with the prefix.
+        batch: Right-padded prompts, each beginning with the prefix.
         prefix_ids_P: Token ids of the prefix. Shape (P,), int64.
+        row_M: Prompt of each token asked for. Shape (M,), int64.
+        column_M: Its column, prefix included, >= P. Shape (M,), int64.
 
     Returns:
-        hidden_MD: For each of `batch.target_token_T`. Shape (M, D).
+        hidden_MD: Shape (M, D).
     """
-    num_prefix = len(prefix_ids_P)
-    packed = Packed.of(batch, num_prefix)
-    hidden_TD = hidden_of_packed(lm, packed, prefix_ids_P)
-    return hidden_TD[packed.index_of(batch.target_row_T, batch.target_column_T - num_prefix)]
+    last_B = torch.full_like(batch.prompt_length_B, -1).scatter_reduce(0, row_M, column_M, "amax")
+    packed = Packed.in_families(batch, len(prefix_ids_P), last_B)
+    return hidden_of_packed(lm, packed, prefix_ids_P)[packed.index_BL[row_M, column_M]]
 
 
 def hidden_of_packed(lm: MaskedLM, packed: Packed, prefix_ids_P: Tensor) -> Tensor:
     """Hidden states of all packed tokens. Shape (T, D)."""
     num_prefix, shallow = len(prefix_ids_P), lm.schedule.num_segment_layers
     prefix = lm.run_prefix(prefix_ids_P)
-    visible_BQQ = causal_visible(packed.valid_BQ, packed.valid_BQ.shape[1])
     layers = range(shallow, lm.num_layers)
-    masks = masks_after_prefix(lm.schedule, num_prefix, packed.tokens, visible_BQQ, layers)
+    masks = masks_after_prefix(lm.schedule, num_prefix, packed.tokens, packed.visible_FQQ, layers)
     whole = packed.stage(masks, AfterPrefix(prefix))
     if not shallow:
         return lm.hidden(packed.ids_T, [whole])
@@ -121,10 +207,13 @@ class Segments:
     @classmethod
     def of(cls, packed: Packed) -> "Segments":
         """Cut packed prompts into segments and keep one of those with equal tokens."""
-        row_T = packed.rows.place_T // packed.rows.num_places
-        label_T = packed.tokens.segment_BL[packed.valid_BQ]
+        row_T = packed.valid_FQ.nonzero()[:, 0]
+        label_T = packed.tokens.segment_BL[packed.valid_FQ]
+        restart_T = packed.tokens.restart_BL[packed.valid_FQ]
         starts_T = torch.ones_like(label_T, dtype=torch.bool)
+        # A title ends one prompt of a family; the next begins with a response of its own.
         starts_T[1:] = (label_T[1:] != label_T[:-1]) | (row_T[1:] != row_T[:-1])
+        starts_T[1:] |= restart_T[1:] <= restart_T[:-1]
         segment_T = starts_T.cumsum(0) - 1
         start_S = starts_T.nonzero()[:, 0]
         offset_T = torch.arange(len(label_T), device=label_T.device) - start_S[segment_T]

@@ -1,6 +1,7 @@
 """The LightningModule: a masked LLM, its loss and its validation.
 
-Dimension key: B rows, L prompt length, T target tokens, C legal tokens (both flat), D hidden width.
+Dimension key: B rows, L prompt length, T target tokens, M chosen ones of them, C
+legal tokens (all flat), D hidden width.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from hatllm.decode.predict import predict
 from hatllm.losses.lml import lml_loss
 from hatllm.losses.msl import ats_temperature, legal_statistics, msl_loss, smooth
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.packed_prompts import hidden_of_titles
+from hatllm.model.packed_prompts import hidden_at
 from hatllm.report.evaluation import evaluate_predictions
 
 if TYPE_CHECKING:
@@ -79,27 +80,31 @@ class Recommender(lightning.LightningModule):
         Returns:
             Scalar, float32.
         """
-        if self.config.fast:
-            prefix_P = torch.from_numpy(self.catalogue.book.prefix).to(batch.input_ids_BL.device)
-            hidden_TD = hidden_of_titles(self.lm, batch, prefix_P)
-        else:
-            hidden_BLD = self.lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
-            hidden_TD = hidden_BLD[batch.target_row_T, batch.target_column_T]
         if self.config.loss.name == "lml":
+            hidden_TD = self._hidden_at(batch, batch.target_row_T, batch.target_column_T)
             nll_T = lml_loss(self.lm.logits(hidden_TD), batch.target_token_T)
         else:
-            nll_T = self._msl(hidden_TD, batch)
+            nll_T = self._msl(batch)
         return nll_T.sum() / batch.num_rows
 
-    def _msl(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
-        trie = self.catalogue.trie = self.catalogue.trie.to(hidden_TD.device)
+    def _hidden_at(self, batch: Batch, row_M: Tensor, column_M: Tensor) -> Tensor:
+        """Hidden states of chosen tokens, the fast or the plain way. Shape (M, D)."""
+        if self.config.fast and len(row_M):  # no choice in any title: the plain way has a graph
+            prefix_P = torch.from_numpy(self.catalogue.book.prefix).to(row_M.device)
+            return hidden_at(self.lm, batch, prefix_P, row_M, column_M)
+        hidden_BLD = self.lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
+        return hidden_BLD[row_M, column_M]
+
+    def _msl(self, batch: Batch) -> Tensor:
+        trie = self.catalogue.trie = self.catalogue.trie.to(batch.input_ids_BL.device)
         path_BP = trie.path_to(trie.leaf_of_item(batch.target_item_B))
         node_T = path_BP[path_BP >= 0]
         parent_T = trie.parent_N[node_T]
         chosen_T = trie.is_branching_N[parent_T]  # forced tokens have no loss and no gradient
-        row_C, child_C, logit_C = legal_logits(
-            self.lm, trie, hidden_TD[chosen_T], parent_T[chosen_T]
+        hidden_MD = self._hidden_at(
+            batch, batch.target_row_T[chosen_T], batch.target_column_T[chosen_T]
         )
+        row_C, child_C, logit_C = legal_logits(self.lm, trie, hidden_MD, parent_T[chosen_T])
         positive_T = logit_C[child_C == node_T[chosen_T][row_C]]
         tau: float | Tensor = self.config.loss.tau
         if self.config.loss.name == "msl_ats":
