@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-TASKS = ("prepare", "train", "evaluate", "recommend", "masks", "experiment", "table")
+TASKS = ("prepare", "train", "evaluate", "recommend", "masks", "experiment", "table", "plan")
 SOURCES = ("ml100k", "amazon", "windows", "custom")
 RELEASES = ("2014", "2018", "2023")
 PROTOCOLS = ("sliding_window", "all_prefixes", "leave_one_out")
@@ -297,7 +297,8 @@ class TrainerConfig:
     max_epochs: int
     max_steps: int  # optimizer steps; -1 = as many as max_epochs gives; 0 = do not train
     global_batch_size: int  # rows an optimizer step, over all processes
-    micro_batch_size: int  # rows a forward pass in one process
+    micro_batch_size: int  # rows a forward pass in one process, at most
+    group_by_user: bool  # shuffle users, not rows, so that the rows of a batch share histories
     learning_rate: float
     warmup_steps: int  # linear warm-up, then linear decay to 0
     weight_decay: float
@@ -317,7 +318,7 @@ class TrainerConfig:
         check_range("trainer.max_steps", self.max_steps, -1)
         if self.learning_rate <= 0:
             raise ValueError(f"trainer.learning_rate={self.learning_rate} must be above 0")
-        rows = self.micro_batch_size * self.devices * self.num_nodes
+        rows = self.rows_a_pass * self.devices * self.num_nodes
         if self.global_batch_size % rows:
             raise ValueError(
                 f"trainer.global_batch_size={self.global_batch_size} must be a multiple of "
@@ -328,6 +329,12 @@ class TrainerConfig:
                 f"trainer.devices={self.devices} needs trainer=ddp or trainer=fsdp "
                 f"(trainer.strategy='auto' runs one process)"
             )
+
+    @property
+    def rows_a_pass(self) -> int:
+        """Rows of a forward pass: `micro_batch_size`, or a process's share where that is less."""
+        share = self.global_batch_size // (self.devices * self.num_nodes)
+        return max(1, min(self.micro_batch_size, share))
 
 
 @dataclass

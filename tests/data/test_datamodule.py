@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 from torch.utils.data import DataLoader
-from toys import PROMPT, TITLES, toy_batch, toy_book, toy_frame
+from toys import PROMPT, TITLES, Compose, toy_batch, toy_book, toy_frame
 
 from hatllm.data.datamodule import Examples, MicroBatches
 
@@ -50,6 +50,29 @@ def test_every_process_does_the_same_number_of_full_micro_batches(
     for process in steps_of(micro, world_size):
         assert [len(chunks) for chunks in process] == [GLOBAL // (micro * world_size)] * 4
         assert {len(chunk) for chunks in process for chunk in chunks} == {micro}
+
+
+def test_users_stay_together_and_are_shuffled() -> None:
+    user_R = np.repeat([5, 3, 9, 1, 7], [4, 12, 2, 16, 3])
+    orders = []
+    for seed in (1, 2):
+        sampler = MicroBatches(LENGTHS, GLOBAL, 4, 0, 1, seed, lambda: 0, user_R)
+        rows = [row for chunk in sampler for row in chunk]
+        users = user_R[rows]
+        assert len(set(rows)) == NUM_ROWS // GLOBAL * GLOBAL
+        # Each user's rows side by side, in their own order.
+        assert (np.diff(users) != 0).sum() + 1 == len(set(users))
+        assert all((np.diff(np.array(rows)[users == user]) == 1).all() for user in set(users))
+        orders.append(rows)
+    assert orders[0] != orders[1]
+
+
+def test_a_process_takes_its_whole_share_where_that_is_less_than_a_micro_batch(
+    compose_config: Compose,
+) -> None:
+    words = ["trainer.global_batch_size=8", "trainer.micro_batch_size=8"]
+    assert compose_config(*words).trainer.rows_a_pass == 8
+    assert compose_config(*words, "trainer=ddp", "trainer.devices=2").trainer.rows_a_pass == 4
 
 
 def test_an_epoch_holds_each_row_at_most_once_and_whole_steps_only() -> None:

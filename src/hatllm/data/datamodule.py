@@ -1,8 +1,8 @@
 """Training batches: global batches of rows, cut into micro-batches over processes and steps.
 
 A global batch is the same set of rows for any number of processes and any micro-batch size. Inside
-it rows are sorted by length, so that a micro-batch holds little padding; the loss, a mean over
-rows, does not care.
+it rows are sorted by length, so that a micro-batch holds little padding, or stay beside their
+user's others, whose history they share; the loss, a mean over rows, does not care.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ class Examples:
     example_id_R: IntArray
     histories: list[IntArray]  # item ids, oldest first
     target_R: IntArray
+    user_R: IntArray | None = None  # where examples have users
 
     @classmethod
     def of(cls, frame: pl.DataFrame, max_history_items: int) -> "Examples":
@@ -38,7 +39,8 @@ class Examples:
             np.asarray(history[-max_history_items:], np.int64)
             for history in frame["history"].to_list()
         ]
-        return cls(frame["example_id"].to_numpy(), histories, frame["target"].to_numpy())
+        users = frame["user_id"].to_numpy()
+        return cls(frame["example_id"].to_numpy(), histories, frame["target"].to_numpy(), users)
 
     def __len__(self) -> int:
         return len(self.target_R)
@@ -81,6 +83,7 @@ class MicroBatches(Sampler[list[int]]):
         world_size: int,
         seed: int,
         steps_done: Callable[[], int],
+        user_R: IntArray | None = None,
     ) -> None:
         """Plan the epochs.
 
@@ -92,6 +95,8 @@ class MicroBatches(Sampler[list[int]]):
             world_size: Processes.
             seed: Of the permutations.
             steps_done: Optimizer steps done so far, over all epochs.
+            user_R: User of each row: users are shuffled and their rows stay together, in their
+                order; None = rows are shuffled.
 
         Raises:
             ValueError: If there are fewer rows than one global batch.
@@ -106,6 +111,7 @@ class MicroBatches(Sampler[list[int]]):
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.world_size = rank, world_size
         self.steps_done = steps_done
+        self.user_R = user_R
 
     @property
     def accumulation(self) -> int:
@@ -117,14 +123,37 @@ class MicroBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, first_step = divmod(self.steps_done(), self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        order = self._order(np.random.default_rng([self.seed, epoch]))
         for step in range(first_step, self.steps_per_epoch):
             rows = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
-            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+            if self.user_R is None:
+                rows = rows[np.argsort(self.lengths[rows], kind="stable")]
             chunks = rows.reshape(-1, self.micro_batch_size)
             # Neighbouring chunks go to different processes, so that these wait little.
             for chunk in chunks[self.rank :: self.world_size]:
                 yield chunk.tolist()
+
+    def _order(self, generator: np.random.Generator) -> IntArray:
+        if self.user_R is None:
+            return generator.permutation(len(self.lengths))
+        _, user_R = np.unique(self.user_R, return_inverse=True)
+        return np.argsort(generator.permutation(user_R.max() + 1)[user_R], kind="stable")
+
+
+def micro_batches(
+    examples: Examples,
+    lengths: IntArray,
+    config: "TrainerConfig",
+    seed: int,
+    rank: int,
+    world_size: int,
+    steps_done: Callable[[], int],
+) -> MicroBatches:
+    """The micro-batches of a run, see `MicroBatches`."""
+    return MicroBatches(
+        lengths, config.global_batch_size, config.rows_a_pass, rank, world_size, seed, steps_done,
+        examples.user_R if config.group_by_user else None,
+    )  # fmt: skip
 
 
 class _Rows(Dataset[int]):
@@ -155,15 +184,11 @@ class TrainingData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[int]:
         """Micro-batches of this process."""
-        sampler = MicroBatches(
-            self.examples.prompt_lengths(self.book, with_target=True),
-            self.trainer_config.global_batch_size,
-            self.trainer_config.micro_batch_size,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-            self.seed,
+        sampler = micro_batches(
+            self.examples, self.examples.prompt_lengths(self.book, with_target=True),
+            self.trainer_config, self.seed, self.trainer.global_rank, self.trainer.world_size,
             lambda: self.trainer.global_step,
-        )
+        )  # fmt: skip
         return DataLoader(
             _Rows(len(self.examples)), batch_sampler=sampler, collate_fn=self._collate
         )

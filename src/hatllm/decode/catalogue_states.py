@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hatllm.decode.catalogue import Catalogue
+from hatllm.masks.schedule import Schedule
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.packed_prompts import segment_stage
 
@@ -61,6 +62,20 @@ def tokens_to_build(catalogue: Catalogue) -> int:
     return len(book.history_item.flat) + len(book.response) + len(book.target.flat)
 
 
+def check_states(schedule: Schedule) -> None:
+    """Refuse a schedule whose states are not the same in every prompt, or that has no others.
+
+    Raises:
+        ValueError: If no layer, or every layer, is a segment layer.
+    """
+    layers, every = schedule.num_segment_layers, len(schedule.patterns)
+    if layers in (0, every):
+        raise ValueError(
+            f"decode.state_cache=true needs segment layers below others, {layers} of {every} are: "
+            "mask=hatllm_segments, or decode.state_cache=null"
+        )
+
+
 @torch.inference_mode()
 def catalogue_states(lm: MaskedLM, catalogue: Catalogue, folder: Path) -> CatalogueStates:
     """The states of a catalogue, from their file or made now.
@@ -76,15 +91,7 @@ def catalogue_states(lm: MaskedLM, catalogue: Catalogue, folder: Path) -> Catalo
     Raises:
         ValueError: If the schedule has no segment layer, or no other.
     """
-    if lm.schedule.num_segment_layers == 0:
-        raise ValueError(
-            "decode.state_cache=true needs segment layers first: mask=hatllm_segments, or "
-            "mask.intra_scope=segments with an intra pattern in layer 0"
-        )
-    if lm.schedule.num_segment_layers == lm.num_layers:
-        raise ValueError(
-            "decode.state_cache=true: every layer is a segment layer, so no layer sees the history"
-        )
+    check_states(lm.schedule)
     path = states_file(lm, catalogue, folder)
     if not path.exists():
         _build(lm, catalogue, path)

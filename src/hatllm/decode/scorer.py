@@ -76,13 +76,13 @@ def build_scorers(
     if config.fast and config.decode.state_cache is not False:
         folder = Path(config.cache_root).expanduser() / "states"
         wanted = config.decode.state_cache
-        if wanted or _states_pay(lm, catalogue, prompt_lengths, folder):
+        if wanted or states_pay(lm, catalogue, prompt_lengths, folder):
             states = catalogue_states(lm, catalogue, folder)
     return Scorers(lm, catalogue, config.fast, states)
 
 
-def _states_pay(lm: MaskedLM, catalogue: Catalogue, prompt_lengths: IntArray, folder: Path) -> bool:
-    """Whether the states lie ready, or the prompts hold more tokens than making them takes."""
+def states_pay(lm: MaskedLM, catalogue: Catalogue, prompt_lengths: IntArray, folder: Path) -> bool:
+    """Whether the catalogue's states lie ready, or cost fewer tokens than the prompts hold."""
     if lm.schedule.num_segment_layers in (0, lm.num_layers) or process_rank()[1] > 1:
         return False
     own = prompt_lengths.sum() - len(prompt_lengths) * len(catalogue.book.prefix)

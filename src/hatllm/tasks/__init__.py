@@ -47,3 +47,7 @@ def run_task(config: Config, compose: Callable[[list[str]], Config], script: Pat
             from hatllm.tasks.table import table
 
             table(config)
+        case "plan":
+            from hatllm.tasks.plan import plan
+
+            plan(config, compose)

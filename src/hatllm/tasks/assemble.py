@@ -9,6 +9,7 @@ from hatllm.config import Config
 from hatllm.data.prepare import Dataset, prepare_dataset
 from hatllm.data.prompt import build_prompt_book
 from hatllm.decode.catalogue import Catalogue
+from hatllm.decode.catalogue_states import check_states
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import load_masked_lm, load_tokenizer, num_layers_of
 from hatllm.model.masked_lm import MaskedLM
@@ -54,6 +55,8 @@ def assemble(config: Config) -> Parts:
         torch.set_num_threads(config.num_threads)
     check_hardware(config)
     schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
+    if config.fast and config.decode.state_cache:
+        check_states(schedule)
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     tokenizer = load_tokenizer(config.model, cache_root(config))

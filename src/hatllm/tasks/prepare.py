@@ -48,14 +48,18 @@ def prepare(config: Config) -> Path:
             "data and report": round(tokenised - start, 2),
             "tokenise": round(time.perf_counter() - tokenised, 2),
         }
-        # Linux counts kilobytes, macOS bytes.
-        unit = 1024**2 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        counts["peak_memory_mb"] = round(peak)
+        counts["peak_memory_mb"] = round(peak_memory_mb())
         write_json(folder / "tokens.json", counts)
         console.print(_token_table(counts, config))
     console.print(f"report: {report}")
     return report
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held so far, MiB."""
+    # Linux counts kilobytes, macOS bytes.
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def token_counts(

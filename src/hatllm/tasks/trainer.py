@@ -64,7 +64,7 @@ def build_trainer(
     """
     trainer = config.trainer
     accumulation = trainer.global_batch_size // (
-        trainer.micro_batch_size * trainer.devices * trainer.num_nodes
+        trainer.rows_a_pass * trainer.devices * trainer.num_nodes
     )
     checkpoints = folder / "checkpoints"
     best = ModelCheckpoint(
@@ -100,6 +100,33 @@ def build_trainer(
         default_root_dir=str(folder),
     )
     return built, best
+
+
+def build_calibration_trainer(
+    config: Config, num_batches: int, stopwatch: Callback
+) -> lightning.Trainer:
+    """A trainer of one process that steps after every micro-batch and leaves nothing behind.
+
+    Args:
+        config: The run.
+        num_batches: Micro-batches to train on.
+        stopwatch: Times them.
+
+    Returns:
+        A trainer without validation, checkpoints and loggers.
+    """
+    return lightning.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        max_steps=num_batches,
+        gradient_clip_val=config.trainer.gradient_clip or None,
+        limit_val_batches=0,
+        callbacks=[stopwatch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def _strategy(config: TrainerConfig) -> Any:

@@ -1,0 +1,224 @@
+"""task=plan: what the composed run or experiment will cost, before it is launched.
+
+Rows, tokens and steps are counted; time and memory come from a calibration of seconds on real
+batches, in this process, and are extrapolated by the counted tokens. Nothing is written but what
+preparing data and weights leaves in the cache.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from hatllm.config import Config
+from hatllm.decode.catalogue_states import states_file, tokens_to_build
+from hatllm.decode.scorer import states_pay
+from hatllm.model.masked_lm import MaskedLM
+from hatllm.report.plan_table import (
+    NO_TIME,
+    RunPlan,
+    Seconds,
+    SplitSize,
+    StatesSize,
+    TrieSize,
+    cost_table,
+    experiment_table,
+    split_table,
+)
+from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, load_dataset
+from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
+from hatllm.tasks.experiment import plan_cells
+from hatllm.tasks.load import Load, loads_of, steps_done, trains
+from hatllm.tasks.run_folder import config_hash, is_finished, run_folder, run_label
+from hatllm.tasks.trainer import num_optimizer_steps
+
+DECODED = ("valid", "test")
+
+
+def plan(config: Config, compose: Callable[[list[str]], Config]) -> list[RunPlan]:
+    """Print the predicted cost of a run, or of an experiment's cells and their sum.
+
+    Args:
+        config: The run or experiment.
+        compose: Gives the config of a cell from its overrides.
+
+    Returns:
+        One plan a run.
+
+    Raises:
+        ValueError: If a setting does not fit the data, the model or the machine.
+    """
+    console = Console()
+    if not config.experiment.cells or config.experiment.cell is not None:
+        found = plan_run(config, {})
+        if found.splits:
+            console.print(split_table(found))
+        console.print(cost_table(found))
+        return [found]
+    measured: dict[str, Measured] = {}
+    plans = []
+    for _, _, words, _ in plan_cells(config, compose):
+        cell = compose(words)
+        cell.task.force = False  # an experiment never runs a finished cell again
+        plans.append(plan_run(cell, measured))
+    console.print(experiment_table(config.experiment.name or "", plans))
+    return plans
+
+
+def plan_run(config: Config, measured: "dict[str, Measured]") -> RunPlan:
+    """The predicted cost of one run.
+
+    Args:
+        config: The run.
+        measured: What was measured for runs that differ in the seed only; grows.
+
+    Returns:
+        Counts, memory and times; a finished run costs nothing.
+    """
+    found = RunPlan(run_label(config), config.seed, "to run")
+    folder = run_folder(config)
+    if is_finished(folder) and not config.task.force:
+        found.status = "finished"
+    elif config.model.kind == "popularity":
+        start = time.perf_counter()
+        check_catalogue(config, load_dataset(config))
+        found.seconds["prepare"] = Seconds.exactly(time.perf_counter() - start)
+    else:
+        _plan_llm(config, folder, found, measured)
+    return found
+
+
+@dataclass
+class Measured:
+    """What runs share that differ in the seed only; the model itself is not kept."""
+
+    parts: Parts
+    calibration: Calibration
+    states: StatesSize | None
+    states_ready: bool
+    num_tuned: int
+    num_frozen: int
+    prepare_seconds: float
+
+
+def _plan_llm(config: Config, folder: Path, found: RunPlan, measured: dict[str, Measured]) -> None:
+    key = config_hash(replace(config, seed=0))
+    start = time.perf_counter()
+    parts = measured[key].parts if key in measured else assemble(config)
+    loads = loads_of(config, parts, steps_done(config, folder))
+    if key not in measured:
+        measured[key] = _measure(config, parts, loads, start)
+        found.calibration_seconds = measured[key].calibration.seconds
+    _fill_counts(config, folder, found, parts, loads)
+    _fill_costs(config, found, loads, measured[key])
+
+
+def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float) -> Measured:
+    """Load the model, count its parameters and calibrate."""
+    # With the whole run's batches: another seed's run may have more steps to go than this one.
+    train = loads_of(config, parts, 0)["train"] if trains(config) else loads["train"]
+    lm = parts.load_model(config)
+    tuned = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    prepared = time.perf_counter() - start
+    calibration = calibrate(config, parts, lm, train, loads["test"], "test")
+    states, ready = _states(config, parts, lm, loads)
+    return Measured(
+        parts, calibration, states, ready, tuned,
+        lm.backbone[0].num_parameters() - tuned, prepared,
+    )  # fmt: skip
+
+
+def _states(
+    config: Config, parts: Parts, lm: MaskedLM, loads: dict[str, Load]
+) -> tuple[StatesSize | None, bool]:
+    """Size of the catalogue's states and who would use them; whether they lie ready."""
+    wanted, layers = config.decode.state_cache, lm.schedule.num_segment_layers
+    if not config.fast or wanted is False or layers in (0, lm.num_layers):
+        return None, False
+    catalogue, folder = parts.catalogue, cache_root(config) / "states"
+    book, embedding_VD = catalogue.book, lm.output_embedding_VD
+    rows = len(book.history_item.flat) + len(book.response) + catalogue.trie.num_nodes
+    alone = config.trainer.devices * config.trainer.num_nodes == 1
+    pays = [
+        name for name in DECODED
+        if wanted or (alone and states_pay(lm, catalogue, loads[name].lengths, folder))
+    ]  # fmt: skip
+    if pays == ["valid"]:
+        pays.append("test")  # they lie ready by then
+    megabytes = rows * embedding_VD.shape[1] * embedding_VD.itemsize / 2**20
+    size = StatesSize(tokens_to_build(catalogue), megabytes, tuple(pays))
+    return size, states_file(lm, catalogue, folder).exists()
+
+
+def _fill_counts(
+    config: Config, folder: Path, found: RunPlan, parts: Parts, loads: dict[str, Load]
+) -> None:
+    for name, load in loads.items():
+        rows, tokens = len(load.lengths), int(load.lengths.sum())
+        found.splits[name] = SplitSize(
+            rows, tokens, int(load.lengths.max()), rows * load.num_prefix / tokens,
+            load.padding_share,
+        )  # fmt: skip
+    trie = parts.catalogue.trie
+    found.trie = TrieSize(trie.num_nodes, int(trie.is_branching_N.sum()), trie.num_leaves)
+    found.trained_tokens = loads["train"].tokens
+    if not trains(config):
+        return
+    done, rows = steps_done(config, folder), found.splits["train"].rows
+    last = num_optimizer_steps(config.trainer, rows)
+    every = config.trainer.validate_every_steps or rows // config.trainer.global_batch_size
+    found.num_steps = last - done
+    found.num_validations = last // every - done // every
+    if done:
+        found.status = f"resumes at step {done}"
+
+
+def _fill_costs(config: Config, found: RunPlan, loads: dict[str, Load], measured: Measured) -> None:
+    calibration = measured.calibration
+    found.num_tuned, found.num_frozen = measured.num_tuned, measured.num_frozen
+    found.states = measured.states
+    on_gpu = uses_gpu(config)
+    # Processes on GPUs work side by side; those on the CPU share its cores.
+    share = 1 / (config.trainer.devices * config.trainer.num_nodes) if on_gpu else 1.0
+    found.memory_of = "GPU" if on_gpu else "process"
+    found.peak_memory_mb = calibration.memory_mb
+    if found.states is not None and found.states.used_by:
+        found.peak_memory_mb += found.states.megabytes
+    train = NO_TIME
+    if found.num_steps:
+        train = calibration.train.over(found.trained_tokens) * share
+        train += calibration.steps.over(found.num_steps)
+    decode = _Decoding(loads, measured, share)
+    found.seconds = {
+        "prepare": Seconds.exactly(measured.prepare_seconds),
+        "train": train,
+        "validate": decode.seconds(("valid",), False) * found.num_validations,
+        "evaluate": decode.seconds(DECODED, measured.states_ready),
+    }
+
+
+@dataclass
+class _Decoding:
+    """Predicts the time of decoding."""
+
+    loads: dict[str, Load]
+    measured: Measured
+    share: float  # of the users that one process takes
+
+    def seconds(self, splits: tuple[str, ...], states_ready: bool) -> Seconds:
+        """Time of splits one after the other with the same weights, the states made once."""
+        calibration, states, total = self.measured.calibration, self.measured.states, NO_TIME
+        schedule = self.measured.parts.schedule
+        shallow = schedule.num_segment_layers / len(schedule.patterns)
+        for split in splits:
+            seconds = calibration.decode.over(self.loads[split].tokens) * self.share
+            if states is not None and split in states.used_by:
+                seconds *= 1 - calibration.model_share * shallow
+                if not states_ready:
+                    build = states.tokens * calibration.model_token_seconds * shallow
+                    seconds += Seconds.exactly(build)
+                states_ready = True
+            total += seconds
+        return total
