@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types format masks clean
+.PHONY: help setup demo bench test slow lint types format masks clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -27,6 +27,10 @@ test: $(STAMP) ## the tests, with coverage
 
 slow: setup ## the tests with the real backbone
 	$(BIN)/python -m pytest -m "slow"
+
+BENCHMARKS := decode train trie curves prepare
+bench: setup ## a five-minute version of each benchmark, into experiments/speed/results/quick
+	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.speed.$$name --quick --fresh || exit 1; done
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,0 +1,42 @@
+"""One batch of users through the fast beam search: seconds, and tokens through the model."""
+
+from typing import Any
+
+import torch
+
+from experiments.speed.floor import counted, seconds_of
+from experiments.speed.record import Row
+from experiments.speed.workload import Workload
+from hatllm.config import Config
+from hatllm.data.prompt import Batch
+from hatllm.decode.catalogue import Catalogue
+from hatllm.decode.predict import search
+from hatllm.decode.scorer import Scorers
+
+
+def searched(
+    workload: Workload, config: Config, catalogue: Catalogue, batch: Batch, repeats: int
+) -> Row:
+    """Search a batch, once to count and warm and then some times to time.
+
+    Args:
+        workload: Holds the model.
+        config: Mask and search.
+        catalogue: Titles that may be answered.
+        batch: Prompts.
+        repeats: Timings.
+
+    Returns:
+        users, seconds (each timing), tokens (through the layers, all users).
+    """
+    with workload.under(config) as lm, torch.inference_mode():
+        scorers = Scorers(lm, catalogue, config.fast)
+
+        def work() -> Any:
+            return search(scorers.of(batch), config.decode)
+
+        with counted(lm.backbone[0]) as done:
+            work()
+        seconds = [seconds_of(work, workload.device) for _ in range(repeats)]
+    tokens = done.layer_tokens / lm.num_layers
+    return {"users": batch.num_rows, "seconds": seconds, "tokens": tokens}

@@ -1,0 +1,457 @@
+"""Training steps, variants side by side: a plain fine-tuning loop and the fast path.
+
+    python -m experiments.speed.train                   # full size, resumable
+    python -m experiments.speed.train --quick           # minutes
+    python -m experiments.speed.train --model tiny      # seconds
+
+The plain loop: padded full prompts, logits of the whole vocabulary at all positions, MSL through a
+mask as wide as the vocabulary; for `causal` a transformers model that HatLLM never touched.
+Equality comes first: the loss and every LoRA gradient. Timed is a step: forward, backward, AdamW.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from experiments.speed.field import dict_trie, plain_msl_loss
+from experiments.speed.floor import Sizes, counted, matrix_rates, seconds_of
+from experiments.speed.memory import in_own_process, peak_above_start
+from experiments.speed.record import (
+    Columns,
+    Record,
+    Row,
+    add_arguments,
+    add_workload_arguments,
+    draw_bars,
+    number,
+    parse,
+)
+from experiments.speed.workload import Workload, mean_keys
+from hatllm.data.prompt import Batch
+from hatllm.model.backbone import add_lora
+from hatllm.model.recommender import Recommender
+
+SMALL = 8  # rows a batch of the plain loop
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train."""
+
+    mask: str
+    is_plain: bool = False
+    is_large: bool = False  # a large batch of rows sorted by user
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        return ("plain " if self.is_plain else "") + self.mask + ("@large" if self.is_large else "")
+
+    @property
+    def plain(self) -> "Variant":
+        """What it is held against."""
+        return replace(self, is_plain=True)
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("causal", is_plain=True),
+        Variant("causal"),
+        Variant("hatllm", is_plain=True),
+        Variant("hatllm"),
+        Variant("hatllm_segments", is_plain=True),
+        Variant("hatllm_segments"),
+        Variant("hatllm_segments", is_plain=True, is_large=True),
+        Variant("hatllm_segments", is_large=True),
+    )
+}
+FAST = [variant for variant in VARIANTS.values() if not variant.is_plain]
+TOLERANCE = 1e-4  # relative, float32
+QUICK = {
+    "steps": 1, "check_batches": 2, "large_batches": 1, "large_rows": 32, "dtype": ["float32"],
+    "memory": False,
+}  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the benchmark with a command line."""
+    arguments = parse(_parser(), argv, QUICK)
+    if arguments.memory_of is not None:
+        print(_memory_json(arguments))
+        return
+    record = Record("train", arguments, argv)
+    rows: list[Row] = []
+    for dtype in arguments.dtype:
+        bench = Bench(arguments, dtype)
+        rates = record.measure(
+            f"{dtype}/matrix rates", lambda b=bench: matrix_rates(b.workload.dtype, b.device, 40)
+        )
+        equality = {v.name: _equality(bench, record, v, arguments) for v in FAST}
+        times = _times(bench, record, arguments)
+        memory = _memory(record, argv, dtype) if arguments.memory else {}
+        rows += _rows(dtype, times, rates["best"], equality, memory)
+        record.write_rows(rows)
+    record.show(COLUMNS, CAPTION)
+    panels = {f"{d}, rows a second": [r for r in rows if r["dtype"] == d] for d in arguments.dtype}
+    label = "higher is better; × = times the plain loop's"
+    record.draw(draw_bars(panels, "rows_per_s", label, "ratio_to_plain", "plain"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.speed.train")
+    add_arguments(parser)
+    add_workload_arguments(parser)
+    parser.add_argument("--steps", type=int, default=10, help="batches timed")
+    parser.add_argument(
+        "--check-batches", type=int, default=10, help="batches checked for equality"
+    )
+    parser.add_argument(
+        "--large-batches", type=int, default=3, help="large ones: checked and timed"
+    )
+    parser.add_argument("--large-rows", type=int, default=64, help="rows of a large batch")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"],
+        help="of the frozen weights; adapters are always float32",
+    )  # fmt: skip
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave it out")
+    parser.add_argument("--memory-of", choices=list(VARIANTS), help=argparse.SUPPRESS)
+    return parser
+
+
+class Bench:
+    """All variants over one workload, with the same adapters."""
+
+    def __init__(self, arguments: argparse.Namespace, dtype: str) -> None:
+        self.workload = Workload(
+            arguments, dtype, "scale=laptop", "loss=msl", "model.tuning=lora",
+            "model.lora.dropout=0.0",
+        )  # fmt: skip
+        self.device, self.large_rows = arguments.device, arguments.large_rows
+        self.optimizers: dict[int, torch.optim.Optimizer] = {}
+
+    @cached_property
+    def lm(self) -> Any:
+        """Ours, with adapters that are not 0, so that no gradient is 0 by construction."""
+        lm = self.workload.lm.train()
+        _stir_adapters(lm.model)
+        return lm
+
+    @cached_property
+    def untouched(self) -> Any:
+        """Transformers' model with the same adapters."""
+        model = self.workload.untouched_model()
+        wrapped = add_lora(model, self.workload.config().model, seed=0).to(self.device).train()
+        _stir_adapters(wrapped)
+        return wrapped
+
+    @cached_property
+    def field_trie(self) -> dict[int, Any]:
+        """A trie of dicts over all titles."""
+        titles = self.workload.book.target
+        return dict_trie([titles[row].tolist() for row in range(len(titles.offset) - 1)])
+
+    def model(self, variant: Variant) -> nn.Module:
+        """The module whose adapters a variant tunes."""
+        return self.untouched if variant.is_plain and variant.mask == "causal" else self.lm.model
+
+    def backbone(self, variant: Variant) -> Any:
+        """The transformers model inside."""
+        model = self.model(variant)
+        return model.get_base_model() if model is not self.lm.model else self.lm.backbone[0]
+
+    def loss(self, variant: Variant, batch: Batch) -> Tensor:
+        """Mean over rows of the title's loss."""
+        config = self.workload.config(f"mask={variant.mask}")
+        if not variant.is_plain:
+            with self.workload.under(config) as lm:
+                return self._recommender(lm, config).title_loss(batch)
+        if variant.mask == "causal":
+            logit_BLV = self.untouched(batch.input_ids_BL, attention_mask=batch.valid_BL.long())
+            logit_BLV = logit_BLV.logits.float()
+        else:
+            with self.workload.under(config) as lm:
+                hidden = lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
+                logit_BLV = lm.logits(hidden)
+        return plain_msl_loss(logit_BLV, batch, self.field_trie, config.loss.tau)
+
+    def _recommender(self, lm: Any, config: Any) -> Recommender:
+        empty = pl.DataFrame()
+        catalogue = self.workload.parts.catalogue
+        return Recommender(lm, catalogue, config, 1, empty, empty, empty)
+
+    def gradients(self, variant: Variant, batches: Sequence[Batch]) -> tuple[float, dict[str, Any]]:
+        """Loss of some rows, in one batch or several, and the gradient of every adapter."""
+        assert self.lm is not None  # the first use stirs the adapters
+        num_rows = sum(batch.num_rows for batch in batches)
+        model, total = self.model(variant), 0.0
+        model.zero_grad(set_to_none=True)
+        for batch in batches:
+            loss = self.loss(variant, batch) * (batch.num_rows / num_rows)
+            loss.backward()
+            total += float(loss.detach())
+        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        return total, found
+
+    def step(self, variant: Variant, batch: Batch) -> None:
+        """What is timed; the learning rate is 0, so that every variant sees the same weights."""
+        model = self.model(variant)
+        if id(model) not in self.optimizers:
+            tuned = [p for p in model.parameters() if p.requires_grad]
+            self.optimizers[id(model)] = torch.optim.AdamW(tuned, lr=0.0, weight_decay=0.0)
+        self.loss(variant, batch).backward()
+        self.optimizers[id(model)].step()
+        self.optimizers[id(model)].zero_grad(set_to_none=True)
+
+    def batches(self, num_batches: int) -> list[Batch]:
+        """Random rows of the train split."""
+        examples = self.workload.rows("train", num_batches * SMALL)
+        rows = np.arange(len(examples)).reshape(num_batches, SMALL)
+        return [self.workload.batch(examples, chosen, with_target=True) for chosen in rows]
+
+    def large_batches(self, num_batches: int) -> list[tuple[Batch, list[Batch]]]:
+        """Neighbours in the train split sorted by user: in one batch, and in small ones."""
+        frame = self.workload.parts.dataset.splits["train"].sort("user_id", "example_id")
+        size = min(self.large_rows, frame.height)
+        random = np.random.default_rng(self.workload.seed)
+        starts = random.integers(0, frame.height - size + 1, num_batches)
+        found = []
+        for start in starts.tolist():
+            examples = self.workload.examples(frame[start : start + size])
+            order = random.permutation(size)  # a plain loop shuffles
+            chunks = [order[i : i + SMALL] for i in range(0, size, SMALL)]
+            small = [self.workload.batch(examples, chunk, with_target=True) for chunk in chunks]
+            whole = self.workload.batch(examples, np.arange(size), with_target=True)
+            found.append((whole, small))
+        return found
+
+
+def _stir_adapters(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if "lora_" in name:
+                drawn = torch.randn(parameter.shape, generator=generator) * 0.02
+                parameter.copy_(drawn.to(parameter))
+
+
+# --- Equality ------------------------------------------------------------------------------------
+
+
+def _equality(bench: Bench, record: Record, variant: Variant, arguments: argparse.Namespace) -> Row:
+    """Largest relative differences of loss and gradients over some batches."""
+    if variant.is_large:
+        pairs = [([whole], small) for whole, small in bench.large_batches(arguments.large_batches)]
+    else:
+        pairs = [([batch], [batch]) for batch in bench.batches(arguments.check_batches)]
+    parts = []
+    for place, (ours, theirs) in enumerate(tqdm(pairs, desc=f"equality, {variant.name}")):
+        key = f"{bench.workload.dtype}/equality/{variant.name}/{place}"
+        parts.append(record.measure(key, lambda o=ours, t=theirs: _compared(bench, variant, o, t)))
+    worst = max(parts, key=lambda part: part["gradient"])
+    return {
+        "to": variant.plain.name,
+        "batches": len(parts),
+        "tolerance": TOLERANCE,
+        "tensors": parts[0]["tensors"],
+        "max_relative_loss_difference": max(part["loss"] for part in parts),
+        "max_relative_gradient_difference": worst["gradient"],
+        "worst_tensor": worst["worst_tensor"],
+    }
+
+
+def _compared(
+    bench: Bench, variant: Variant, ours: Sequence[Batch], theirs: Sequence[Batch]
+) -> Row:
+    """A gradient's difference is relative to the largest entry of its tensor."""
+    our_loss, our_gradients = bench.gradients(variant, ours)
+    their_loss, their_gradients = bench.gradients(variant.plain, theirs)
+    names = {name: _short(name) for name in our_gradients}
+    other = {_short(name): gradient for name, gradient in their_gradients.items()}
+    if sorted(names.values()) != sorted(other):
+        raise RuntimeError(f"{variant.name} and its plain loop tune different adapters")
+    differences = {
+        short: float((our_gradients[name] - other[short]).abs().max() / other[short].abs().max())
+        for name, short in names.items()
+    }
+    worst = max(differences, key=differences.__getitem__)
+    return {
+        "loss": abs(our_loss - their_loss) / abs(their_loss),
+        "gradient": differences[worst],
+        "worst_tensor": worst,
+        "tensors": len(differences),
+    }
+
+
+def _short(name: str) -> str:
+    """A parameter's name from its layer on."""
+    return name[name.index("layers.") :] if "layers." in name else name
+
+
+# --- Time ----------------------------------------------------------------------------------------
+
+
+def _times(bench: Bench, record: Record, arguments: argparse.Namespace) -> dict[str, list[Row]]:
+    """Seconds and work of every variant; a batch goes through all variants in turn."""
+    times: dict[str, list[Row]] = {name: [] for name in VARIANTS}
+    dtype = bench.workload.dtype
+    for place, batch in enumerate(tqdm(bench.batches(arguments.steps), desc=f"steps, {dtype}")):
+        for name, variant in VARIANTS.items():
+            if not variant.is_large:
+                key = f"{dtype}/times/{name}/{place}"
+                times[name].append(
+                    record.measure(key, lambda v=variant, b=batch: _timed(bench, v, [b]))
+                )
+    large = bench.large_batches(arguments.large_batches)
+    for place, (whole, small) in enumerate(tqdm(large, desc=f"large steps, {dtype}")):
+        for name, variant in VARIANTS.items():
+            if variant.is_large:
+                batches = small[:2] if variant.is_plain else [whole]
+                key = f"{dtype}/times/{name}/{place}"
+                times[name].append(
+                    record.measure(key, lambda v=variant, b=batches: _timed(bench, v, b))
+                )
+    return times
+
+
+def _timed(bench: Bench, variant: Variant, batches: Sequence[Batch]) -> Row:
+    """Time some steps; those of a fast path after one that counts and warms and is not timed."""
+    assert bench.lm is not None
+    backbone = bench.backbone(variant)
+
+    def timed() -> list[float]:
+        return [
+            seconds_of(lambda b=batch: bench.step(variant, b), bench.device) for batch in batches
+        ]
+
+    with counted(backbone) as work:
+        seconds = timed()
+    if not variant.is_plain:
+        seconds = timed()
+    num_rows = sum(batch.num_rows for batch in batches)
+    num_prefix = len(bench.workload.book.prefix)
+    row = {
+        "rows": num_rows,
+        "seconds": seconds,
+        "tokens_per_row": work.layer_tokens / len(backbone.get_decoder().layers) / num_rows,
+    }  # fmt: skip
+    if not variant.is_plain:
+        keys = mean_keys(batches[0], num_prefix, 0)
+        row["gflop"] = Sizes.of(backbone).training_flops(work, keys) / 1e9
+    return row
+
+
+def _rows(
+    dtype: str,
+    times: dict[str, list[Row]],
+    rate: float,
+    equality: dict[str, Row],
+    memory: dict[str, Row],
+) -> list[Row]:
+    def rate_of(name: str) -> float:
+        # The median step, because a step that was disturbed is no step of the variant's.
+        each = [sum(t["seconds"]) / t["rows"] for t in times[name]]
+        return 1 / statistics.median(each)
+
+    rows = []
+    for name, variant in VARIANTS.items():
+        fast = replace(variant, is_plain=False).name
+        gflop_per_row = sum(t["gflop"] for t in times[fast]) / sum(t["rows"] for t in times[fast])
+        extra, plain_extra = (memory.get(n, {}).get("extra_mb") for n in (name, variant.plain.name))
+        rows.append(
+            {
+                "variant": name,
+                "dtype": dtype,
+                "steps": sum(len(t["seconds"]) for t in times[name]),
+                "rows_per_batch": times[name][0]["rows"] // len(times[name][0]["seconds"]),
+                "rows_per_s": rate_of(name),
+                "ratio_to_plain": rate_of(name) / rate_of(variant.plain.name),
+                "gflop_per_row": gflop_per_row,
+                "matrix_gflop_per_s": rate,
+                "share_of_floor": gflop_per_row / rate * rate_of(name) if gflop_per_row else None,
+                "tokens_per_row": statistics.mean(t["tokens_per_row"] for t in times[name]),
+                "extra_memory_mb": extra,
+                "memory_ratio_to_plain": extra / plain_extra if extra and plain_extra else None,
+                "equality": equality.get(name),
+            }
+        )
+    return rows
+
+
+# --- Memory --------------------------------------------------------------------------------------
+
+
+def _memory(record: Record, argv: Sequence[str], dtype: str) -> dict[str, Row]:
+    found = {}
+    for name in tqdm(VARIANTS, desc=f"memory, {dtype}", unit="process"):
+        words = ["--memory-of", name, *argv, "--dtype", dtype]
+        found[name] = record.measure(
+            f"{dtype}/memory/{name}", lambda w=words: in_own_process("train", w)
+        )
+    return found
+
+
+def _memory_json(arguments: argparse.Namespace) -> str:
+    """Two steps of one variant, the second with the optimizer's state already there."""
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    bench, variant = Bench(arguments, arguments.dtype[0]), VARIANTS[arguments.memory_of]
+    if variant.is_large:
+        whole, small = bench.large_batches(1)[0]
+        batches = small[:2] if variant.is_plain else [whole, whole]
+    else:
+        batches = bench.batches(2)
+    assert bench.model(variant) is not None and bench.field_trie
+
+    def steps() -> None:
+        for batch in batches:
+            bench.step(variant, batch)
+
+    return json.dumps(peak_above_start(steps, bench.device))
+
+
+# --- Table ---------------------------------------------------------------------------------------
+
+
+def _equality_text(row: Row) -> str:
+    found = row["equality"]
+    if not found:
+        return "–"
+    loss, gradient = (found[f"max_relative_{what}_difference"] for what in ("loss", "gradient"))
+    return f"{loss:.1e}, {gradient:.1e} ({found['batches']} batches)"
+
+
+COLUMNS: Columns = {
+    "variant": lambda row: row["variant"],
+    "dtype": lambda row: row["dtype"],
+    "rows/batch": number("rows_per_batch", "d"),
+    "rows/s": number("rows_per_s"),
+    "× plain": number("ratio_to_plain", ".2f"),
+    "of the floor": number("share_of_floor", ".0%"),
+    "tokens/row": number("tokens_per_row", ".0f"),
+    "extra MB": number("extra_memory_mb", ".0f"),
+    "memory ÷ plain": number("memory_ratio_to_plain", ".2f"),
+    "largest relative Δ: loss, gradient": _equality_text,
+}
+CAPTION = (
+    "of the floor: needed operations (forward, and input gradients) over the measured "
+    "matrix-product rate, by the time taken; a plain loop is held against what the fast path "
+    "needs. tokens/row: through the layers, averaged over layers, padding included where a loop "
+    "has it. extra MB: peak of two steps above the loaded model, a process of its own. large: rows "
+    "sorted by user; its plain loop takes the same rows 8 at a time."
+)
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
