@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from hatllm.config import Config
 
 
+FORCED_AHEAD = 16
+
+
 class Scorer(Protocol):
     """Answers with the hidden state that predicts the token after a node."""
 
@@ -78,7 +81,8 @@ def build_scorers(
         wanted = config.decode.state_cache
         if wanted or states_pay(lm, catalogue, prompt_lengths, folder):
             states = catalogue_states(lm, catalogue, folder)
-    return Scorers(lm, catalogue, config.fast, states)
+    ahead = FORCED_AHEAD if config.decode.normalize == "vocab" else 0
+    return Scorers(lm, catalogue, config.fast, states, ahead)
 
 
 def states_pay(lm: MaskedLM, catalogue: Catalogue, prompt_lengths: IntArray, folder: Path) -> bool:
@@ -98,6 +102,7 @@ class Scorers:
         catalogue: Catalogue,
         fast: bool,
         states: CatalogueStates | None = None,
+        forced_ahead: int = 0,
     ) -> None:
         """Run the constant prefix.
 
@@ -106,7 +111,10 @@ class Scorers:
             catalogue: Tokenised titles and their trie.
             fast: False gives the oracle.
             states: Shallow states of the catalogue, where it pays to have them.
+            forced_ahead: Forced tokens after a node that go through the model with it; saves passes
+                where every token is scored, as under `normalize: vocab`.
         """
+        self.forced_ahead = forced_ahead
         device = lm.output_embedding_VD.device
         self.lm, self.trie, self.fast, self.states = lm, catalogue.trie.to(device), fast, states
         prefix_P = torch.from_numpy(catalogue.book.prefix).to(device)
@@ -115,7 +123,9 @@ class Scorers:
     def of(self, batch: Batch) -> Scorer:
         """The scorer of one right-padded batch without titles, on the model's device."""
         if self.fast:
-            return TreeScorer(self.lm, self.trie, batch, self.prefix, self.states)
+            return TreeScorer(
+                self.lm, self.trie, batch, self.prefix, self.states, self.forced_ahead
+            )
         return PlainScorer(self.lm, self.trie, batch)
 
 
@@ -175,8 +185,9 @@ class TreeScorer:
         batch: Batch,
         prefix: PrefixStates,
         states: CatalogueStates | None,
+        forced_ahead: int,
     ) -> None:
-        self.lm, self.trie, self.states = lm, trie, states
+        self.lm, self.trie, self.states, self.forced_ahead = lm, trie, states, forced_ahead
         self.num_users = batch.num_rows
         self.first = _title_tokens(batch, lm.schedule.target_is_item)
         self.prompt, self.prompt_valid_BL = batch.tokens, batch.valid_BL
@@ -233,7 +244,8 @@ class TreeScorer:
         user_MP = user_M[:, None].expand_as(path_MP)
         is_new_MP = (path_MP >= 0) & (self._entry_of(user_MP, path_MP) < 0)
         # By user and node; nodes are numbered breadth first, so a parent comes before its child.
-        key_C = torch.unique((user_MP * self.trie.num_nodes + path_MP)[is_new_MP])
+        key_C = (user_MP * self.trie.num_nodes + path_MP)[is_new_MP]
+        key_C = torch.unique(torch.cat([key_C, self._forced_after(user_M, node_M)]))
         user_C, node_C = key_C // self.trie.num_nodes, key_C % self.trie.num_nodes
         added_B = torch.bincount(user_C, minlength=self.num_users)
         before_B = added_B.cumsum(0) - added_B
@@ -252,6 +264,17 @@ class TreeScorer:
             stage.entering = self.states.of_nodes(node_C)
         hidden_CD = self.lm.hidden(self.trie.token_N[node_C], [stage], self._layers)
         self.hidden_ED = torch.cat([self.hidden_ED, hidden_CD])
+
+    def _forced_after(self, user_M: Tensor, node_M: Tensor) -> Tensor:
+        """Keys of the next forced tokens, which will be asked for if their title stays in play."""
+        keys = []
+        for _ in range(self.forced_ahead):
+            goes_on_M = self.trie.num_children_N[node_M] == 1
+            user_M, node_M = user_M[goes_on_M], self.trie.first_child_N[node_M[goes_on_M]]
+            inner_M = self.trie.num_children_N[node_M] > 0
+            user_M, node_M = user_M[inner_M], node_M[inner_M]
+            keys.append(user_M * self.trie.num_nodes + node_M)
+        return torch.cat(keys) if keys else node_M[:0]
 
     def _remember(self, key_C: Tensor, slot_C: Tensor) -> None:
         entry_C = len(self.slot_E) + torch.arange(len(key_C), device=key_C.device)
