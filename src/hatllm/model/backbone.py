@@ -1,6 +1,7 @@
 """Backbones by name: the small real one, a random one for tests, any from the hub or a folder."""
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def load_masked_lm(
         ValueError: If the model is not found, or a LoRA target or the backend does not fit it.
     """
     backbone = _load_backbone(config, cache_root)
-    masked = MaskedLM(backbone, schedule, config.backend)
+    masked = MaskedLM(backbone, schedule, usable_backend(config.backend))
     for parameter in backbone.parameters():
         parameter.requires_grad_(config.tuning == "full")
     if config.tuning == "lora":
@@ -92,6 +93,17 @@ def load_masked_lm(
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
         backbone.enable_input_require_grads()
     return masked
+
+
+def usable_backend(backend: str) -> str:
+    """The attention backend, or `sdpa` with a warning where `flex` has no GPU to compile for."""
+    if backend == "flex" and not torch.cuda.is_available():
+        warnings.warn(
+            "model.backend=flex needs a GPU, none found; using sdpa, which gives the same numbers",
+            stacklevel=2,
+        )
+        return "sdpa"
+    return backend
 
 
 def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
