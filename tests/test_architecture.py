@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "metrics": [],
     "config": [],
     "compose": ["config"],
-    "baselines": ["baselines"],
+    "baselines": ["baselines", "config", "metrics"],
     "data": ["config", "data", "masks"],
     "decode": ["config", "data", "decode", "losses", "masks", "model"],
     "model": ["config", "data", "decode", "losses", "masks", "model", "report"],

@@ -84,7 +84,7 @@ class RunPlan:
 
     label: str
     seed: int
-    status: str  # 'to run', 'finished', 'resumes at step N'
+    status: str  # 'to run', 'finished', 'resumes at step N', ...
     splits: dict[str, SplitSize] = field(default_factory=dict)
     num_steps: int = 0  # optimizer steps still to make
     num_validations: int = 0

@@ -90,7 +90,7 @@ def _what_ran(config: Mapping[str, Any]) -> str:
         for group in ("model", "mask", "loss", "decode", "data")
     }
     settings = f"scale {config.get('scale')}, seed {config.get('seed')}"
-    if (config.get("model") or {}).get("kind") == "popularity":
+    if (config.get("model") or {}).get("kind", "llm") != "llm":
         return f"**{names['model']}** on {names['data']}: {settings}."
     return (
         f"**{names['model']}** with mask **{names['mask']}** on {names['data']}: "

@@ -69,7 +69,8 @@ def plan_cells(
             cell = compose(words)
             check_hardware(cell)
             # What has no randomness gives one run, whatever the seed.
-            if cell.model.kind != "llm" or cell.trainer.max_steps == 0:
+            untuned = cell.model.kind == "llm" and cell.trainer.max_steps == 0
+            if untuned or not cell.model.is_seeded:
                 words = [w for w in words if not w.startswith("seed=")]
                 words.append(f"seed={experiment.seeds[0]}")
                 cell = compose(words)

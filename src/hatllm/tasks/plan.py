@@ -81,10 +81,12 @@ def plan_run(config: Config, measured: "dict[str, Measured]") -> RunPlan:
     folder = run_folder(config)
     if is_finished(folder) and not config.task.force:
         found.status = "finished"
-    elif config.model.kind == "popularity":
+    elif config.model.kind != "llm":
         start = time.perf_counter()
         check_catalogue(config, load_dataset(config))
         found.seconds["prepare"] = Seconds.exactly(time.perf_counter() - start)
+        if config.model.sequence is not None:
+            found.status = "to run; training not predicted"
     else:
         _plan_llm(config, folder, found, measured)
     return found

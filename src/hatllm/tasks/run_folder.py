@@ -20,6 +20,8 @@ from hatllm.config import Config
 # Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
 NOT_IN_HASH = ("task", "logger", "experiment", "num_threads", "data_root", "cache_root",
                "output_root", "run_name")  # fmt: skip
+# Settings of the model that count only where they are set: runs older than they keep their hash.
+MODEL_EXTRAS = ("knn", "sequence")
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
             "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
 
@@ -27,11 +29,14 @@ PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hyd
 def config_hash(config: Config) -> str:
     """Twelve hexadecimal digits over every setting that can change the numbers."""
     settings = {f.name: getattr(config, f.name) for f in fields(config)}
-    kept = {
+    kept: dict[str, Any] = {
         name: value if isinstance(value, str | int | float | None) else asdict(value)
         for name, value in settings.items()
         if name not in NOT_IN_HASH
     }
+    for name in MODEL_EXTRAS:
+        if kept["model"][name] is None:
+            del kept["model"][name]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -43,8 +48,8 @@ def run_label(config: Config) -> str:
 
 
 def _settings_label(config: Config) -> str:
-    if config.model.kind == "popularity":
-        return "popularity"
+    if config.model.kind != "llm":
+        return config.model.name
     tuned = config.model.tuning != "none" and config.trainer.max_steps != 0
     mask = config.mask.name if config.mask.layers is None else config.mask.layers
     for short, value in (

@@ -8,7 +8,6 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from hatllm.baselines.popularity import popularity_predictions
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, TrainingData
 from hatllm.data.prepare import Dataset
@@ -18,7 +17,14 @@ from hatllm.model.recommender import Recommender
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.run_report import write_run_report
 from hatllm.report.terminal import metrics_table
-from hatllm.tasks.assemble import Parts, assemble, check_catalogue, load_dataset
+from hatllm.tasks.assemble import (
+    Parts,
+    assemble,
+    check_catalogue,
+    check_hardware,
+    load_dataset,
+)
+from hatllm.tasks.baseline import baseline_predictions, popularity_of
 from hatllm.tasks.loggers import build_loggers, log_results
 from hatllm.tasks.run_folder import (
     config_hash,
@@ -52,25 +58,27 @@ def train(config: Config) -> Path:
         console.print(f"finished already, not run again (task.force=true does): {folder}")
         return folder
     torch.manual_seed(config.seed)
-    if config.model.kind == "popularity":
-        return _run_popularity(config, folder)
-    return _run_llm(config, folder)
+    if config.model.kind == "llm":
+        return _run_llm(config, folder)
+    return _run_baseline(config, folder)
 
 
-def _run_popularity(config: Config, folder: Path) -> Path:
+def _run_baseline(config: Config, folder: Path) -> Path:
     start = time.perf_counter()
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    check_hardware(config)
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     write_config(folder, config)
-    predictions = {split: _popularity(config, dataset, split) for split in ("valid", "test")}
-    _finish(config, folder, dataset, predictions, {"total": time.perf_counter() - start})
+    (folder / "curves.csv").unlink(missing_ok=True)  # a baseline starts over, it does not resume
+    loggers = build_loggers(config, folder)
+    seconds = {"prepare": time.perf_counter() - start}
+    predictions = baseline_predictions(config, folder, dataset, loggers, seconds)
+    seconds["total"] = time.perf_counter() - start
+    metrics = _finish(config, folder, dataset, predictions, seconds)
+    log_results(loggers, metrics, predictions["test"], dataset.items)
     return folder
-
-
-def _popularity(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
-    return popularity_predictions(
-        dataset.full_train, dataset.splits[split], dataset.items, config.decode.top_k
-    )
 
 
 def _run_llm(config: Config, folder: Path) -> Path:
@@ -164,7 +172,7 @@ def _finish(
         for split, table in predictions.items()
     }
     metrics["popularity"] = evaluate_predictions(
-        _popularity(config, dataset, "test"), dataset.items, dataset.full_train
+        popularity_of(config, dataset, "test"), dataset.items, dataset.full_train
     )
     rounded = {name: round(value, 3) for name, value in seconds.items()}
     write_table(folder / "predictions.parquet", predictions["test"])

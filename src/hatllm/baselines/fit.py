@@ -1,0 +1,165 @@
+"""Training of the id-based baselines, stopped early on valid NDCG@10.
+
+Dimension key: R rows, B rows of a batch, N items, D hidden size, M training states.
+"""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from hatllm.baselines.bert4rec import BERT4Rec
+from hatllm.baselines.gru4rec import GRU4Rec
+from hatllm.baselines.next_item_loss import next_item_loss, nominal_distribution
+from hatllm.baselines.ranking import TitleIndex, target_ranks
+from hatllm.baselines.sasrec import SASRec
+from hatllm.baselines.sequences import Sequences
+from hatllm.config import SequenceConfig
+from hatllm.metrics import ndcg
+
+SequenceModel = SASRec | GRU4Rec | BERT4Rec
+VALID_K = 10
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How training went."""
+
+    best_epoch: int  # from 1: the epoch whose weights the model has
+    num_epochs: int
+    num_steps: int
+
+
+def build_sequence_model(
+    kind: str, num_items: int, max_history_items: int, config: SequenceConfig
+) -> SequenceModel:
+    """An untrained model; its weights are drawn from torch's global generator."""
+    match kind:
+        case "sasrec":
+            return SASRec(num_items, max_history_items, config)
+        case "gru4rec":
+            return GRU4Rec(num_items, config)
+        case "bert4rec":
+            return BERT4Rec(num_items, max_history_items, config)
+        case _:
+            raise ValueError(f"kind={kind!r} must be sasrec, gru4rec or bert4rec")
+
+
+def fit(
+    model: SequenceModel,
+    train: Sequences,
+    valid: Sequences,
+    index: TitleIndex,
+    config: SequenceConfig,
+    log: Callable[[dict[str, float], int], None],
+) -> Fitted:
+    """Train until valid NDCG@10 stops rising and leave the best epoch's weights in the model.
+
+    Equal seeds of torch's global generator give equal weights.
+
+    Args:
+        model: A model of :func:`build_sequence_model`, on its device.
+        train: Training rows.
+        valid: Rows that decide when to stop.
+        index: The catalogue.
+        config: Loss, optimizer, epochs.
+        log: Called once an epoch with metrics and the number of optimizer steps so far.
+
+    Returns:
+        The best epoch and what was done.
+
+    Raises:
+        ValueError: If there are no training or no valid rows.
+    """
+    for name, rows in (("train", train), ("valid", valid)):
+        if len(rows) == 0:
+            raise ValueError(f"the {name} split has no rows: model=sasrec and its like need some")
+    optimizer = _optimizer(model, config)
+    nominal_N = None
+    if config.dros is not None:
+        nominal_N = nominal_distribution(train.target_R, train.num_items, config.dros)
+        nominal_N = nominal_N.to(_device(model))
+    best, best_epoch, best_weights, steps = -1.0, 0, deepcopy(model.state_dict()), 0
+    bar = tqdm(range(1, config.max_epochs + 1), desc="train", unit="epoch")
+    for epoch in bar:
+        losses = [
+            _step(model, optimizer, train, row_B, config, nominal_N)
+            for row_B in torch.split(torch.randperm(len(train)), config.batch_size)
+        ]
+        steps += len(losses)
+        metrics = {
+            "train/loss": sum(losses) / len(losses),
+            f"val/NDCG@{VALID_K}": _valid_ndcg(model, valid, index, config),
+        }
+        log(metrics, steps)
+        bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
+        if metrics[f"val/NDCG@{VALID_K}"] > best:
+            best, best_epoch = metrics[f"val/NDCG@{VALID_K}"], epoch
+            best_weights = deepcopy(model.state_dict())
+        if config.patience is not None and epoch - best_epoch >= config.patience:
+            break
+    bar.close()
+    model.load_state_dict(best_weights)
+    return Fitted(best_epoch, epoch, steps)
+
+
+@torch.inference_mode()
+def scores(
+    model: SequenceModel, sequences: Sequences, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """score_BN of all items and target_B, batch by batch in the rows' order."""
+    model.eval()
+    weight_ND, bias_N = model.output()
+    for row_B in torch.split(torch.arange(len(sequences)), batch_size):
+        history_BL, length_B, target_B = sequences.rows(row_B, _device(model))
+        state_BD = model.next_states(history_BL, length_B)
+        yield F.linear(state_BD, weight_ND, bias_N), target_B
+
+
+def _step(
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    train: Sequences,
+    row_B: Tensor,
+    config: SequenceConfig,
+    nominal_N: Tensor | None,
+) -> float:
+    """One optimizer step; returns its loss."""
+    model.train()
+    state_MD, target_M = model.training_states(*train.rows(row_B, _device(model)))
+    loss = next_item_loss(state_MD, target_M, model.output(), config, nominal_N)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _valid_ndcg(
+    model: SequenceModel, valid: Sequences, index: TitleIndex, config: SequenceConfig
+) -> float:
+    rank_R = torch.cat(
+        [
+            target_ranks(score_BN, target_B, index)[0]
+            for score_BN, target_B in scores(model, valid, config.batch_size)
+        ]
+    )
+    return float(ndcg(rank_R, VALID_K))
+
+
+def _optimizer(model: SequenceModel, config: SequenceConfig) -> torch.optim.Optimizer:
+    weights, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(weights, rate, weight_decay=decay, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(weights, rate, weight_decay=decay, fused=True)
+        case _:
+            raise ValueError(f"model.sequence.optimizer={config.optimizer!r} must be adam or adamw")
+
+
+def _device(model: SequenceModel) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,88 @@
+"""SASRec: causal self-attention over the ids of the history.
+
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, arXiv:1808.09781. As in the
+code that the MSL line of work takes its baselines from (github.com/YangZhengyi98/DROS) the output
+layer has weights of its own; the paper shares them with the item embedding. Attention comes from
+torch, which adds an output projection.
+
+Dimension key: B batch, L positions, N items, D hidden size, M training states.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hatllm.baselines.sequences import last_states, training_states
+from hatllm.config import SequenceConfig
+
+
+class SASRec(nn.Module):
+    """Items padded on the right need no padding mask: a causal position never sees them."""
+
+    def __init__(self, num_items: int, max_history_items: int, config: SequenceConfig) -> None:
+        super().__init__()
+        self.every_position = config.every_position
+        size = config.hidden_size
+        self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
+        self.positions = nn.Embedding(max_history_items, size)
+        for embedding in (self.items, self.positions):
+            nn.init.normal_(embedding.weight, std=config.init_std)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(size)
+        self.answers = nn.Linear(size, num_items)
+
+    def forward(self, history_BL: Tensor) -> Tensor:
+        """The state after each item, shape (B, L, D)."""
+        length = history_BL.shape[1]
+        x_BLD = self.dropout(self.items(history_BL) + self.positions.weight[:length])
+        blocked_LL = torch.ones(length, length, dtype=torch.bool, device=x_BLD.device).triu(1)
+        for block in self.blocks:
+            x_BLD = block(x_BLD, blocked_LL)
+        state_BLD: Tensor = self.norm(x_BLD)
+        return state_BLD
+
+    def training_states(
+        self, history_BL: Tensor, length_B: Tensor, target_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """States to learn from and the items that come next."""
+        hidden_BLD = self(history_BL)
+        return training_states(hidden_BLD, history_BL, length_B, target_B, self.every_position)
+
+    def next_states(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
+        """The state that the next item is predicted from, shape (B, D)."""
+        return last_states(self(history_BL), length_B)
+
+    def output(self) -> tuple[Tensor, Tensor]:
+        """weight_ND and bias_N: the logits of a state are weight state + bias."""
+        return self.answers.weight, self.answers.bias
+
+
+class Block(nn.Module):
+    """Attention with normalised queries, then a feed-forward layer on each position."""
+
+    def __init__(self, config: SequenceConfig) -> None:
+        super().__init__()
+        assert config.num_heads is not None and config.feedforward_size is not None
+        assert config.attention_dropout is not None
+        size = config.hidden_size
+        self.query_norm, self.norm = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.attention = nn.MultiheadAttention(
+            size, config.num_heads, config.attention_dropout, batch_first=True
+        )
+        self.feedforward = nn.Sequential(
+            nn.Linear(size, config.feedforward_size),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.feedforward_size, size),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x_BLD: Tensor, blocked_LL: Tensor) -> Tensor:
+        """One layer; the residual path starts at the normalised queries, as published."""
+        query_BLD = self.query_norm(x_BLD)
+        seen_BLD, _ = self.attention(
+            query_BLD, x_BLD, x_BLD, attn_mask=blocked_LL, need_weights=False
+        )
+        x_BLD = self.norm(query_BLD + seen_BLD)
+        out_BLD: Tensor = x_BLD + self.feedforward(x_BLD)
+        return out_BLD

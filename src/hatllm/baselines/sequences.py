@@ -1,0 +1,113 @@
+"""Examples as rows of item numbers, the form in which the id-based baselines see them.
+
+An item's number is its place among the catalogue's ascending item ids; rows are padded on the
+right with the number after the last item.
+
+Dimension key: R rows, B rows of a batch, L positions, N items, D hidden size, M training states.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Histories and targets.
+
+    Attributes:
+        history_RL: Item numbers, oldest first, padded with ``num_items``. Shape (R, L), int64.
+        length_R: Items of each history, at least 1. Shape (R,), int64.
+        target_R: Item number of the target. Shape (R,), int64.
+        num_items: Items of the catalogue.
+    """
+
+    history_RL: Tensor
+    length_R: Tensor
+    target_R: Tensor
+    num_items: int
+
+    def __len__(self) -> int:
+        return len(self.length_R)
+
+    def rows(self, row_B: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """History, length and target of the chosen rows, on the device."""
+        return (
+            self.history_RL[row_B].to(device),
+            self.length_R[row_B].to(device),
+            self.target_R[row_B].to(device),
+        )
+
+
+def sequences_of(examples: pl.DataFrame, item_id_N: IntArray, max_history_items: int) -> Sequences:
+    """Read examples; keeps the newest items of each history.
+
+    Args:
+        examples: history (item ids, oldest first, at least one), target.
+        item_id_N: The catalogue's item ids, ascending.
+        max_history_items: Positions L.
+
+    Returns:
+        One row an example, in their order.
+
+    Raises:
+        ValueError: If an item is not in the catalogue or a history is empty.
+    """
+    history = examples["history"].list.tail(max_history_items)
+    length_R = history.list.len().to_numpy().astype(np.int64)
+    if len(length_R) and length_R.min() == 0:
+        raise ValueError("examples.history=[] must hold at least one item")
+    history_RL = np.full((len(examples), max_history_items), len(item_id_N), np.int64)
+    filled_RL = np.arange(max_history_items) < length_R[:, None]
+    history_RL[filled_RL] = _numbers(history.explode().drop_nulls(), item_id_N, "history")
+    target_R = _numbers(examples["target"], item_id_N, "target")
+    return Sequences(
+        torch.from_numpy(history_RL),
+        torch.from_numpy(length_R),
+        torch.from_numpy(target_R),
+        len(item_id_N),
+    )
+
+
+def training_states(
+    hidden_BLD: Tensor, history_BL: Tensor, length_B: Tensor, target_B: Tensor, every: bool
+) -> tuple[Tensor, Tensor]:
+    """What a causal model learns from: states and the items that come next.
+
+    Args:
+        hidden_BLD: State after each item. Shape (B, L, D).
+        history_BL: Item numbers, padded with anything above the last. Shape (B, L).
+        length_B: Items of each history. Shape (B,).
+        target_B: Targets. Shape (B,).
+        every: After every item of the history; False = after the last one only.
+
+    Returns:
+        state_MD and the next item of each, target_M.
+    """
+    if not every:
+        return last_states(hidden_BLD, length_B), target_B
+    next_BL = torch.cat([history_BL[:, 1:], history_BL[:, :1]], dim=1)
+    next_BL = next_BL.scatter(1, length_B[:, None] - 1, target_B[:, None])
+    place_L = torch.arange(history_BL.shape[1], device=history_BL.device)
+    real_BL = place_L < length_B[:, None]
+    return hidden_BLD[real_BL], next_BL[real_BL]
+
+
+def last_states(hidden_BLD: Tensor, length_B: Tensor) -> Tensor:
+    """The state after each history's last item, shape (B, D)."""
+    return hidden_BLD[torch.arange(len(length_B), device=length_B.device), length_B - 1]
+
+
+def _numbers(item_ids: pl.Series, item_id_N: IntArray, column: str) -> IntArray:
+    ids = item_ids.cast(pl.Int64).to_numpy()
+    places = np.searchsorted(item_id_N, ids)
+    known = item_id_N[np.minimum(places, len(item_id_N) - 1)] == ids
+    if not known.all():
+        raise ValueError(f"examples.{column}={ids[~known][0]} is not an item_id of the catalogue")
+    return places.astype(np.int64)

@@ -1,0 +1,120 @@
+"""The part of task=train that answers for a model that knows items by id only."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+from hatllm.baselines.fit import SequenceModel, build_sequence_model, fit, scores
+from hatllm.baselines.knn import knn_predictions
+from hatllm.baselines.popularity import popularity_predictions
+from hatllm.baselines.ranking import TitleIndex, predictions_of
+from hatllm.baselines.sequences import Sequences, sequences_of
+from hatllm.config import Config
+from hatllm.data.prepare import Dataset
+from hatllm.tasks.assemble import load_dataset
+
+SPLITS = ("valid", "test")
+WEIGHTS_FILE = "model.safetensors"
+
+console = Console()
+
+
+def baseline_predictions(
+    config: Config, folder: Path, dataset: Dataset, loggers: list[Any], seconds: dict[str, float]
+) -> dict[str, pl.DataFrame]:
+    """Train where there is something to train, and answer valid and test.
+
+    Args:
+        config: The run.
+        folder: Run folder; a trained model's weights go to ``model.safetensors``.
+        dataset: The prepared examples.
+        loggers: Lightning loggers, for curves.
+        seconds: Gains ``train`` and ``evaluate``.
+
+    Returns:
+        split -> predictions table.
+    """
+    start = time.perf_counter()
+    match config.model.kind:
+        case "popularity":
+            found = {split: popularity_of(config, dataset, split) for split in SPLITS}
+        case "knn":
+            found = {split: _knn(config, dataset, split) for split in SPLITS}
+        case _:
+            index = TitleIndex.of(dataset.items)
+            model = _trained(config, folder, dataset, index, loggers)
+            seconds["train"] = time.perf_counter() - start
+            start = time.perf_counter()
+            found = {split: _answers(config, dataset, split, model, index) for split in SPLITS}
+    seconds["evaluate"] = time.perf_counter() - start
+    return found
+
+
+def popularity_of(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
+    """The popularity baseline's predictions."""
+    return popularity_predictions(
+        dataset.full_train, dataset.splits[split], dataset.items, config.decode.top_k
+    )
+
+
+def _knn(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
+    knn = config.model.knn
+    assert knn is not None
+    train = dataset.full_train if knn.train_on == "full" else dataset.splits["train"]
+    return knn_predictions(train, dataset.splits[split], dataset.items, knn, config.decode.top_k)
+
+
+def _trained(
+    config: Config, folder: Path, dataset: Dataset, index: TitleIndex, loggers: list[Any]
+) -> SequenceModel:
+    settings = config.model.sequence
+    assert settings is not None
+    train, valid = dataset.splits["train"], dataset.splits["valid"]
+    if settings.train_on == "full":
+        train = dataset.full_train
+        # A sample of valid is too small to stop on where one target in thirty is found.
+        whole = replace(config, data=replace(config.data, valid_rows=None))
+        valid = load_dataset(whole).splits["valid"]
+    rows = {"train": train, "valid": valid}
+    sequences = {name: _sequences(config, frame, index) for name, frame in rows.items()}
+    model = build_sequence_model(
+        config.model.kind, len(index.item_id_N), config.data.max_history_items, settings
+    )
+    model.to(_device(config))
+    console.print(f"[bold]{folder.name}[/] {len(train)} rows, {len(valid)} valid rows")
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        for logger in loggers:
+            logger.log_metrics(metrics, step)
+
+    fitted = fit(model, sequences["train"], sequences["valid"], index, settings, log)
+    for logger in loggers:
+        logger.save()
+    console.print(f"best of {fitted.num_epochs} epochs: {fitted.best_epoch}")
+    save_file(model.state_dict(), folder / WEIGHTS_FILE)
+    return model
+
+
+def _answers(
+    config: Config, dataset: Dataset, split: str, model: SequenceModel, index: TitleIndex
+) -> pl.DataFrame:
+    settings = config.model.sequence
+    assert settings is not None
+    examples = dataset.splits[split]
+    batches = scores(model, _sequences(config, examples, index), settings.batch_size)
+    return predictions_of(examples, batches, index, config.decode.top_k)
+
+
+def _sequences(config: Config, examples: pl.DataFrame, index: TitleIndex) -> Sequences:
+    return sequences_of(examples, index.item_id_N, config.data.max_history_items)
+
+
+def _device(config: Config) -> torch.device:
+    on_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")

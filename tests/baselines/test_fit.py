@@ -1,0 +1,168 @@
+"""The learned baselines: what they can see, what they learn, and that seeds decide."""
+
+import polars as pl
+import pytest
+import torch
+
+from hatllm.baselines.bert4rec import BERT4Rec
+from hatllm.baselines.fit import Fitted, SequenceModel, build_sequence_model, fit, scores
+from hatllm.baselines.ranking import TitleIndex, predictions_of
+from hatllm.baselines.sasrec import SASRec
+from hatllm.baselines.sequences import sequences_of
+from hatllm.config import ClozeConfig, DrosConfig, SequenceConfig
+from hatllm.report.evaluation import evaluate_predictions
+
+from .small import ITEMS, NUM_ITEMS, cycle, settings
+
+KINDS = ("sasrec", "gru4rec", "bert4rec")
+LENGTH = 5
+INDEX = TitleIndex.of(ITEMS)
+DROS = DrosConfig(weight=0.1, radius=1.0, popularity_power=0.05)
+ARMS = {
+    "sasrec": ("sasrec", settings()),
+    "sasrec_bce": ("sasrec", settings(loss="bce", num_negatives=4, every_position=True)),
+    "sasrec_dros": ("sasrec", settings(loss="bce", num_negatives=4, dros=DROS, num_layers=1)),
+    "gru4rec": ("gru4rec", settings(num_layers=1)),
+    "bert4rec": ("bert4rec", settings(optimizer="adamw")),
+}
+
+
+def built(kind: str, config: SequenceConfig, seed: int = 0) -> SequenceModel:
+    torch.manual_seed(seed)
+    return build_sequence_model(kind, NUM_ITEMS, LENGTH, config)
+
+
+def trained(
+    kind: str, config: SequenceConfig, seed: int = 0
+) -> tuple[SequenceModel, Fitted, list[dict[str, float]]]:
+    model = built(kind, config, seed)
+    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
+    curves: list[dict[str, float]] = []
+    fitted = fit(model, rows, rows, INDEX, config, lambda metrics, _: curves.append(metrics))
+    return model, fitted, curves
+
+
+def first_scores(model: SequenceModel, histories: list[list[int]]) -> torch.Tensor:
+    frame = pl.DataFrame(
+        {"history": [[int(INDEX.item_id_N[i]) for i in h] for h in histories],
+         "target": [5] * len(histories)}
+    )  # fmt: skip
+    batches = scores(model, sequences_of(frame, INDEX.item_id_N, LENGTH), batch_size=10)
+    return torch.cat([score_BN for score_BN, _ in batches])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_rule_without_exceptions_is_learned_perfectly(arm: str) -> None:
+    model, _, curves = trained(*ARMS[arm])
+    test = cycle().sample(fraction=1.0, shuffle=True, seed=4)
+    rows = sequences_of(test, INDEX.item_id_N, LENGTH)
+    table = predictions_of(test, scores(model, rows, 10), INDEX, top_k=3)
+    assert evaluate_predictions(table, ITEMS, cycle())["HR@1"] == 1.0
+    assert curves[-1]["train/loss"] < curves[0]["train/loss"]
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "gru4rec"])
+def test_a_later_item_moves_no_earlier_state(kind: str) -> None:
+    model = built(kind, settings(init_std=1.0)).eval()
+    assert not isinstance(model, BERT4Rec)
+    history_BL = torch.tensor([[0, 1, 2, 3, 4]])
+    changed_BL = torch.tensor([[0, 1, 2, 9, 4]])
+    state_BLD, changed_BLD = model(history_BL), model(changed_BL)
+    torch.testing.assert_close(state_BLD[:, :3], changed_BLD[:, :3])
+    for place in (3, 4):
+        assert (state_BLD[:, place] - changed_BLD[:, place]).abs().max() > 1e-3
+
+
+def test_bert4rec_sees_both_sides() -> None:
+    model = built("bert4rec", settings(init_std=1.0)).eval()
+    assert isinstance(model, BERT4Rec)
+    state_BPD = model(torch.tensor([[0, 1, 2, 3, 4]]))
+    changed_BPD = model(torch.tensor([[0, 1, 2, 9, 4]]))
+    assert ((state_BPD - changed_BPD).abs().amax(dim=2) > 1e-4).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_neighbours_in_the_batch_change_no_score(kind: str) -> None:
+    model = built(kind, settings(init_std=1.0, dropout=0.5))
+    histories = [[3], [1, 2, 3, 4, 5], [7, 7], [0, 11, 4]]
+    together = first_scores(model, histories)
+    for row, history in enumerate(histories):
+        alone = model.next_states(torch.tensor([history]), torch.tensor([len(history)]))
+        weight_ND, bias_N = model.output()
+        # Float sums over rows of another length: the fifth digit may differ.
+        expected = torch.nn.functional.linear(alone, weight_ND, bias_N)[0]
+        torch.testing.assert_close(together[row], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_the_history_matters(kind: str) -> None:
+    first, second = first_scores(built(kind, settings(init_std=1.0)), [[1, 2, 3], [2, 1, 3]])
+    assert (first - second).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("arm", ["sasrec_bce", "gru4rec", "bert4rec"])
+def test_equal_seeds_give_equal_weights_and_others_do_not(arm: str) -> None:
+    kind, config = ARMS[arm]
+    config = settings(**{**vars(config), "max_epochs": 2, "dropout": 0.2})
+    first, second, other = (trained(kind, config, seed)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_training_stops_when_valid_stops_rising_and_keeps_the_best_weights() -> None:
+    config = settings(patience=3, learning_rate=1e-12)  # nothing changes: epoch 1 is the best
+    _, fitted, curves = trained("sasrec", config)
+    assert (fitted.best_epoch, fitted.num_epochs, fitted.num_steps) == (1, 4, 12)
+    assert [set(row) for row in curves] == [{"train/loss", "val/NDCG@10"}] * 4
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch() -> None:
+    model, fitted, curves = trained("sasrec", settings(max_epochs=12, learning_rate=0.3))
+    best = max(row["val/NDCG@10"] for row in curves)
+    assert curves[fitted.best_epoch - 1]["val/NDCG@10"] == best
+    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
+    table = predictions_of(cycle(), scores(model, rows, 16), INDEX, top_k=NUM_ITEMS)
+    assert evaluate_predictions(table, ITEMS, cycle())["NDCG@10"] == pytest.approx(best)
+
+
+def test_bert4rec_hides_what_the_settings_say() -> None:
+    cloze = ClozeConfig(mask_prob=0.6, last_only_prob=0.25)
+    model = built("bert4rec", settings(cloze=cloze))
+    assert isinstance(model, BERT4Rec)
+    length_B = torch.full((4000,), 4)
+    item_BP = torch.tensor([0, 1, 2, 3, 4, NUM_ITEMS]).expand(4000, 6)  # target at 4, padding at 5
+    hidden_BP = model._places_to_hide(length_B, item_BP)
+    assert hidden_BP.any(dim=1).all() and not hidden_BP[:, 5].any()
+    # A share of 0.25 hides the target only; 0.6 of the places otherwise; 0.4^5 = 0.01 had none.
+    assert hidden_BP[:, 0].double().mean() == pytest.approx(0.75 * 0.6, abs=0.04)
+    assert hidden_BP[:, 4].double().mean() == pytest.approx(0.25 + 0.75 * (0.6 + 0.01), abs=0.04)
+
+
+def test_bert4rec_learns_from_the_hidden_places_and_their_items() -> None:
+    model = built("bert4rec", settings(cloze=ClozeConfig(mask_prob=1.0, last_only_prob=0.0)))
+    history_BL = torch.tensor([[1, 2, NUM_ITEMS], [3, NUM_ITEMS, NUM_ITEMS]])
+    found = model.training_states(history_BL, torch.tensor([2, 1]), torch.tensor([7, 8]))
+    assert found[1].tolist() == [1, 2, 7, 3, 8] and found[0].shape == (5, 16)
+
+
+def test_an_empty_valid_split_is_refused() -> None:
+    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
+    none = sequences_of(cycle()[:0], INDEX.item_id_N, LENGTH)
+    with pytest.raises(ValueError, match="the valid split has no rows"):
+        fit(built("sasrec", settings()), rows, none, INDEX, settings(), lambda *_: None)
+
+
+def test_one_block_of_sasrec_equals_its_formula() -> None:
+    model = built("sasrec", settings(num_layers=1, num_heads=1, init_std=1.0)).eval()
+    assert isinstance(model, SASRec)
+    block = model.blocks[0]
+    x_LD = model.items.weight[[4, 2, 9]] + model.positions.weight[:3]
+    query_LD = block.query_norm(x_LD)
+    weight, bias = block.attention.in_proj_weight, block.attention.in_proj_bias
+    (wq, wk, wv), (bq, bk, bv) = weight.split(16), bias.split(16)
+    logit_LL = (query_LD @ wq.T + bq) @ (x_LD @ wk.T + bk).T / 16**0.5
+    share_LL = logit_LL.masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf).softmax(dim=1)
+    seen_LD = block.attention.out_proj(share_LL @ (x_LD @ wv.T + bv))
+    y_LD = block.norm(query_LD + seen_LD)
+    expected_LD = model.norm(y_LD + block.feedforward(y_LD))
+    torch.testing.assert_close(model(torch.tensor([[4, 2, 9]]))[0], expected_LD)

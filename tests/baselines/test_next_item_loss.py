@@ -1,0 +1,71 @@
+"""Losses against loops over plain Python numbers."""
+
+import math
+
+import pytest
+import torch
+
+from hatllm.baselines.next_item_loss import (
+    next_item_loss,
+    nominal_distribution,
+    robust_loss,
+    sampled_loss,
+)
+from hatllm.config import DrosConfig
+
+from .small import settings
+
+DROS = DrosConfig(weight=0.5, radius=2.0, popularity_power=0.05)
+
+
+def test_the_robust_term_equals_its_formula() -> None:
+    logit_MN, target_M = torch.randn(4, 6), torch.tensor([0, 5, 2, 2])
+    nominal_N = torch.rand(6)
+    total = 0.0
+    for row, target in zip(logit_MN.tolist(), target_M.tolist(), strict=True):
+        squares = [(f - (item == target)) ** 2 for item, f in enumerate(row)]
+        weighed = zip(nominal_N.tolist(), squares, strict=True)
+        total += math.log(sum(math.exp(p * s / 1.7) for p, s in weighed)) / 4
+    assert float(robust_loss(logit_MN, target_M, nominal_N, 1.7)) == pytest.approx(total, rel=1e-5)
+
+
+def test_the_nominal_distribution_is_popularity_to_a_power() -> None:
+    found = nominal_distribution(torch.tensor([1, 1, 3]), 4, DROS)
+    expected = [(count / 7) ** 0.05 for count in (1, 3, 1, 2)]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_samples_are_uniform_over_the_other_items() -> None:
+    # Only item 3 has a logit: log 3, so its loss as a sample is log 4, any other's log 2.
+    weight_ND, bias_N = torch.zeros(4, 1), torch.tensor([0.0, 0.0, 0.0, math.log(3)])
+    state_MD, target_M = torch.ones(1, 1), torch.tensor([1])
+    found = float(sampled_loss(state_MD, target_M, weight_ND, bias_N, 60_000))
+    expected = (math.log(2) + (math.log(4) + 2 * math.log(2)) / 3) / 2
+    assert found == pytest.approx(expected, abs=0.01)  # 60,000 draws: a deviation of 0.0007
+
+
+def test_the_target_is_never_a_sample() -> None:
+    weight_ND, bias_N = torch.zeros(3, 1), torch.tensor([0.0, 50.0, 0.0])
+    found = sampled_loss(torch.ones(1, 1), torch.tensor([1]), weight_ND, bias_N, 1000)
+    assert float(found) == pytest.approx(math.log(2) / 2)  # 25 more if the target were drawn
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_dros_adds_its_weight_times_the_robust_term(loss: str) -> None:
+    state_MD, target_M = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 3])
+    output = (torch.randn(4, 3), torch.randn(4))
+    nominal_N = torch.rand(4)
+    config = settings(loss=loss, num_negatives=2, dros=DROS)
+    found = []
+    for nominal in (None, nominal_N):
+        torch.manual_seed(3)  # the same samples
+        found.append(next_item_loss(state_MD, target_M, output, config, nominal))
+    logit_MN = state_MD @ output[0].T + output[1]
+    expected = 0.5 * robust_loss(logit_MN, target_M, nominal_N, DROS.radius)
+    torch.testing.assert_close(found[1] - found[0], expected)
+
+
+def test_cross_entropy_is_minus_the_log_of_a_softmax_over_all_items() -> None:
+    output = (torch.tensor([[1.0], [2.0], [0.0]]), torch.zeros(3))
+    found = next_item_loss(torch.ones(1, 1), torch.tensor([1]), output, settings(), None)
+    assert float(found) == pytest.approx(math.log(math.e + math.e**2 + 1) - 2)

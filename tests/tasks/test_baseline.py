@@ -1,0 +1,168 @@
+"""task=train with models that know items by id only."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from safetensors.torch import load_file
+from toys import Compose
+
+from hatllm.tasks.experiment import plan_cells
+
+Cli = Callable[..., int]
+LEARNED = ("sasrec", "sasrec_dros", "gru4rec", "bert4rec")
+SHORT = ("model.sequence.max_epochs=2", "model.sequence.batch_size=16")
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def runs(cli: Cli, shop: list[str], name: str, *words: str) -> Path:
+    assert cli(*shop, f"run_name={name}", *words) == 0
+    return Path("outputs") / name
+
+
+def ranks(folder: Path) -> list[int | None]:
+    return pl.read_parquet(folder / "predictions.parquet")["target_rank"].to_list()
+
+
+@pytest.mark.parametrize("model", ["knn", *LEARNED])
+def test_a_run_folder_holds_what_that_of_popularity_holds(
+    cli: Cli, shop: list[str], model: str
+) -> None:
+    expected = runs(cli, shop, "popularity", "model=popularity")
+    words = [f"model={model}", *(SHORT if model in LEARNED else ())]
+    folder = runs(cli, shop, "baseline", *words)
+    more = {"curves.csv", "curves.png", "model.safetensors"} if model in LEARNED else set()
+    assert files_of(folder) == files_of(expected) | more
+    tables = [pl.read_parquet(f / "predictions.parquet") for f in (expected, folder)]
+    assert tables[0].schema == tables[1].schema
+    same = ["example_id", "user_id", "target_item", "history_length", "ambiguous"]
+    assert tables[0].select(same).equals(tables[1].select(same))
+    metrics = [json.loads((f / "metrics.json").read_text()) for f in (expected, folder)]
+    assert metrics[0]["popularity"] == metrics[1]["popularity"]
+    assert metrics[1]["test"].keys() == metrics[0]["test"].keys()
+    assert json.loads((folder / "run.json").read_text())["label"] == model
+    assert f"**{model}** on" in (folder / "report.md").read_text()
+
+
+def test_equal_seeds_give_equal_predictions_and_curves(cli: Cli, shop: list[str]) -> None:
+    first, second, other = (
+        runs(cli, shop, f"run{number}", "model=sasrec", f"seed={seed}", *SHORT)
+        for number, seed in enumerate((1, 1, 2))
+    )
+    tables = [pl.read_parquet(f / "predictions.parquet") for f in (first, second, other)]
+    assert tables[0].equals(tables[1]) and not tables[0].equals(tables[2])
+    assert (first / "curves.csv").read_text() == (second / "curves.csv").read_text()
+
+
+def test_a_run_that_is_made_again_starts_its_curves_anew(cli: Cli, shop: list[str]) -> None:
+    folder = runs(cli, shop, "again", "model=gru4rec", *SHORT)
+    before = (folder / "curves.csv").read_text()
+    runs(cli, shop, "again", "model=gru4rec", *SHORT, "task.force=true")
+    assert (folder / "curves.csv").read_text() == before
+
+
+def test_the_saved_vectors_are_those_of_the_catalogue(cli: Cli, shop: list[str]) -> None:
+    folder = runs(cli, shop, "one", "model=sasrec", *SHORT)
+    weights = load_file(folder / "model.safetensors")
+    num_items = len(pl.read_parquet(folder / "items.parquet"))
+    assert weights["items.weight"].shape == (num_items + 1, 64)  # and the padding
+    assert weights["answers.weight"].shape == (num_items, 64)
+
+
+@pytest.mark.parametrize("group", ["knn", "sequence"])
+def test_the_sample_of_train_is_used_only_where_it_is_asked_for(
+    cli: Cli, shop: list[str], group: str
+) -> None:
+    model = "knn" if group == "knn" else "sasrec"
+    words = [f"model={model}", "data.valid_rows=4", *(SHORT if group == "sequence" else ())]
+    found = {}
+    for rows in (8, 30):
+        for use in ("full", "sampled"):
+            folder = runs(
+                cli, shop, f"{use}{rows}", *words, f"data.train_rows={rows}",
+                f"model.{group}.train_on={use}",
+            )  # fmt: skip
+            found[use, rows] = pl.read_parquet(folder / "predictions.parquet")["top_items"]
+    assert found["full", 8].to_list() == found["full", 30].to_list()
+    assert found["sampled", 8].to_list() != found["sampled", 30].to_list()
+
+
+@pytest.mark.parametrize(
+    ("logger", "left"),
+    [("wandb", "wandb/offline-run-*/*.wandb"), ("tensorboard", "tensorboard/events*")],
+)
+def test_curves_go_to_the_logger_too(
+    cli: Cli,
+    shop: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    logger: str,
+    left: str,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = runs(cli, shop, "logged", "model=sasrec", f"logger={logger}", *SHORT)
+    assert list(folder.glob(left))
+
+
+def test_an_experiment_runs_learned_baselines_once_a_seed(compose_config: Compose) -> None:
+    cells = {
+        "knn": ["model=knn"],
+        "untuned": ["trainer.max_steps=0"],
+        "sasrec": ["model=sasrec", "trainer.max_steps=0"],  # a setting of the LLM arms
+        "hatllm": ["mask=hatllm"],
+    }
+    config = compose_config()
+    config.experiment = replace(config.experiment, cells=cells, seeds=[1, 2])
+    planned = plan_cells(config, lambda words: compose_config(*words))
+    assert [(label, seed) for label, seed, *_ in planned] == [
+        ("knn", 1), ("untuned", 1), ("sasrec", 1), ("hatllm", 1), ("sasrec", 2), ("hatllm", 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["model=sasrec", "model.sequence.loss=bpr"], "model.sequence.loss='bpr' must be one of"),
+        (["model=sasrec", "model.sequence.train_on=all"], "model.sequence.train_on='all'"),
+        (["model=sasrec", "model.sequence.hidden_size=63", "model.sequence.num_heads=2"],
+         "model.sequence.hidden_size=63 must be a multiple of num_heads=2"),
+        (["model=sasrec", "model.sequence.learning_rate=0"],
+         "model.sequence.learning_rate=0.0 must be above 0"),
+        (["model=gru4rec", "model.sequence.num_negatives=null"],
+         "model.sequence.num_negatives=null must be a number"),
+        (["model=bert4rec", "model.sequence.cloze=null"],
+         "model.sequence.cloze=null must be set for model=bert4rec"),
+        (["model=sasrec_dros", "model.sequence.dros.radius=0"],
+         "model.sequence.dros.radius=0.0 must be above 0"),
+        (["model=knn", "model.knn.balance=2"], "model.knn.balance=2.0 must be between 0.0 and 1.0"),
+        (["model=knn", "model.kind=sasrec"], "model.knn must be given for model.kind=knn"),
+        (["model=popularity", "model.kind=bert4rec"], "model.sequence must be given for"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused_by_name(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str], words: list[str], part: str
+) -> None:
+    assert cli(*shop, *words) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_evaluate_says_that_it_needs_an_llm(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs(cli, shop, "one", "model=knn")
+    assert cli("task=evaluate", f"task.run_folder={folder}") == 2
+    assert "this one is model=knn" in capsys.readouterr().err
+
+
+def test_plan_does_not_pretend_to_know_how_long_training_takes(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*shop, "task=plan", "model=sasrec") == 0
+    assert "training not predicted" in capsys.readouterr().out
