@@ -60,9 +60,10 @@ def test_users_stay_together_and_are_shuffled() -> None:
         rows = [row for chunk in sampler for row in chunk]
         users = user_R[rows]
         assert len(set(rows)) == NUM_ROWS // GLOBAL * GLOBAL
-        # Each user's rows side by side, in their own order.
-        assert (np.diff(users) != 0).sum() + 1 == len(set(users))
-        assert all((np.diff(np.array(rows)[users == user]) == 1).all() for user in set(users))
+        # Each user's rows side by side, in their own order; one may be cut where the epoch begins.
+        assert (np.diff(users) != 0).sum() + 1 <= len(set(users)) + 1
+        whole = [(np.diff(np.array(rows)[users == user]) == 1).all() for user in set(users)]
+        assert sum(whole) >= len(whole) - 1
         orders.append(rows)
     assert orders[0] != orders[1]
 

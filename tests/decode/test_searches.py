@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 from families import build
+from peft import LoraConfig, get_peft_model
 from reference import (
     END,
     Reference,
@@ -36,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hatllm.config import Config, PromptConfig
 from hatllm.decode.beam import beam_search
 from hatllm.decode.catalogue import Catalogue
-from hatllm.decode.catalogue_states import catalogue_states, states_file
+from hatllm.decode.catalogue_states import catalogue_states, states_file, tokens_to_build
 from hatllm.decode.exact import exact_search
 from hatllm.decode.predict import predict, title_log_probs
 from hatllm.decode.scorer import Scorers
@@ -559,6 +560,64 @@ def test_states_belong_to_one_state_of_the_weights(tmp_path: Path) -> None:
     assert states_file(lm, other, tmp_path) != files[2]
     longer = replace(lm.schedule, patterns=lm.schedule.patterns[:1] + ("full",) * 3)
     assert states_file(toy_lm(longer), catalogue, tmp_path) != files[0]
+
+
+@torch.no_grad()
+def test_states_of_another_adapter_strength_have_another_file(tmp_path: Path) -> None:
+    catalogue, files = toy_catalogue(), set()
+    for alpha in (4, 64):
+        lm = toy_lm(schedule_of("IIFC", "segments"))
+        lora = LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        torch.manual_seed(0)
+        lm.model = get_peft_model(lm.backbone[0], lora)
+        files.add(states_file(lm, catalogue, tmp_path))
+        with lm.model.disable_adapter():
+            files.add(states_file(lm, catalogue, tmp_path))
+    assert len(files) == 4
+
+
+def test_a_broken_build_leaves_nothing_and_a_damaged_file_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    lm, catalogue = toy_lm(schedule_of("IIFC", "segments")), toy_catalogue()
+    with monkeypatch.context() as broken:
+        broken.setattr(MaskedLM, "states_after", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            catalogue_states(lm, catalogue, tmp_path)
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.safetensors"))
+    whole = catalogue_states(lm, catalogue, tmp_path).node_ND.clone()
+    file = states_file(lm, catalogue, tmp_path)
+    file.write_bytes(file.read_bytes()[:-100])
+    assert torch.equal(catalogue_states(lm, catalogue, tmp_path).node_ND, whole)
+
+
+def test_a_full_disk_is_an_error_or_a_warning(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    lm, root = toy_lm(schedule_of("IIFC", "segments")), f"cache_root={tmp_path}"
+    with pytest.raises(ValueError, match=r"state_cache=true cannot write to .*No space left"):
+        predict_toys(lm, compose_config("decode.state_cache=true", root))
+    many = toy_frame(HISTORIES * 20, TARGETS * 20)  # so many that the states would pay
+    with pytest.warns(UserWarning, match="no catalogue states"):
+        predict_toys(lm, compose_config(root), frame=many)
+
+
+def test_the_tokens_of_the_states_are_counted_as_they_run(tmp_path: Path) -> None:
+    catalogue, ran = toy_catalogue(), []
+    for target_is_item in (True, False):
+        lm = toy_lm(schedule_of("IIFC", "segments", target_is_item=target_is_item))
+        lm.decoder.embed_tokens.register_forward_hook(lambda _, a, __: ran.append(a[0].numel()))
+        catalogue_states(lm, catalogue, tmp_path / str(target_is_item))
+        tokens = sum(ran) - len(catalogue.book.prefix)
+        assert tokens == tokens_to_build(catalogue, target_is_item)
+        ran.clear()
 
 
 def test_states_of_a_mask_without_segment_layers_are_refused(tmp_path: Path) -> None:

@@ -2,9 +2,36 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import build
+from rows import padded
 from toys import Compose, schedule_of
 
+from hatllm.masks.patterns import PREFIX
 from hatllm.model.backbone import load_masked_lm
+from hatllm.model.masked_lm import MaskedLM
+
+
+def test_the_output_layer_takes_no_adapter(compose_config: Compose, tmp_path: Path) -> None:
+    config = compose_config("model=tiny", "model.lora.target_modules=[q_proj,lm_head]").model
+    with pytest.raises(ValueError, match=r"model.lora.target_modules holds lm_head"):
+        load_masked_lm(config, schedule_of("IFFC"), tmp_path, seed=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_prompts_beyond_the_constant_rotary_positions_are_refused(kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    rope |= {"original_max_position_embeddings": 8}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    lm = MaskedLM(build("Llama", rope_parameters=rope), schedule_of("FFFF"), "sdpa")
+    for length in (8, 9):
+        batch = padded([[PREFIX] * 2 + [0] * (length - 2)], [torch.arange(3, 3 + length)])
+        if length == 9:
+            with pytest.raises(ValueError, match="9 tokens is longer than the 8"):
+                lm.hidden_of_prompts(*batch)
+        else:
+            lm.hidden_of_prompts(*batch)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to compile for")

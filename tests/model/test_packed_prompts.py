@@ -93,7 +93,7 @@ def test_no_token_runs_twice_and_none_after_the_last_one_asked_for() -> None:
     batch = batch_of()
     for beyond in (0, 2):
         last_B = batch.prompt_length_B - 1 + beyond
-        packed = Packed.in_families(batch, PREFIX, last_B)
+        packed = Packed.in_families(batch, PREFIX, last_B, width=32)
         assert len(packed.ids_T) == tokens_by_hand(batch, last_B.tolist())
     assert packed.valid_FQ.shape[0] == 2  # the families of 3 and of 44, 52
 
@@ -102,14 +102,25 @@ def test_a_prompt_that_nothing_is_asked_of_does_not_run_unless_another_needs_it(
     batch = batch_of()
     last_B = torch.full_like(batch.prompt_length_B, -1)
     last_B[1] = batch.prompt_length_B[1] - 1  # [3, 25], a guest of [3, 25, 3, 11]
-    packed = Packed.in_families(batch, PREFIX, last_B)
+    packed = Packed.in_families(batch, PREFIX, last_B, width=32)
     assert len(packed.ids_T) == int(last_B[1]) + 1 - PREFIX
+
+
+def test_a_family_that_would_pad_all_others_is_not_made() -> None:
+    # Twenty prompts of one history beside twenty short ones: all rows would be as long as all
+    # titles of the first together.
+    histories = [[3, 25, 31, 3, 25]] * 20 + [[10], [11], [44], [52], [70]] * 4
+    targets = [20, 31, 44, 52] * 10
+    batch = toy_batch(toy_book(), True, True, histories, targets)
+    last_B = batch.valid_BL.sum(1) - 1
+    assert Packed.in_families(batch, PREFIX, last_B, width=1).valid_FQ.shape[0] == 40
+    assert Packed.in_families(batch, PREFIX, last_B, width=4096).valid_FQ.shape[0] == 6
 
 
 def test_each_different_segment_runs_once_in_segment_layers() -> None:
     batch = batch_of()
     last_B = batch.valid_BL.sum(1) - 1
-    segments = Segments.of(Packed.in_families(batch, PREFIX, last_B))
+    segments = Segments.of(Packed.in_families(batch, PREFIX, last_B, width=32))
     book = toy_book()
     row_of = {int(item): row for row, item in enumerate(book.item_id_I)}
     different = {tuple(book.response.tolist())}

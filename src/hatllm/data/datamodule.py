@@ -137,7 +137,9 @@ class MicroBatches(Sampler[list[int]]):
         if self.user_R is None:
             return generator.permutation(len(self.lengths))
         _, user_R = np.unique(self.user_R, return_inverse=True)
-        return np.argsort(generator.permutation(user_R.max() + 1)[user_R], kind="stable")
+        order = np.argsort(generator.permutation(user_R.max() + 1)[user_R], kind="stable")
+        # Another start each epoch, so that not the same rows sit out where there are few users.
+        return np.roll(order, generator.integers(len(order)))
 
 
 def micro_batches(

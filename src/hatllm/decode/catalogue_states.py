@@ -10,6 +10,7 @@ S segments of one batch, L tokens of the longest of them.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,7 +29,9 @@ from hatllm.masks.schedule import Schedule
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.packed_prompts import segment_stage
 
-FILES_KEPT = 3  # the newest; each belongs to one state of the weights
+FORMAT = b"1"  # another one, and files made by older code are no longer used
+ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
+FILES_KEPT = 3  # the last used; each belongs to one state of the weights
 TOKENS_A_BATCH = 4096
 ON_DEVICE_BYTES = 4 * 2**30  # larger tables stay on disk and are gathered from there
 CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -56,10 +60,12 @@ def _gather(table_XD: Tensor, index_T: Tensor) -> Tensor:
     return table_XD[index_T.to(table_XD.device)].to(index_T.device)
 
 
-def tokens_to_build(catalogue: Catalogue) -> int:
+def tokens_to_build(catalogue: Catalogue, target_is_item: bool) -> int:
     """Tokens that go through the segment layers to make the states."""
-    book = catalogue.book
-    return len(book.history_item.flat) + len(book.response) + len(book.target.flat)
+    book, trie = catalogue.book, catalogue.trie
+    lead = 0 if target_is_item else len(book.response)
+    titles = int((trie.depth_N[trie.leaf_F] - 1).sum()) + lead * trie.num_leaves
+    return len(book.history_item.flat) + len(book.response) + titles
 
 
 def check_states(schedule: Schedule) -> None:
@@ -90,35 +96,60 @@ def catalogue_states(lm: MaskedLM, catalogue: Catalogue, folder: Path) -> Catalo
 
     Raises:
         ValueError: If the schedule has no segment layer, or no other.
+        OSError: If the disk has no room for them.
     """
     check_states(lm.schedule)
     path = states_file(lm, catalogue, folder)
-    if not path.exists():
-        _build(lm, catalogue, path)
-        for old in sorted(folder.glob("*.safetensors"), key=lambda p: -p.stat().st_mtime)[
-            FILES_KEPT:
-        ]:
-            old.unlink(missing_ok=True)
-    with safe_open(path, "pt") as file:
-        tables = [file.get_tensor(name) for name in ("book", "node")]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "building.lock"):  # a second process waits for the first one's file
+        tables = _read(path)
+        if tables is None:
+            _build(lm, catalogue, path)
+            _keep_newest(folder)
+            tables = _read(path)
+    assert tables is not None
+    os.utime(path)
     device = lm.output_embedding_VD.device
     if sum(table.nbytes for table in tables) <= ON_DEVICE_BYTES:
         tables = [table.to(device) for table in tables]
     return CatalogueStates(lm.schedule.num_segment_layers, *tables)
 
 
+def _read(path: Path) -> list[Tensor] | None:
+    """The mapped tables; None where there is no whole file."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return [file.get_tensor(name) for name in ("book", "node")]
+    except (SafetensorError, OSError):
+        path.unlink()
+        return None
+
+
+def _keep_newest(folder: Path) -> None:
+    for part in folder.glob("*.part"):  # of a process that was killed; ours has its lock
+        part.unlink(missing_ok=True)
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
+    for old in files[FILES_KEPT:]:
+        old.unlink(missing_ok=True)
+
+
 def states_file(lm: MaskedLM, catalogue: Catalogue, folder: Path) -> Path:
     """Where the states of this model and catalogue are or will be; named by what they depend on."""
     num_layers, schedule = lm.schedule.num_segment_layers, lm.schedule
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(FORMAT)
     digest.update(lm.backbone[0].config.to_json_string().encode())
     digest.update(repr((num_layers, schedule.target_is_item, CODES[_dtype(lm)])).encode())
     decoder: Any = lm.decoder
     modules = [decoder.get_input_embeddings(), *list(decoder.layers)[:num_layers]]
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy())
+        for part in module.modules():  # adapters: equal weights, another strength
+            digest.update(repr([getattr(part, name, None) for name in ADAPTER_STATE]).encode())
     book = catalogue.book
     for array in (
         book.prefix, book.response, book.history_item.flat, book.history_item.offset,
@@ -133,30 +164,39 @@ def _dtype(lm: MaskedLM) -> torch.dtype:
 
 
 def _build(lm: MaskedLM, catalogue: Catalogue, path: Path) -> None:
-    book, device = catalogue.book, lm.output_embedding_VD.device
+    book = catalogue.book
     width = lm.output_embedding_VD.shape[1]
     num_book = len(book.history_item.flat) + len(book.response)
     shapes = {"book": (num_book, width), "node": (catalogue.trie.num_nodes, width)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    tables = _create(part, shapes, _dtype(lm))
+    try:
+        tables = _create(part, shapes, _dtype(lm))
+        _fill(lm, catalogue, tables)
+        del tables  # unmapped: what was written is in the file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _fill(lm: MaskedLM, catalogue: Catalogue, tables: dict[str, Tensor]) -> None:
+    book, device, schedule = catalogue.book, lm.output_embedding_VD.device, lm.schedule
     prefix = lm.run_prefix(torch.from_numpy(book.prefix).to(device))
-    with tqdm(total=tokens_to_build(catalogue), desc="catalogue states", unit="token") as bar:
+    total = tokens_to_build(catalogue, schedule.target_is_item)
+    with tqdm(total=total, desc="catalogue states", unit="token") as bar:
         for name, segments, places in (
             ("book", *_book_segments(catalogue)),
-            ("node", *_title_segments(catalogue, lm.schedule.target_is_item)),
+            ("node", *_title_segments(catalogue, schedule.target_is_item)),
         ):
             for chosen in _batches([len(segment) for segment in segments]):
                 ids_SL = _padded([segments[i] for i in chosen]).to(device)
-                stage = segment_stage(lm.schedule, ids_SL >= 0, len(book.prefix), prefix)
-                num_layers = lm.schedule.num_segment_layers
-                hidden_TD = lm.states_after(ids_SL[ids_SL >= 0], stage, num_layers)
+                stage = segment_stage(schedule, ids_SL >= 0, len(book.prefix), prefix)
+                ids_T = ids_SL[ids_SL >= 0]
+                hidden_TD = lm.states_after(ids_T, stage, schedule.num_segment_layers)
                 place_SL = _padded([places[i] for i in chosen], -2)
                 place_T = place_SL[place_SL > -2]
                 kept_T = place_T >= 0
                 tables[name][place_T[kept_T]] = hidden_TD.cpu()[kept_T]
                 bar.update(len(place_T))
-    part.rename(path)
 
 
 def _create(
@@ -173,6 +213,9 @@ def _create(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        # Not a sparse file: a full disk must be an error here, not a bus error while filling it.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
         file.truncate(8 + len(text) + end)
     data = torch.from_numpy(np.memmap(path, np.uint8, "r+", offset=8 + len(text)))
     return {

@@ -10,6 +10,7 @@ slots of all users (flat), Q new slots of one user, E entries (slots of all user
 were run, the prompts' ends first), K keys, D hidden width, P nodes on a path.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -80,8 +81,18 @@ def build_scorers(
         folder = Path(config.cache_root).expanduser() / "states"
         wanted = config.decode.state_cache
         if wanted or states_pay(lm, catalogue, prompt_lengths, folder):
-            states = catalogue_states(lm, catalogue, folder)
-    ahead = FORCED_AHEAD if config.decode.normalize == "vocab" else 0
+            try:
+                states = catalogue_states(lm, catalogue, folder)
+            except OSError as error:
+                if wanted:
+                    raise ValueError(
+                        f"decode.state_cache=true cannot write to {folder}: {error.strerror}; free "
+                        "room, choose another cache_root, or decode.state_cache=false"
+                    ) from error
+                warnings.warn(f"no catalogue states in {folder}: {error.strerror}", stacklevel=2)
+    # A best-first search turns to another title at any token; a beam mostly goes on.
+    beam_scores_all = config.decode.normalize == "vocab" and config.decode.name == "beam"
+    ahead = FORCED_AHEAD if beam_scores_all else 0
     return Scorers(lm, catalogue, config.fast, states, ahead)
 
 
@@ -90,7 +101,10 @@ def states_pay(lm: MaskedLM, catalogue: Catalogue, prompt_lengths: IntArray, fol
     if lm.schedule.num_segment_layers in (0, lm.num_layers) or process_rank()[1] > 1:
         return False
     own = prompt_lengths.sum() - len(prompt_lengths) * len(catalogue.book.prefix)
-    return own > tokens_to_build(catalogue) or states_file(lm, catalogue, folder).exists()
+    return (
+        own > tokens_to_build(catalogue, lm.schedule.target_is_item)
+        or states_file(lm, catalogue, folder).exists()
+    )
 
 
 class Scorers:

@@ -52,6 +52,22 @@ def install(model: PreTrainedModel, backend: str) -> None:
         layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def constant_positions(config: Any) -> int | None:
+    """Positions up to which rotary tables do not depend on the longest prompt; None = no limit.
+
+    Dynamic and longrope scaling choose their frequencies by the longest position of a call, so that
+    a row would depend on the rows beside it, and a part of a prompt on the rest.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    limits = [
+        kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type", kind.get("type")) in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)
+
+
 def _check_tokens_meet_in_attention_only(config: Any) -> None:
     if getattr(config, "use_bidirectional_attention", False):
         raise ValueError(f"model {config.model_type!r} attends both ways; HatLLM needs a causal LM")

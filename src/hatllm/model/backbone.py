@@ -120,6 +120,13 @@ def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
             f"model.lora.target_modules holds {', '.join(missing)}, which "
             f"{config.name} does not have; its linear layers: {', '.join(sorted(linear))}"
         )
+    output = backbone.get_output_embeddings()
+    name = next(n for n, m in backbone.named_modules() if m is output).rsplit(".", 1)[-1]
+    if name in config.lora.target_modules:
+        raise ValueError(
+            f"model.lora.target_modules holds {name}, the output layer, whose single rows the loss "
+            "and the decoder read; adapt other layers, or use model.tuning=full"
+        )
     peft_config = PeftLoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,

@@ -48,9 +48,19 @@ class MaskedLM(nn.Module):
         self.schedule = schedule
         config = model.config.get_text_config(decoder=True)
         self.final_softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.num_positions = attention.constant_positions(config)
         for name in ("logits_scaling", "logit_scale"):
             if getattr(config, name, None) not in (None, 1, 1.0):
                 raise ValueError(f"model {config.model_type!r} scales its logits; not supported")
+
+    def _check_positions(self, position: Tensor) -> None:
+        """Refuse positions from which on the rotary table depends on the whole call's length."""
+        if self.num_positions is not None and int(position.max()) >= self.num_positions:
+            raise ValueError(
+                f"a prompt of {int(position.max()) + 1} tokens is longer than the "
+                f"{self.num_positions} up to which this model's rotary positions are constant; "
+                "lower data.max_history_items"
+            )
 
     @property
     def num_layers(self) -> int:
@@ -150,6 +160,8 @@ class MaskedLM(nn.Module):
 
     def _run(self, input_ids: Tensor, stages: list[Stage], layers: range) -> Tensor:
         position = stages[0].position_T
+        for stage in stages:
+            self._check_positions(stage.position_T)
         passed = Stages(stages)
         with _only(self.decoder, layers):
             out = self.decoder(

@@ -53,26 +53,27 @@ class Packed:
         )
 
     @classmethod
-    def in_families(cls, batch: Batch, num_prefix: int, last_B: Tensor) -> "Packed":
+    def in_families(cls, batch: Batch, num_prefix: int, last_B: Tensor, width: int) -> "Packed":
         """Prompts whose histories begin one another share what they have in common.
 
         Args:
             batch: Right-padded prompts, each beginning with the prefix.
             num_prefix: Its tokens.
             last_B: Last column of each prompt that has to run, -1 = none. Shape (B,), int64.
+            width: Hidden width of the model; decides whether sharing pays.
         """
         L = batch.valid_BL.shape[1]
-        column_L = torch.arange(L, device=last_B.device)
         history_B, host_B = _hosts(batch)
-        shared_BL = (host_B != torch.arange(len(host_B), device=last_B.device))[:, None] & (
-            column_L < history_B[:, None]
-        )
-        asked_BL = batch.valid_BL & (column_L <= last_B[:, None]) & (column_L >= num_prefix)
-        # A host's history runs as far as a guest needs it, whatever the host is asked for.
-        needed_B = torch.where(last_B >= 0, torch.minimum(history_B, last_B + 1), 0)
-        needed_B = torch.zeros_like(needed_B).scatter_reduce(0, host_B, needed_B, "amax")
-        hosted_BL = (column_L >= num_prefix) & (column_L < needed_B[:, None])
-        row_T, column_T = ((asked_BL & ~shared_BL) | hosted_BL).nonzero(as_tuple=True)
+        alone_B = torch.arange(len(host_B), device=host_B.device)
+        runs = [_running(batch, num_prefix, last_B, history_B, h) for h in (host_B, alone_B)]
+        costs = [
+            _cost(runs_BL, h, num_prefix, width)
+            for (runs_BL, _), h in zip(runs, (host_B, alone_B), strict=True)
+        ]
+        if costs[0] >= costs[1]:
+            host_B = alone_B
+        runs_BL, shared_BL = runs[0] if costs[0] < costs[1] else runs[1]
+        row_T, column_T = runs_BL.nonzero(as_tuple=True)
         by_family_T = host_B[row_T].sort(stable=True).indices
         row_T, column_T = row_T[by_family_T], column_T[by_family_T]
         host_T = host_B[row_T]
@@ -110,6 +111,30 @@ class Packed:
         position_T = self.tokens.position_BL[self.valid_FQ]
         restart_T = self.tokens.restart_BL[self.valid_FQ]
         return Stage(masks, position_T, restart_T, Rows.of(self.valid_FQ), past)
+
+
+def _running(
+    batch: Batch, num_prefix: int, last_B: Tensor, history_B: Tensor, host_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which tokens run, and which stand in their host's place instead; both (B, L), bool."""
+    column_L = torch.arange(batch.valid_BL.shape[1], device=last_B.device)
+    is_guest_B = host_B != torch.arange(len(host_B), device=last_B.device)
+    shared_BL = is_guest_B[:, None] & (column_L < history_B[:, None])
+    asked_BL = batch.valid_BL & (column_L <= last_B[:, None])
+    # A host's history runs as far as a guest needs it, whatever the host is asked for.
+    needed_B = torch.where(last_B >= 0, torch.minimum(history_B, last_B + 1), 0)
+    needed_B = torch.zeros_like(needed_B).scatter_reduce(0, host_B, needed_B, "amax")
+    hosted_BL = column_L < needed_B[:, None]
+    runs_BL = ((asked_BL & ~shared_BL) | hosted_BL) & (column_L >= num_prefix)
+    return runs_BL, shared_BL
+
+
+def _cost(runs_BL: Tensor, host_B: Tensor, num_prefix: int, width: int) -> int:
+    """Work of a layer in units of one key of one query: matrices, then padded attention."""
+    size_B = torch.zeros_like(host_B).index_add(0, host_B, runs_BL.sum(1))
+    longest, num_families = int(size_B.max()), int((size_B > 0).sum())
+    # A Llama layer has about 12 width ** 2 weights; a key costs 2 width multiplications.
+    return int(size_B.sum()) * 6 * width + num_families * longest * (num_prefix + longest)
 
 
 def _hosts(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -174,7 +199,8 @@ def hidden_at(
         hidden_MD: Shape (M, D).
     """
     last_B = torch.full_like(batch.prompt_length_B, -1).scatter_reduce(0, row_M, column_M, "amax")
-    packed = Packed.in_families(batch, len(prefix_ids_P), last_B)
+    width = lm.output_embedding_VD.shape[1]
+    packed = Packed.in_families(batch, len(prefix_ids_P), last_B, width)
     return hidden_of_packed(lm, packed, prefix_ids_P)[packed.index_BL[row_M, column_M]]
 
 

@@ -92,8 +92,15 @@ def check_catalogue(config: Config, dataset: Dataset) -> None:
     """Refuse more answers than there are titles.
 
     Raises:
-        ValueError: If `decode.top_k` is above the number of different titles.
+        ValueError: If a split to be decoded is empty, or `decode.top_k` is above the number of
+            different titles.
     """
+    for split in ("valid", "test"):
+        if dataset.splits[split].height == 0:
+            raise ValueError(
+                f"the {split} split of data={config.data.name} has no rows; give data.{split}_file "
+                "some (without a valid file, data.holdout_fraction of train becomes valid)"
+            )
     titles = dataset.items["title"].n_unique()
     if config.decode.top_k > titles:
         raise ValueError(

@@ -150,7 +150,9 @@ def _states(
     if pays == ["valid"]:
         pays.append("test")  # they lie ready by then
     megabytes = rows * embedding_VD.shape[1] * embedding_VD.itemsize / 2**20
-    size = StatesSize(tokens_to_build(catalogue), megabytes, tuple(pays))
+    size = StatesSize(
+        tokens_to_build(catalogue, config.mask.target_is_item), megabytes, tuple(pays)
+    )
     return size, states_file(lm, catalogue, folder).exists()
 
 
