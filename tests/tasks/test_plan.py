@@ -83,7 +83,7 @@ def test_trie_states_and_parameters_equal_a_count_by_hand(composed: Planned) -> 
     assert found.trie.titles == 24
     items = sum(len(item) for item, _ in pairs) + len(config.data.prompt.response.encode())
     assert found.states is not None
-    assert found.states.tokens == items + sum(map(len, ends))
+    assert found.states.tokens == items + sum(len(end) - 1 for end in ends)
     assert found.states.megabytes == pytest.approx((items + len(nodes)) * 32 * 4 / 2**20)
     assert found.states.used_by == ("valid", "test")
     # Rank 8 on q_proj (32 to 32) and v_proj (32 to 16) of 4 layers.

@@ -107,7 +107,7 @@ def _wandb(config: Config, folder: Path) -> WandbLogger:
         name=f"{run_label(config)}-s{config.seed}",
         id=f"{folder.name}"[-64:],
         resume="allow",
-        save_dir=str(folder),
+        save_dir=str(folder.resolve()),  # W&B's service process has a working folder of its own
         offline=not wandb_logged_in(),
         config=asdict(config) | {"config_hash": config_hash(config)},
     )
