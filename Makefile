@@ -29,7 +29,7 @@ slow: setup ## the tests with the real backbone
 	$(BIN)/python -m pytest -m "slow"
 
 BENCHMARKS := decode train trie curves prepare
-bench: setup ## a five-minute version of each benchmark, into experiments/speed/results/quick
+bench: setup ## a short version of each benchmark, into experiments/speed/results/quick
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.speed.$$name --quick --fresh || exit 1; done
 
 lint: $(STAMP) ## ruff: rules and format

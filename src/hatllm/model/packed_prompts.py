@@ -65,14 +65,13 @@ class Packed:
         L = batch.valid_BL.shape[1]
         history_B, host_B = _hosts(batch)
         alone_B = torch.arange(len(host_B), device=host_B.device)
-        runs = [_running(batch, num_prefix, last_B, history_B, h) for h in (host_B, alone_B)]
-        costs = [
-            _cost(runs_BL, h, num_prefix, width)
-            for (runs_BL, _), h in zip(runs, (host_B, alone_B), strict=True)
+        plans = [
+            (host, *_running(batch, num_prefix, last_B, history_B, host))
+            for host in (alone_B, host_B)
         ]
-        if costs[0] >= costs[1]:
-            host_B = alone_B
-        runs_BL, shared_BL = runs[0] if costs[0] < costs[1] else runs[1]
+        host_B, runs_BL, shared_BL = min(
+            plans, key=lambda plan: _cost(plan[1], plan[0], num_prefix, width)
+        )
         row_T, column_T = runs_BL.nonzero(as_tuple=True)
         by_family_T = host_B[row_T].sort(stable=True).indices
         row_T, column_T = row_T[by_family_T], column_T[by_family_T]
