@@ -10,7 +10,7 @@ from hatllm.masks.layer_masks import build_layer_masks, causal_visible
 from hatllm.masks.patterns import PREFIX, RESPONSE
 from hatllm.masks.schedule import Schedule
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.stages import Stage, Stages
+from hatllm.model.stages import Band, Stage, Stages
 
 # prefix, items, response, title; rows of different lengths, all longer than a sliding window
 ROWS = [
@@ -240,6 +240,6 @@ def test_a_model_without_shared_position_embeddings_refuses_to_restart_positions
     ids_BL, tokens, valid_BL = padded(ROWS, random_ids())
     visible_BQK = causal_visible(valid_BL, valid_BL.shape[1])
     masks = build_layer_masks(lm.schedule, tokens, tokens, visible_BQK)
-    stage = Stage(masks, tokens.position_BL, tokens.restart_BL)
+    stage = Stage([Band(masks)], tokens.position_BL, tokens.restart_BL)
     with pytest.raises(RuntimeError, match="does not hand position embeddings"):
         model.model.layers[0](torch.zeros(*ids_BL.shape, 32), stages=Stages([stage]))

@@ -8,6 +8,7 @@ from toys import PRESETS, Compose, schedule_of, toy_batch, toy_book, toy_lm
 
 from hatllm.data.prompt import Batch
 from hatllm.masks.schedule import Schedule, build_schedule
+from hatllm.model import stages
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.packed_prompts import Packed, Segments, hidden_at
 
@@ -15,6 +16,11 @@ from hatllm.model.packed_prompts import Packed, Segments, hidden_at
 HISTORIES = [[3], [3, 25], [44, 52], [3, 25, 3, 11], [3, 25], [3, 25, 3], [44]]
 TARGETS = [25, 3, 70, 20, 31, 11, 52]
 PREFIX = len(toy_book().prefix)
+
+
+@pytest.fixture(autouse=True, params=[stages.A_BAND, 0], ids=["one band", "a band a length"])
+def price_of_a_band(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "A_BAND", request.param)
 
 
 def batch_of(target_is_item: bool = True) -> Batch:

@@ -33,7 +33,7 @@ from hatllm.model.key_values import KeyValueStore
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.packed_prompts import Packed, masks_after_prefix
 from hatllm.model.processes import process_rank
-from hatllm.model.stages import PrefixStates, Rows, Stage
+from hatllm.model.stages import Band, PrefixStates, Rows, Stage
 
 if TYPE_CHECKING:
     from hatllm.config import Config
@@ -223,7 +223,7 @@ class TreeScorer:
         )
         row_T, column_T = packed.valid_FQ.nonzero(as_tuple=True)
         self.store.aim(row_T, num_prefix + column_T, batch.valid_BL.shape[1])
-        stage = packed.stage(masks, self.store)
+        stage = Stage([Band(masks, Rows.of(packed.valid_FQ), self.store)], *packed.positions)
         if self.states is not None:
             book_index_T = batch.book_index_BL[:, num_prefix:][packed.valid_FQ]
             stage.first_layer = self._layers.start
@@ -331,4 +331,4 @@ class TreeScorer:
             self.lm.schedule, query, self.prompt.append(slots), visible_BQK, own_BQK, self._layers
         )
         self.store.aim(user_C, L + slot_C, L + S)
-        return Stage(masks, position_C, restart_C, rows, self.store)
+        return Stage([Band(masks, rows, self.store)], position_C, restart_C)

@@ -8,6 +8,7 @@ Dimension key: B batch, H heads, Q query position, K key position, D head width.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from hatllm.model.stages import Stage, Stages
+from hatllm.model.stages import Band, Stage, Stages
 
 BACKENDS = ("sdpa", "eager", "flex")
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -95,7 +96,7 @@ def _entry_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
         stage = stages.of_layer(layer_idx)
         if layer_idx == stage.first_layer:
             args = (stage.enter(args[0]), *args[1:])
-        restarts = stage.masks.schedule.restarts(layer_idx)
+        restarts = stage.schedule.restarts(layer_idx)
         if not restarts and stage is stages.stages[0] and stage.entering is None:
             return args, kwargs  # the model's own positions are the right ones
         if "position_embeddings" not in kwargs:
@@ -103,7 +104,7 @@ def _entry_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
         like = kwargs["position_embeddings"][0]
         position = stage.restart_T if restarts else stage.position_T
         position_BQ = position if position.ndim == 2 else position[None]
-        kwargs["position_embeddings"] = stage.masks.once(
+        kwargs["position_embeddings"] = stage.once(
             ("rotary", restarts, *extra), lambda: rotary(like, position_BQ, *extra)
         )
         return args, kwargs
@@ -123,17 +124,29 @@ def _stage_of(module: Attention, kwargs: dict[str, Any]) -> Stage:
     return stages.of_layer(module.layer_idx)
 
 
-def _in_rows(
-    stage: Stage, module: Attention, query: Tensor, key: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values in padded rows, the keys before them included."""
-    if stage.rows is None:
-        return query, key, value
-    return stage.pad_query(query), *stage.join(module.layer_idx, key, value)
+def _in_bands(
+    stage: Stage,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attend: Callable[[Band, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Each band's padded rows attend on their own; the packed output of all, (1, T, H, D).
 
-
-def _as_they_came(stage: Stage, out_BQHD: Tensor) -> Tensor:
-    return out_BQHD.contiguous() if stage.rows is None else stage.pack_output(out_BQHD)
+    Args:
+        stage: Its bands may put keys before a row's own.
+        layer: Index from 0.
+        query: Shape (1, H, T, D), or (B, H, Q, D) where nothing is packed.
+        key: Shape as `query`, with H or fewer heads.
+        value: Shape as `key`.
+        attend: From a band's queries, keys and values in rows, (B, H, Q or K, D), to (B, Q, H, D).
+    """
+    outs = [
+        band.pack_output(attend(band, band.pad_query(own), *band.join(layer, *own_keys)))
+        for band, own, *own_keys in stage.split(query, key, value)
+    ]
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
 
 def _window_of(module: Attention, kwargs: dict[str, Any]) -> int | None:
@@ -177,24 +190,27 @@ def masked_sdpa(
         The output, shape (B, Q, H, D) or (1, T, H, D), and no weights.
     """
     stage, window = _stage_of(module, kwargs), _window_of(module, kwargs)
-    allowed_B1QK = stage.masks.of_layer(module.layer_idx, window)
-    dtype = query.dtype
+    layer, dtype = module.layer_idx, query.dtype
+    pattern = stage.schedule.patterns[layer]
     if query.device.type == "cpu" and dtype == torch.bfloat16:
         # torch's CPU kernel is 2x (forward) to 3x (with backward) slower in bfloat16 than float32.
         query, key, value = query.float(), key.float(), value.float()
-    query, key, value = _in_rows(stage, module, query, key, value)
-    pattern = stage.masks.schedule.patterns[module.layer_idx]
-    bias_B1QK = stage.masks.once(
-        ("bias", pattern, window, query.dtype),
-        lambda: torch.zeros_like(allowed_B1QK, dtype=query.dtype).masked_fill_(
-            ~allowed_B1QK, float("-inf")
-        ),
-    )
-    out = nn.functional.scaled_dot_product_attention(
-        query, key, value, bias_B1QK, dropout, scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
-    return _as_they_came(stage, out.to(dtype).transpose(1, 2)), None
+
+    def attend(band: Band, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        allowed_B1QK = band.masks.of_layer(layer, window)
+        bias_B1QK = band.masks.once(
+            ("bias", pattern, window, query.dtype),
+            lambda: torch.zeros_like(allowed_B1QK, dtype=query.dtype).masked_fill_(
+                ~allowed_B1QK, float("-inf")
+            ),
+        )
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, bias_B1QK, dropout, scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
+        return out.transpose(1, 2)
+
+    return _in_bands(stage, layer, query, key, value, attend).to(dtype), None
 
 
 def masked_eager(
@@ -206,27 +222,33 @@ def masked_eager(
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Attention written out: the readable oracle.
 
     Args: As `masked_sdpa`.
 
     Returns:
-        The output, shape (B, Q, H, D), and the weights, shape (B, H, Q, K).
+        The output, shape (B, Q, H, D), and the weights, shape (B, H, Q, K), of a single band.
     """
-    stage = _stage_of(module, kwargs)
-    allowed_B1QK = stage.masks.of_layer(module.layer_idx, _window_of(module, kwargs))
-    query, key, value = _in_rows(stage, module, query, key, value)
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    stage, window = _stage_of(module, kwargs), _window_of(module, kwargs)
+    layer, softcap = module.layer_idx, kwargs.get("softcap")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logit_BHQK = query @ key.transpose(2, 3) * scale
-    if (softcap := kwargs.get("softcap")) is not None:
-        logit_BHQK = torch.tanh(logit_BHQK / softcap) * softcap
-    logit_BHQK = logit_BHQK.masked_fill(~allowed_B1QK, float("-inf"))
-    weight_BHQK = logit_BHQK.softmax(-1, dtype=torch.float32).to(query.dtype)
-    weight_BHQK = nn.functional.dropout(weight_BHQK, p=dropout, training=module.training)
-    return _as_they_came(stage, (weight_BHQK @ value).transpose(1, 2)), weight_BHQK
+    weights = []
+
+    def attend(band: Band, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        allowed_B1QK = band.masks.of_layer(layer, window)
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        logit_BHQK = query @ key.transpose(2, 3) * scale
+        if softcap is not None:
+            logit_BHQK = torch.tanh(logit_BHQK / softcap) * softcap
+        logit_BHQK = logit_BHQK.masked_fill(~allowed_B1QK, float("-inf"))
+        weight_BHQK = logit_BHQK.softmax(-1, dtype=torch.float32).to(query.dtype)
+        weights.append(nn.functional.dropout(weight_BHQK, p=dropout, training=module.training))
+        return (weights[-1] @ value).transpose(1, 2)
+
+    out = _in_bands(stage, layer, query, key, value, attend)
+    return out, weights[0] if len(weights) == 1 else None
 
 
 def masked_flex(
@@ -244,30 +266,34 @@ def masked_flex(
     Args, Returns: As `masked_sdpa`.
     """
     stage, window = _stage_of(module, kwargs), _window_of(module, kwargs)
-    allowed_B1QK = stage.masks.of_layer(module.layer_idx, window)
-    query, key, value = _in_rows(stage, module, query, key, value)
-    pattern = stage.masks.schedule.patterns[module.layer_idx]
-
-    def block_mask() -> Any:
-        def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return allowed_B1QK[b, 0, q, k]
-
-        B, _, Q, K = allowed_B1QK.shape
-        return create_block_mask(mask_mod, B, None, Q, K, device=allowed_B1QK.device)
-
-    softcap: float = kwargs.get("softcap") or 0.0
+    layer, softcap = module.layer_idx, kwargs.get("softcap") or 0.0
+    pattern = stage.schedule.patterns[layer]
+    kernel: Any = _compiled_flex() if query.is_cuda else flex_attention
 
     def soft_capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return torch.tanh(score / softcap) * softcap
 
-    attend: Any = _compiled_flex() if query.is_cuda else flex_attention
-    out = attend(
-        query, key, value,
-        score_mod=soft_capped if softcap else None,
-        block_mask=stage.masks.once(("block mask", pattern, window), block_mask),
-        scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
-    return _as_they_came(stage, out.transpose(1, 2)), None
+    def attend(band: Band, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        allowed_B1QK = band.masks.of_layer(layer, window)
+        out: Tensor = kernel(
+            query, key, value,
+            score_mod=soft_capped if softcap else None,
+            block_mask=band.masks.once(
+                ("block mask", pattern, window), lambda: _block_mask(allowed_B1QK)
+            ),
+            scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
+        return out.transpose(1, 2)
+
+    return _in_bands(stage, layer, query, key, value, attend), None
+
+
+def _block_mask(allowed_B1QK: Tensor) -> Any:
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return allowed_B1QK[b, 0, q, k]
+
+    B, _, Q, K = allowed_B1QK.shape
+    return create_block_mask(mask_mod, B, None, Q, K, device=allowed_B1QK.device)
 
 
 _COMPILED: list[Any] = []

@@ -15,7 +15,7 @@ from hatllm.masks.layer_masks import Tokens, build_layer_masks, causal_visible
 from hatllm.masks.patterns import PREFIX
 from hatllm.masks.schedule import Schedule
 from hatllm.model import attention
-from hatllm.model.stages import PrefixStates, Rows, Stage, Stages
+from hatllm.model.stages import Band, PrefixStates, Rows, Stage, Stages
 
 FEW_TOKENS = 64  # up to so many tokens a row, single dot products beat the whole output layer
 
@@ -95,7 +95,7 @@ class MaskedLM(nn.Module):
         """
         visible_BQK = causal_visible(valid_BL, valid_BL.shape[1])
         masks = build_layer_masks(self.schedule, tokens, tokens, visible_BQK)
-        stage = Stage(masks, tokens.position_BL, tokens.restart_BL)
+        stage = Stage([Band(masks)], tokens.position_BL, tokens.restart_BL)
         return self._run(input_ids_BL, [stage], range(self.num_layers))
 
     def hidden(
@@ -149,13 +149,9 @@ class MaskedLM(nn.Module):
         """
         states = PrefixStates()
         if len(prefix_ids_P):
-            position_1P = torch.arange(len(prefix_ids_P), device=prefix_ids_P.device)[None]
-            tokens = Tokens(torch.full_like(position_1P, PREFIX), position_1P, position_1P)
-            valid_1P = torch.ones_like(position_1P, dtype=torch.bool)
-            visible_1PP = causal_visible(valid_1P, valid_1P.shape[1])
-            masks = build_layer_masks(self.schedule, tokens, tokens, visible_1PP)
-            rows, position_P = Rows.of(valid_1P), position_1P[0]
-            self.hidden(prefix_ids_P, [Stage(masks, position_P, position_P, rows, states)])
+            band = prefix_band(self.schedule, states, prefix_ids_P)
+            position_P = torch.arange(len(prefix_ids_P), device=prefix_ids_P.device)
+            self.hidden(prefix_ids_P, [Stage([band], position_P, position_P)])
         return states
 
     def _run(self, input_ids: Tensor, stages: list[Stage], layers: range) -> Tensor:
@@ -224,6 +220,16 @@ class MaskedLM(nn.Module):
         if self.final_softcap is None:
             return logit
         return torch.tanh(logit / self.final_softcap) * self.final_softcap
+
+
+def prefix_band(schedule: Schedule, states: PrefixStates, prefix_ids_P: Tensor) -> Band:
+    """The prefix as the one row of a band that leaves its keys and values in ``states``."""
+    position_1P = torch.arange(len(prefix_ids_P), device=prefix_ids_P.device)[None]
+    tokens = Tokens(torch.full_like(position_1P, PREFIX), position_1P, position_1P)
+    valid_1P = torch.ones_like(position_1P, dtype=torch.bool)
+    visible_1PP = causal_visible(valid_1P, valid_1P.shape[1])
+    masks = build_layer_masks(schedule, tokens, tokens, visible_1PP)
+    return Band(masks, Rows.of(valid_1P), states)
 
 
 @contextmanager

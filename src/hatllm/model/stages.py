@@ -1,19 +1,25 @@
 """One forward pass as the layers see it: packed tokens, their rows, the keys before them.
 
 The fast paths run one long row of tokens without padding through the model; padded rows exist
-inside attention only. Layers that work on the same tokens form a stage; `hatllm_segments` has two,
-because its shallow layers need each segment once, however many prompts it stands in.
+inside attention only, in bands of near lengths. Layers that work on the same tokens form a stage;
+`hatllm_segments` has two, because its shallow layers need each segment once, however many prompts
+it stands in.
 
 Dimension key: T packed tokens, B rows, Q place in a row, K key, X heads times head width.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from hatllm.masks.layer_masks import LayerMasks
+from hatllm.masks.schedule import Schedule
+
+A_BAND = 10_000  # what one more band costs, in pairs of query and key; measured on 2 CPU cores
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -130,27 +136,17 @@ class AfterPrefix:
 
 
 @dataclass
-class Stage:
-    """Tokens that a run of layers works on."""
+class Band:
+    """Packed rows of near lengths, which attention pads to the longest of them."""
 
     masks: LayerMasks  # of the padded rows
-    position_T: Tensor  # (T,), or (B, Q) where nothing is packed
-    restart_T: Tensor  # `patterns.restart_positions`, same shape
     rows: Rows | None = None  # None: the model runs padded rows as they are
     past: Past | None = None
-    first_layer: int = 0
-    entering: Tensor | None = None  # hidden states of its tokens where no layer before made them
-    from_T: Tensor | None = None  # its tokens among those of the stage before
-
-    def enter(self, hidden: Tensor) -> Tensor:
-        """Hidden states of this stage's tokens, given those of the stage before, (1, T, D)."""
-        if self.entering is not None:
-            return self.entering[None].to(hidden.dtype)
-        return hidden if self.from_T is None else hidden[:, self.from_T]
 
     def join(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of a packed layer, (B, H, K, D), from its own, (1, H, T, D)."""
-        assert self.rows is not None
+        """All keys and values of a layer, (B, H, K, D), from the band's own, (1, H, T, D)."""
+        if self.rows is None:
+            return key, value
         num_heads = key.shape[1]
         key_TX, value_TX = (x[0].transpose(0, 1).flatten(1) for x in (key, value))
         if self.past is None:
@@ -162,14 +158,81 @@ class Stage:
 
     def pad_query(self, query: Tensor) -> Tensor:
         """Queries in rows, (B, H, Q, D), from packed ones, (1, H, T, D)."""
-        assert self.rows is not None
+        if self.rows is None:
+            return query
         padded_BQX = self.rows.pad(query[0].transpose(0, 1).flatten(1))
         return _heads(padded_BQX, query.shape[1]).transpose(1, 2)
 
     def pack_output(self, out_BQHD: Tensor) -> Tensor:
         """Attention's output of the packed tokens, (1, T, H, D)."""
-        assert self.rows is not None
+        if self.rows is None:
+            return out_BQHD.contiguous()
         return _heads(self.rows.pack(out_BQHD.flatten(2))[None], out_BQHD.shape[2])
+
+
+def bands_of(length_B: Sequence[int], num_before: int) -> list[slice]:
+    """Cut rows into bands so that attention does the least work.
+
+    Args:
+        length_B: Queries of each row; rows of near lengths should be neighbours.
+        num_before: Keys that every row sees before its own.
+
+    Returns:
+        Neighbouring rows, one slice a band.
+    """
+    # Rows of one length are never parted, so that many rows are few places to cut.
+    cuts = [0, *(i for i in range(1, len(length_B)) if length_B[i] != length_B[i - 1])]
+    best = {0: (0, 0)}  # for the first n rows: least work, and where their last band begins
+    for end in (*cuts[1:], len(length_B)):
+        longest, choices = 0, []
+        for start in reversed([cut for cut in cuts if cut < end]):
+            longest = max(longest, length_B[start])
+            padded = (end - start) * longest * (num_before + longest)
+            choices.append((best[start][0] + A_BAND + padded, start))
+        best[end] = min(choices)
+    bands, end = [], len(length_B)
+    while end:
+        bands.append(slice(best[end][1], end))
+        end = best[end][1]
+    return bands[::-1]
+
+
+@dataclass
+class Stage:
+    """Tokens that a run of layers works on."""
+
+    bands: list[Band]  # their tokens one after another
+    position_T: Tensor  # (T,), or (B, Q) where nothing is packed
+    restart_T: Tensor  # `patterns.restart_positions`, same shape
+    first_layer: int = 0
+    entering: Tensor | None = None  # hidden states of its tokens where no layer before made them
+    from_T: Tensor | None = None  # its tokens among those of the stage before
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule its masks follow."""
+        return self.bands[0].masks.schedule
+
+    def once(self, name: object, make: Callable[[], V]) -> V:
+        """The value of that name, made at its first use in this pass."""
+        return self.bands[0].masks.once(name, make)
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        """Hidden states of this stage's tokens, given those of the stage before, (1, T, D)."""
+        if self.entering is not None:
+            return self.entering[None].to(hidden.dtype)
+        return hidden if self.from_T is None else hidden[:, self.from_T]
+
+    def split(
+        self, query: Tensor, key: Tensor, value: Tensor
+    ) -> Iterator[tuple[Band, Tensor, Tensor, Tensor]]:
+        """Each band with its own tokens' queries, keys and values, (1, H, T, D)."""
+        if len(self.bands) == 1:
+            yield self.bands[0], query, key, value
+            return
+        sizes = [len(band.rows.place_T) for band in self.bands if band.rows is not None]
+        parts = (x.split(sizes, dim=2) for x in (query, key, value))
+        yield from zip(self.bands, *parts, strict=True)
 
 
 def _heads(packed: Tensor, num_heads: int) -> Tensor:
