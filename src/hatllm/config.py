@@ -273,6 +273,7 @@ class ModelConfig:
     quantization_bits: int | None  # 4 or 8 with bitsandbytes on a GPU
     backend: str  # one of BACKENDS: how the masks are applied
     gradient_checkpointing: bool
+    compile: bool  # decoder layers through torch.compile
     knn: KnnConfig | None  # kind knn
     sequence: SequenceConfig | None  # one of SEQUENCE_KINDS
 

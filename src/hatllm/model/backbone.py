@@ -21,6 +21,7 @@ from transformers import logging as transformers_logging
 
 from hatllm.data.download import fetch_package_file
 from hatllm.masks.schedule import Schedule
+from hatllm.model.compiled import compile_layers
 from hatllm.model.masked_lm import MaskedLM
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def load_masked_lm(
         The model; only what is tuned requires gradients, in float32.
 
     Raises:
-        ValueError: If the model is not found, or a LoRA target or the backend does not fit it.
+        ValueError: If the model is not found, a LoRA target or the backend does not fit it, or it
+            is to be compiled and there is no compiler.
     """
     backbone = _load_backbone(config, cache_root)
     masked = MaskedLM(backbone, schedule, usable_backend(config.backend))
@@ -92,6 +94,8 @@ def load_masked_lm(
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
         backbone.enable_input_require_grads()
+    if config.compile:
+        compile_layers(masked)
     return masked
 
 

@@ -21,7 +21,7 @@ from hatllm.config import Config
 NOT_IN_HASH = ("task", "logger", "experiment", "num_threads", "data_root", "cache_root",
                "output_root", "run_name")  # fmt: skip
 # Settings of the model that count only where they are set: runs older than they keep their hash.
-MODEL_EXTRAS = ("knn", "sequence")
+MODEL_EXTRAS = ("knn", "sequence", "compile")
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
             "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
 
@@ -35,7 +35,7 @@ def config_hash(config: Config) -> str:
         if name not in NOT_IN_HASH
     }
     for name in MODEL_EXTRAS:
-        if kept["model"][name] is None:
+        if not kept["model"][name]:
             del kept["model"][name]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
