@@ -128,13 +128,14 @@ def start_from_run(lm: MaskedLM, config: Config) -> None:
     if config.loss.reference_run is None:
         return
     folder = Path(config.loss.reference_run)
-    saved = load_config(folder, "loss.reference_run").model
-    for field in ("source", "tuning", "lora"):
-        theirs, ours = saved[field], getattr(config.model, field)
-        if theirs != (ours if isinstance(ours, str) else OmegaConf.structured(ours)):
+    saved = load_config(folder, "loss.reference_run")
+    for field in ("source", "tuning", "lora.r", "lora.alpha", "lora.target_modules"):
+        theirs = OmegaConf.select(saved.model, field)
+        ours = OmegaConf.select(OmegaConf.structured(config.model), field)
+        if theirs != ours:
             raise ValueError(
-                f"loss.reference_run={str(folder)!r} has model.{field}={theirs}; this run must "
-                f"have the same, not {ours}"
+                f"model.{field}={ours} must be {theirs} with loss.reference_run={str(folder)!r}, "
+                "whose weights this run starts from"
             )
     load_exported(lm, config, folder)
 
