@@ -13,6 +13,7 @@ CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 NEEDED = {  # what a choice asks its user for
     "data/custom": ["data.interactions_file=a.csv", "data.items_file=b.csv"],
     "data/amazon": ["data.category=Video_Games"],
+    "decode/d3": ["decode.assistant_run=outputs/sasrec"],
     "mask/custom": ["mask.layers=IFFC", "model=tiny"],
     "model/huggingface": ["model.source=somebody/model"],
     "task/evaluate": ["task.run_folder=outputs/run"],

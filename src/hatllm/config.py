@@ -24,8 +24,8 @@ SEQUENCE_LOSSES = ("bce", "ce")
 OPTIMIZERS = ("adam", "adamw")
 DTYPES = ("float32", "bfloat16")
 TUNINGS = ("lora", "full", "none")
-LOSSES = ("lml", "msl", "msl_ats")
-SEARCHES = ("beam", "exact")
+LOSSES = ("lml", "msl", "msl_ats", "sdpo")
+SEARCHES = ("beam", "exact", "d3", "grounding")
 NORMALIZATIONS = ("trie", "vocab")
 ACCELERATORS = ("cpu", "gpu", "auto")
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -57,6 +57,25 @@ def check_range(field: str, value: float | None, low: float, high: float | None 
     if value < low or (high is not None and value > high):
         limit = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{field}={value} must be {limit}")
+
+
+def check_extras(
+    group: str, config: Any, name: str, needed: Iterable[str], optional: Iterable[str]
+) -> None:
+    """Refuse settings of one choice of a group under another, and their absence under that one.
+
+    Raises:
+        ValueError: If a setting is null where it counts, or given where it does not.
+    """
+    for field in (*needed, *optional):
+        value = getattr(config, field)
+        if config.name == name and value is None and field in needed:
+            raise ValueError(f"{group}.{field}=null must be given with {group}={name}")
+        if config.name != name and value is not None:
+            raise ValueError(
+                f"{group}.{field}={value!r} must be null with {group}={config.name}: it belongs to "
+                f"{group}={name}"
+            )
 
 
 @dataclass
@@ -361,9 +380,16 @@ class LossConfig:
     min_tau: float  # msl_ats: clamp
     max_tau: float
     ema: float  # msl_ats: weight of the old temperature in the moving average
+    beta: float | None  # sdpo: how far a preference counts; null = any other loss
+    num_negatives: int | None  # sdpo: titles each target competes with
+    reference_run: str | None  # sdpo: finished run to start from; null = the model as it comes
 
     def __post_init__(self) -> None:
         check_choice("loss", self.name, LOSSES)
+        check_extras("loss", self, "sdpo", ("beta", "num_negatives"), ("reference_run",))
+        check_range("loss.num_negatives", self.num_negatives, 1)
+        if self.beta is not None and self.beta <= 0:
+            raise ValueError(f"loss.beta={self.beta} must be above 0")
         for field in ("tau", "min_tau"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"loss.{field}={getattr(self, field)} must be above 0")
@@ -385,16 +411,23 @@ class DecodeConfig:
     users_per_batch: int
     max_expansions: int  # exact: model calls a user before it gives up its certificate
     state_cache: bool | None  # keep shallow states of the catalogue; null = where it pays
+    assistant_run: str | None  # d3: finished run of a model of SEQUENCE_KINDS
+    llm_weight: float | None  # d3: of the LLM's log-probabilities; the rest is the assistant's
+    max_title_tokens: int | None  # grounding: longest text written; null = the longest title's
 
     def __post_init__(self) -> None:
         check_choice("decode", self.name, SEARCHES)
+        check_extras("decode", self, "d3", ("assistant_run", "llm_weight"), ())
+        check_extras("decode", self, "grounding", (), ("max_title_tokens",))
+        check_range("decode.llm_weight", self.llm_weight, 0.0, 1.0)
+        check_range("decode.max_title_tokens", self.max_title_tokens, 1)
         check_choice("decode.normalize", self.normalize, NORMALIZATIONS)
         check_range("decode.beam_width", self.beam_width, 1)
         check_range("decode.top_k", self.top_k, 1)
         check_range("decode.users_per_batch", self.users_per_batch, 1)
         check_range("decode.max_expansions", self.max_expansions, 1)
         check_range("decode.length_penalty", self.length_penalty, 0.0)
-        if self.name == "beam" and self.top_k > self.beam_width:
+        if self.name in ("beam", "d3") and self.top_k > self.beam_width:
             raise ValueError(
                 f"decode.top_k={self.top_k} must be at most decode.beam_width={self.beam_width}"
             )
@@ -402,6 +435,17 @@ class DecodeConfig:
             raise ValueError(
                 f"decode.length_penalty={self.length_penalty} must be 0 with decode=exact: only "
                 "then do scores fall along the trie"
+            )
+        if self.name == "d3" and self.length_penalty != 0:
+            raise ValueError(
+                f"decode.length_penalty={self.length_penalty} must be 0 with decode=d3, which does "
+                "without length normalisation"
+            )
+        writes_for_free = self.normalize == "vocab" and self.state_cache is False
+        if self.name == "grounding" and not writes_for_free:
+            raise ValueError(
+                f"decode.normalize={self.normalize!r}, decode.state_cache={self.state_cache} must "
+                "be vocab and false with decode=grounding, which writes free text"
             )
 
 
@@ -511,6 +555,8 @@ class Config:
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)
         check_range("num_threads", self.num_threads, 1)
+        if self.loss.name == "sdpo" and self.trainer.strategy == "fsdp":
+            raise ValueError("loss=sdpo keeps a copy of what is tuned whole; use trainer=ddp")
 
 
 SCHEMAS: dict[str, Any] = {

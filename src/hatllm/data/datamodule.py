@@ -15,10 +15,11 @@ import pytorch_lightning as lightning
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hatllm.data.negatives import Negatives
 from hatllm.data.prompt import Batch, PromptBook, build_batch
 
 if TYPE_CHECKING:
-    from hatllm.config import TrainerConfig
+    from hatllm.config import Config, TrainerConfig
 
 IntArray = NDArray[np.int64]
 
@@ -169,26 +170,49 @@ class _Rows(Dataset[int]):
         return row
 
 
+class TrainingBatches:
+    """Lays training rows out as the loss wants them."""
+
+    def __init__(self, examples: Examples, book: PromptBook, config: "Config") -> None:
+        self.examples, self.book = examples, book
+        self.target_is_item = config.mask.target_is_item
+        self.negatives = None
+        if config.loss.num_negatives is not None:
+            self.negatives = Negatives.of(book, config.loss.num_negatives, config.seed)
+
+    def batch(self, rows: IntArray) -> Batch:
+        """The chosen rows with their titles; under sdpo each target's negatives come after it."""
+        examples = self.examples
+        if self.negatives is not None:
+            examples = self._with_negatives(self.negatives, rows)
+            rows = np.arange(len(examples))
+        return examples.batch(self.book, rows, self.target_is_item, True)
+
+    def _with_negatives(self, negatives: Negatives, rows: IntArray) -> Examples:
+        examples = self.examples
+        example_id_B, target_B = examples.example_id_R[rows], examples.target_R[rows]
+        target_rows = self.book.rows_of(target_B).tolist()
+        drawn = map(negatives.draw, example_id_B.tolist(), target_rows)
+        titles = [(target, *others) for target, others in zip(target_B, drawn, strict=True)]
+        times = 1 + negatives.num_negatives
+        histories = [examples.histories[row] for row in np.repeat(rows, times)]
+        return Examples(np.repeat(example_id_B, times), histories, np.array(titles).flatten())
+
+
 class TrainingData(lightning.LightningDataModule):
     """The train split of one run."""
 
-    def __init__(
-        self,
-        examples: Examples,
-        book: PromptBook,
-        trainer_config: "TrainerConfig",
-        target_is_item: bool,
-        seed: int,
-    ) -> None:
+    def __init__(self, examples: Examples, book: PromptBook, config: "Config") -> None:
         super().__init__()
-        self.examples, self.book = examples, book
-        self.trainer_config, self.target_is_item, self.seed = trainer_config, target_is_item, seed
+        self.examples, self.book, self.config = examples, book, config
+        self.batches = TrainingBatches(examples, book, config)
 
     def train_dataloader(self) -> DataLoader[int]:
         """Micro-batches of this process."""
+        config = self.config
         sampler = micro_batches(
             self.examples, self.examples.prompt_lengths(self.book, with_target=True),
-            self.trainer_config, self.seed, self.trainer.global_rank, self.trainer.world_size,
+            config.trainer, config.seed, self.trainer.global_rank, self.trainer.world_size,
             lambda: self.trainer.global_step,
         )  # fmt: skip
         return DataLoader(
@@ -196,7 +220,7 @@ class TrainingData(lightning.LightningDataModule):
         )
 
     def _collate(self, rows: list[int]) -> Batch:
-        return self.examples.batch(self.book, np.asarray(rows), self.target_is_item, True)
+        return self.batches.batch(np.asarray(rows))
 
     def val_dataloader(self) -> DataLoader[int]:
         """One dummy step; validation decodes all rows at once (see `Recommender`)."""

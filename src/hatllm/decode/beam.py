@@ -8,6 +8,7 @@ on forced tokens moves on alone, so the model sees only branching nodes.
 Dimension key: B users, W beams, M hypotheses that need the model, C candidates (flat).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from hatllm.config import DecodeConfig
 
 NEVER = float("-inf")
+
+# From users and nodes, each (M,), to what may follow: row in M (ascending), node, log-probability.
+Ask = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass
@@ -40,16 +44,28 @@ class _Beams:
     log_prob_BW: Tensor
 
 
-def beam_search(scorer: Scorer, config: "DecodeConfig") -> Answers:
+def asking_the_model(scorer: Scorer, normalize: str) -> Ask:
+    """What may follow a node by the model alone: its children in the trie."""
+
+    def ask(user_M: Tensor, node_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden_MD = scorer.hidden_at(user_M, node_M)
+        return child_log_probs(scorer.lm, scorer.trie, hidden_MD, node_M, normalize)
+
+    return ask
+
+
+def beam_search(scorer: Scorer, config: "DecodeConfig", ask: Ask | None = None) -> Answers:
     """The best titles by beam search.
 
     Args:
         scorer: Prompts, model and trie.
         config: beam_width, length_penalty, normalize, top_k.
+        ask: What may follow; None = `asking_the_model`.
 
     Returns:
         At most `top_k` titles a user.
     """
+    ask = ask or asking_the_model(scorer, config.normalize)
     device = scorer.trie.token_N.device
     B, W = scorer.num_users, config.beam_width
     beams = _Beams(torch.full((B, W), -1, device=device), torch.full((B, W), NEVER, device=device))
@@ -61,7 +77,7 @@ def beam_search(scorer: Scorer, config: "DecodeConfig") -> Answers:
         asks_BW = (beams.node_BW >= 0) & active_B[:, None] & _needs_model(scorer, config, beams)
         free_B = active_B & ~asks_BW.any(1)
         stepping_B = free_B if free_B.any() else active_B
-        beams, found = _step(scorer, config, beams, found, stepping_B, asks_BW)
+        beams, found = _step(scorer, config, ask, beams, found, stepping_B, asks_BW)
     k = config.top_k
     return Answers(found.leaf_BW[:, :k], found.log_prob_BW[:, :k], found.score_BW[:, :k])
 
@@ -82,13 +98,14 @@ def _active(scorer: Scorer, config: "DecodeConfig", beams: _Beams, found: Answer
 def _step(
     scorer: Scorer,
     config: "DecodeConfig",
+    ask: Ask,
     beams: _Beams,
     found: Answers,
     stepping_B: Tensor,
     asks_BW: Tensor,
 ) -> tuple[_Beams, Answers]:
     """Move the stepping users one token on."""
-    user_M, node_M, log_prob_M = _continuations(scorer, config, beams, stepping_B, asks_BW)
+    user_M, node_M, log_prob_M = _continuations(scorer, ask, beams, stepping_B, asks_BW)
     node_BX, log_prob_BX = _best(user_M, node_M, log_prob_M, scorer.num_users, config.beam_width)
     is_leaf_BX = (node_BX >= 0) & (scorer.trie.num_children_N[node_BX] == 0)
     first_W = torch.arange(node_BX.shape[1], device=node_BX.device) < config.beam_width
@@ -109,7 +126,7 @@ def _step(
 
 
 def _continuations(
-    scorer: Scorer, config: "DecodeConfig", beams: _Beams, stepping_B: Tensor, asks_BW: Tensor
+    scorer: Scorer, ask: Ask, beams: _Beams, stepping_B: Tensor, asks_BW: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All children of the stepping users' hypotheses: user, node and log-probability, flat."""
     users, nodes, log_probs = [], [], []
@@ -123,11 +140,7 @@ def _continuations(
     asks_BW = asks_BW & stepping_B[:, None]
     if asks_BW.any():
         user_M, _ = asks_BW.nonzero(as_tuple=True)
-        node_M = beams.node_BW[asks_BW]
-        hidden_MD = scorer.hidden_at(user_M, node_M)
-        row_C, child_C, log_prob_C = child_log_probs(
-            scorer.lm, scorer.trie, hidden_MD, node_M, config.normalize
-        )
+        row_C, child_C, log_prob_C = ask(user_M, beams.node_BW[asks_BW])
         users.append(user_M[row_C])
         nodes.append(child_C)
         log_probs.append(beams.log_prob_BW[asks_BW][row_C] + log_prob_C)

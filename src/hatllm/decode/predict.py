@@ -15,9 +15,11 @@ from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import Batch
 from hatllm.decode.beam import Answers, beam_search
 from hatllm.decode.catalogue import Catalogue
-from hatllm.decode.exact import Certificate, exact_search
+from hatllm.decode.exact import Certificate
 from hatllm.decode.legal import path_log_probs
 from hatllm.decode.scorer import Scorer, build_scorers
+from hatllm.decode.search import Search
+from hatllm.decode.search import search as search
 from hatllm.decode.trie import ItemTrie
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.processes import gather_objects, process_rank
@@ -48,7 +50,8 @@ def predict(
         example_id, user_id, target_item, target_rank (by title, from 1, null = not found),
         target_item_rank (by item id), top_items, top_log_probs, target_trie_log_prob,
         target_vocab_log_prob (nats for the whole title), history_length, ambiguous; and with
-        `decode=exact` certified, gap, beam_missed.
+        `decode=exact` certified, gap, beam_missed. Under `decode=d3` top_log_probs is the mixture
+        with the assistant, under `decode=grounding` the log-softmax of minus the distance.
     """
     was_training = lm.training
     lm.eval()
@@ -58,6 +61,7 @@ def predict(
     device = lm.output_embedding_VD.device
     lengths = examples.prompt_lengths(catalogue.book, False)
     scorers = build_scorers(lm, catalogue, config, lengths)
+    find = Search(scorers, catalogue, config.decode)
     order = np.argsort(lengths, kind="stable")[::-1]
     size = config.decode.users_per_batch
     rows: list[dict[str, Any]] = []
@@ -66,7 +70,9 @@ def predict(
             chosen = order[start : start + size]
             batch = examples.batch(catalogue.book, chosen, lm.schedule.target_is_item, False)
             batch = batch.to(device)
-            rows += _rows_of(scorers.of(batch), batch, config.decode)
+            scorer = scorers.of(batch)
+            found = find(scorer, [examples.histories[row] for row in chosen])
+            rows += _rows_of(scorer, batch, config.decode, *found)
             bar.update(len(chosen))
     lm.train(was_training)
     every = [row for part in gather_objects(rows) for row in part]
@@ -95,15 +101,13 @@ def _schema(config: "DecodeConfig") -> dict[str, Any]:
     return schema
 
 
-def search(scorer: Scorer, config: "DecodeConfig") -> tuple[Answers, Certificate | None]:
-    """The configured search; the certificate comes with `decode=exact`."""
-    if config.name == "exact":
-        return exact_search(scorer, config)
-    return beam_search(scorer, config), None
-
-
-def _rows_of(scorer: Scorer, batch: Batch, config: "DecodeConfig") -> list[dict[str, Any]]:
-    answers, certificate = search(scorer, config)
+def _rows_of(
+    scorer: Scorer,
+    batch: Batch,
+    config: "DecodeConfig",
+    answers: Answers,
+    certificate: Certificate | None,
+) -> list[dict[str, Any]]:
     leaf_B = scorer.trie.leaf_of_item(batch.target_item_B)
     trie_B, vocab_B = title_log_probs(scorer, leaf_B)
     beam = beam_search(scorer, config) if certificate is not None else None

@@ -1,7 +1,7 @@
 """The LightningModule: a masked LLM, its loss and its validation.
 
-Dimension key: B rows, L prompt length, T target tokens, M chosen ones of them, C
-legal tokens (all flat), D hidden width.
+Dimension key: B rows, R rows each with one of an example's J titles, L prompt length, T target
+tokens, M chosen ones of them, C legal tokens (all flat), D hidden width.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,10 @@ from hatllm.decode.legal import legal_logits
 from hatllm.decode.predict import predict
 from hatllm.losses.lml import lml_loss
 from hatllm.losses.msl import ats_temperature, legal_statistics, msl_loss, smooth
+from hatllm.losses.sdpo import sdpo_loss
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.packed_prompts import hidden_at
+from hatllm.model.reference import Reference
 from hatllm.report.evaluation import evaluate_predictions
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Recommender(lightning.LightningModule):
         self.items, self.full_train, self.valid = items, full_train, valid
         self.tau: Tensor
         self.register_buffer("tau", torch.tensor(float("nan")))  # msl_ats: moving average
+        self.reference = Reference(lm) if config.loss.name == "sdpo" else None
         self.micro_losses: list[Tensor] = []  # of the optimizer step under way
         # Checkpoints hold what is tuned; the frozen backbone is not in them.
         self.strict_loading = False
@@ -75,17 +78,37 @@ class Recommender(lightning.LightningModule):
         """Loss of the batch's titles: summed over a title's tokens, averaged over rows.
 
         Args:
-            batch: Prompts with titles.
+            batch: Prompts with titles; under sdpo a row for each title of an example.
 
         Returns:
             Scalar, float32.
         """
-        if self.config.loss.name == "lml":
-            hidden_TD = self._hidden_at(batch, batch.target_row_T, batch.target_column_T)
-            nll_T = lml_loss(self.lm.logits(hidden_TD), batch.target_token_T)
-        else:
-            nll_T = self._msl(batch)
+        match self.config.loss.name:
+            case "sdpo":
+                return self._sdpo(batch)
+            case "lml":
+                nll_T = self._lml(batch)
+            case _:
+                nll_T = self._msl(batch)
         return nll_T.sum() / batch.num_rows
+
+    def _lml(self, batch: Batch) -> Tensor:
+        hidden_TD = self._hidden_at(batch, batch.target_row_T, batch.target_column_T)
+        return lml_loss(self.lm.logits(hidden_TD), batch.target_token_T)
+
+    def _sdpo(self, batch: Batch) -> Tensor:
+        loss = self.config.loss
+        assert self.reference is not None and loss.beta is not None
+        with self.reference.instead():
+            reference_BJ = self._title_log_probs(batch)
+        return sdpo_loss(self._title_log_probs(batch), reference_BJ, loss.beta).mean()
+
+    def _title_log_probs(self, batch: Batch) -> Tensor:
+        """Log-probability of each example's target and negatives, (B, J)."""
+        assert self.config.loss.num_negatives is not None
+        nll_T = self._lml(batch)
+        nll_R = nll_T.new_zeros(batch.num_rows).index_add(0, batch.target_row_T, nll_T)
+        return -nll_R.view(-1, 1 + self.config.loss.num_negatives)
 
     def _hidden_at(self, batch: Batch, row_M: Tensor, column_M: Tensor) -> Tensor:
         """Hidden states of chosen tokens, the fast or the plain way. Shape (M, D)."""

@@ -13,6 +13,7 @@ from hatllm.decode.catalogue_states import check_states
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import load_masked_lm, load_tokenizer, num_layers_of
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.tasks.assistant import load_assistant
 
 
 def cache_root(config: Config) -> Path:
@@ -64,7 +65,10 @@ def assemble(config: Config) -> Parts:
     book = build_prompt_book(
         tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list()
     )
-    return Parts(dataset, schedule, Catalogue.of(book))
+    catalogue = Catalogue.of(book)
+    if config.decode.assistant_run is not None:
+        catalogue.assistant = load_assistant(Path(config.decode.assistant_run), book.item_id_I)
+    return Parts(dataset, schedule, catalogue)
 
 
 def check_hardware(config: Config) -> None:

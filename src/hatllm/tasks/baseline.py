@@ -18,9 +18,9 @@ from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset
 from hatllm.tasks.assemble import load_dataset
+from hatllm.tasks.run_folder import WEIGHTS_FILE
 
 SPLITS = ("valid", "test")
-WEIGHTS_FILE = "model.safetensors"
 
 console = Console()
 

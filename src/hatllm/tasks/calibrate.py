@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hatllm.config import Config
-from hatllm.data.datamodule import Examples
+from hatllm.data.datamodule import Examples, TrainingBatches
 from hatllm.data.prompt import Batch
 from hatllm.decode.predict import predict
 from hatllm.model.masked_lm import MaskedLM
@@ -135,9 +135,10 @@ def _time_training(config: Config, parts: Parts, lm: MaskedLM, load: Load) -> _S
         return watch
     dataset, book = parts.dataset, parts.catalogue.book
     examples = Examples.of(dataset.splits["train"], config.data.max_history_items)
+    batches = TrainingBatches(examples, book, config)
 
     def batch(i: Any) -> Batch:
-        return examples.batch(book, load.batches[i], config.mask.target_is_item, True)
+        return batches.batch(load.batches[i])
 
     recommender = Recommender(
         lm, parts.catalogue, config, len(chosen),

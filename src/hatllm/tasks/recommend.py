@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
-from hatllm.decode.predict import search
 from hatllm.decode.scorer import build_scorers
+from hatllm.decode.search import Search
 from hatllm.tasks.evaluate import load_run
 from hatllm.tasks.run_folder import write_table
 
@@ -119,12 +119,13 @@ def _answer(config: Config, histories: list[list[int]], items: pl.DataFrame) -> 
     examples = Examples(np.arange(len(newest)), newest, anything)
     title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
     scorers = build_scorers(lm, parts.catalogue, config, examples.prompt_lengths(book, False))
+    find = Search(scorers, parts.catalogue, config.decode)
     rows = []
     size = config.decode.users_per_batch
     for start in tqdm(range(0, len(newest), size), desc="recommend", unit="batch"):
         chosen = np.arange(start, min(start + size, len(newest)))
         batch = examples.batch(book, chosen, config.mask.target_is_item, False).to(device)
-        answers, _ = search(scorers.of(batch), config.decode)
+        answers, _ = find(scorers.of(batch), [newest[row] for row in chosen])
         for user, row in enumerate(chosen.tolist()):
             for rank, leaf in enumerate(
                 leaf for leaf in answers.leaf_BW[user].tolist() if leaf >= 0

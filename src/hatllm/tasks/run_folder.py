@@ -20,8 +20,14 @@ from hatllm.config import Config
 # Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
 NOT_IN_HASH = ("task", "logger", "experiment", "num_threads", "data_root", "cache_root",
                "output_root", "run_name")  # fmt: skip
-# Settings of the model that count only where they are set: runs older than they keep their hash.
-MODEL_EXTRAS = ("knn", "sequence", "compile")
+# Settings younger than some runs, and the value that stands for their absence: there a run keeps
+# the hash that it had before them.
+EXTRAS: dict[str, dict[str, Any]] = {
+    "model": {"knn": None, "sequence": None, "compile": False},
+    "loss": {"beta": None, "num_negatives": None, "reference_run": None},
+    "decode": {"assistant_run": None, "llm_weight": None, "max_title_tokens": None},
+}
+WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
             "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
 
@@ -34,9 +40,10 @@ def config_hash(config: Config) -> str:
         for name, value in settings.items()
         if name not in NOT_IN_HASH
     }
-    for name in MODEL_EXTRAS:
-        if not kept["model"][name]:
-            del kept["model"][name]
+    for group, absent in EXTRAS.items():
+        for name, value in absent.items():
+            if kept[group][name] is value:
+                del kept[group][name]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -94,18 +101,27 @@ def write_config(folder: Path, config: Config) -> None:
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def load_config(folder: Path) -> Any:
+def load_config(folder: Path, field: str = "task.run_folder") -> Any:
     """The settings of a finished run, as a typed OmegaConf node.
+
+    Args:
+        folder: The run's folder.
+        field: The setting that names it, for messages.
 
     Raises:
         ValueError: If the folder holds no finished run.
     """
     if not is_finished(folder):
         there = "no such folder" if not folder.exists() else "the run there is not finished"
-        raise ValueError(
-            f"task.run_folder={str(folder)!r}: {there}; give the folder of a finished run"
-        )
-    return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder / "config.yaml"))
+        raise ValueError(f"{field}={str(folder)!r}: {there}; give the folder of a finished run")
+    saved: Any = OmegaConf.merge(
+        OmegaConf.structured(Config), OmegaConf.load(folder / "config.yaml")
+    )
+    for group, absent in EXTRAS.items():
+        for name, value in absent.items():
+            if OmegaConf.is_missing(saved[group], name):  # the run is older than the setting
+                saved[group][name] = value
+    return saved
 
 
 def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:

@@ -6,12 +6,14 @@ from typing import Any
 
 import polars as pl
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, TrainingData
 from hatllm.data.prepare import Dataset
-from hatllm.model.export import export_adapter
+from hatllm.model.export import export_adapter, load_exported
+from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.processes import process_rank
 from hatllm.model.recommender import Recommender
 from hatllm.report.evaluation import evaluate_predictions
@@ -30,6 +32,7 @@ from hatllm.tasks.run_folder import (
     config_hash,
     environment,
     is_finished,
+    load_config,
     run_folder,
     run_label,
     write_config,
@@ -89,6 +92,7 @@ def _run_llm(config: Config, folder: Path) -> Path:
     write_config(folder, config)
     console.print(f"[bold]{folder.name}[/] layers {parts.schedule.letters}, {num_steps} steps")
     lm = parts.load_model(config)
+    start_from_run(lm, config)
     dataset = parts.dataset
     recommender = Recommender(
         lm, parts.catalogue, config, num_steps,
@@ -115,6 +119,27 @@ def _run_llm(config: Config, folder: Path) -> Path:
     return folder
 
 
+def start_from_run(lm: MaskedLM, config: Config) -> None:
+    """Give the model the weights of `loss.reference_run`, where there is one.
+
+    Raises:
+        ValueError: If that run is not finished or tuned another model or other adapters.
+    """
+    if config.loss.reference_run is None:
+        return
+    folder = Path(config.loss.reference_run)
+    saved = load_config(folder, "loss.reference_run")
+    for field in ("source", "tuning", "lora.r", "lora.alpha", "lora.target_modules"):
+        theirs = OmegaConf.select(saved.model, field)
+        ours = OmegaConf.select(OmegaConf.structured(config.model), field)
+        if theirs != ours:
+            raise ValueError(
+                f"model.{field}={ours} must be {theirs} with loss.reference_run={str(folder)!r}, "
+                "whose weights this run starts from"
+            )
+    load_exported(lm, config, folder)
+
+
 def fit(
     config: Config,
     folder: Path,
@@ -135,9 +160,7 @@ def fit(
         num_steps: Optimizer steps.
         loggers: Lightning loggers.
     """
-    data = TrainingData(
-        rows, parts.catalogue.book, config.trainer, config.mask.target_is_item, config.seed
-    )
+    data = TrainingData(rows, parts.catalogue.book, config)
     trainer, best = build_trainer(config, folder, loggers, num_steps)
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():

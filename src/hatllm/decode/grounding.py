@@ -1,0 +1,83 @@
+"""Grounding: free text, then the titles whose embedding is nearest to the text's.
+
+BIGRec (arXiv:2308.08434). As in the authors' code a text's embedding is the last token's final
+hidden state of the LLM as it was before it was tuned (adapters off; a model tuned in full has only
+itself), read alone, without prompt and mask, and distance is Euclidean over the whole catalogue.
+Their code strips the quotes around a title and tokenises it again; here title and text are compared
+as they are written, the closing quote included.
+
+Dimension key: B texts, S tokens, T titles (leaves of the trie in their order), D hidden width, K
+answers.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hatllm.decode.beam import Answers
+from hatllm.decode.trie import ItemTrie
+from hatllm.masks.layer_masks import Tokens
+from hatllm.masks.patterns import PREFIX
+from hatllm.model.masked_lm import MaskedLM
+
+TEXTS_A_PASS = 64
+
+
+def embed_texts(lm: MaskedLM, token_BS: Tensor, end_id: int) -> Tensor:
+    """The embedding of each text.
+
+    Args:
+        lm: The model.
+        token_BS: Tokens without end token, -1 after them. Shape (B, S), int64.
+        end_id: Stands for a text without tokens.
+
+    Returns:
+        embedding_BD: Shape (B, D), float32.
+    """
+    token_BS = pad(token_BS, (0, int(token_BS.shape[1] == 0)), value=-1)
+    token_BS[:, 0] = torch.where(token_BS[:, 0] < 0, end_id, token_BS[:, 0])
+    adapters_off = lm.model.disable_adapter() if isinstance(lm.model, PeftModel) else nullcontext()
+    with adapters_off:
+        return torch.cat([_last_states(lm, part) for part in torch.split(token_BS, TEXTS_A_PASS)])
+
+
+def _last_states(lm: MaskedLM, token_BS: Tensor) -> Tensor:
+    valid_BS = token_BS >= 0
+    valid_BS = valid_BS[:, : int(valid_BS.sum(1).max())]
+    token_BS = token_BS[:, : valid_BS.shape[1]]
+    position_BS = torch.arange(token_BS.shape[1], device=token_BS.device).expand_as(token_BS)
+    # As template text it is causal in every layer of every schedule.
+    tokens = Tokens(torch.full_like(token_BS, PREFIX), position_BS, position_BS)
+    hidden_BSD = lm.hidden_of_prompts(token_BS.clamp(min=0), tokens, valid_BS)
+    rows_B = torch.arange(len(token_BS), device=token_BS.device)
+    return hidden_BSD[rows_B, valid_BS.sum(1) - 1].float()
+
+
+def embed_titles(lm: MaskedLM, trie: ItemTrie, end_id: int) -> Tensor:
+    """The embedding of every title of the catalogue, shape (T, D), float32."""
+    path_TS = trie.path_to(trie.leaf_F)
+    token_TS = trie.token_N[path_TS.clamp(min=0)]
+    return embed_texts(lm, token_TS.masked_fill((path_TS < 0) | (token_TS == end_id), -1), end_id)
+
+
+def nearest_titles(trie: ItemTrie, text_BD: Tensor, title_TD: Tensor, top_k: int) -> Answers:
+    """The titles nearest to each text.
+
+    Args:
+        trie: All titles.
+        text_BD: Embedding of each text. Shape (B, D), float32.
+        title_TD: Embedding of each title. Shape (T, D), float32.
+        top_k: Titles for each text.
+
+    Returns:
+        ``score_BW`` is minus the distance, ``log_prob_BW`` the log-softmax of it over all titles:
+        it falls along the list but is no probability of the model's.
+    """
+    # Through a matrix product a text that is a title would not lie at distance 0.
+    distance_BT = torch.cdist(text_BD, title_TD, compute_mode="donot_use_mm_for_euclid_dist")
+    order_BK = distance_BT.sort(dim=1, stable=True).indices[:, :top_k]
+    log_prob_BK = (-distance_BT).log_softmax(1).gather(1, order_BK)
+    return Answers(trie.leaf_F[order_BK], log_prob_BK, -distance_BT.gather(1, order_BK))

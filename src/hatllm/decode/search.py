@@ -1,0 +1,76 @@
+"""The configured search of a run, with what it needs besides prompts, model and trie."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from hatllm.data.prompt import IntArray
+from hatllm.decode.beam import Answers, asking_the_model, beam_search
+from hatllm.decode.catalogue import Catalogue
+from hatllm.decode.d3 import asking_both
+from hatllm.decode.exact import Certificate, exact_search
+from hatllm.decode.free_text import with_room, write_texts
+from hatllm.decode.grounding import embed_texts, embed_titles, nearest_titles
+from hatllm.decode.scorer import Scorer, Scorers
+
+if TYPE_CHECKING:
+    from hatllm.config import DecodeConfig
+
+
+def search(scorer: Scorer, config: "DecodeConfig") -> tuple[Answers, Certificate | None]:
+    """What the model alone finds along the trie; the certificate comes with `decode=exact`."""
+    if config.name == "exact":
+        return exact_search(scorer, config)
+    return beam_search(scorer, config), None
+
+
+class Search:
+    """Finds the titles of one batch of users after another."""
+
+    def __init__(self, scorers: Scorers, catalogue: Catalogue, config: "DecodeConfig") -> None:
+        """Make once what all batches share: under `decode=grounding` the titles' embeddings.
+
+        Args:
+            scorers: Makes the scorers of the batches; under `decode=grounding` their trie gets room
+                for what is written.
+            catalogue: Tokenised titles; under `decode=d3` with its assistant.
+            config: The search.
+        """
+        self.config, self.assistant = config, catalogue.assistant
+        if config.name == "grounding":
+            end_id = int(catalogue.book.target[0][-1])
+            title_TD = embed_titles(scorers.lm, scorers.trie, end_id)
+            num_titles = scorers.trie.num_nodes
+            scorers.trie = with_room(scorers.trie, config)
+            self.grounded = partial(_grounded, config, title_TD, num_titles, end_id)
+
+    def __call__(
+        self, scorer: Scorer, histories: list[IntArray]
+    ) -> tuple[Answers, Certificate | None]:
+        """The best titles of each user; the certificate comes with `decode=exact`.
+
+        Args:
+            scorer: Prompts, model and trie.
+            histories: Item ids of each user, oldest first.
+        """
+        config = self.config
+        match config.name:
+            case "grounding":
+                return self.grounded(scorer), None
+            case "d3":
+                assert self.assistant is not None and config.llm_weight is not None
+                log_prob_BI = self.assistant(histories).to(scorer.trie.token_N.device)
+                ask = asking_the_model(scorer, config.normalize)
+                ask = asking_both(ask, scorer.trie, log_prob_BI, config.llm_weight)
+                return beam_search(scorer, config, ask), None
+            case _:
+                return search(scorer, config)
+
+
+def _grounded(
+    config: "DecodeConfig", title_TD: Tensor, num_titles: int, end_id: int, scorer: Scorer
+) -> Answers:
+    token_BS = write_texts(scorer, config, num_titles, end_id)
+    text_BD = embed_texts(scorer.lm, token_BS, end_id)
+    return nearest_titles(scorer.trie, text_BD, title_TD, config.top_k)
