@@ -1,5 +1,6 @@
 """Peak memory of one variant, in a process of its own so that variants do not hide each other."""
 
+import ctypes
 import json
 import os
 import resource
@@ -30,6 +31,7 @@ def peak_above_start(work: Callable[[], object], device: str) -> dict[str, float
         torch.cuda.synchronize()
         return _megabytes(before, torch.cuda.max_memory_allocated())
     if CLEAR.exists():
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would count as held
         CLEAR.write_text("5")  # resets VmHWM to VmRSS
     before = _status("VmRSS")
     work()

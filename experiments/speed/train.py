@@ -40,6 +40,7 @@ from experiments.speed.record import (
 from experiments.speed.workload import Workload, mean_keys
 from hatllm.data.prompt import Batch
 from hatllm.model.backbone import add_lora
+from hatllm.model.compiled import compile_layers
 from hatllm.model.recommender import Recommender
 
 SMALL = 8  # rows a batch of the plain loop
@@ -52,16 +53,18 @@ class Variant:
     mask: str
     is_plain: bool = False
     is_large: bool = False  # a large batch of rows sorted by user
+    is_compiled: bool = False
 
     @property
     def name(self) -> str:
         """As in the table."""
-        return ("plain " if self.is_plain else "") + self.mask + ("@large" if self.is_large else "")
+        ends = ("@large" if self.is_large else "") + ("+compile" if self.is_compiled else "")
+        return ("plain " if self.is_plain else "") + self.mask + ends
 
     @property
     def plain(self) -> "Variant":
         """What it is held against."""
-        return replace(self, is_plain=True)
+        return replace(self, is_plain=True, is_compiled=False)
 
 
 VARIANTS = {
@@ -71,10 +74,13 @@ VARIANTS = {
         Variant("causal"),
         Variant("hatllm", is_plain=True),
         Variant("hatllm"),
+        Variant("hatllm", is_compiled=True),
         Variant("hatllm_segments", is_plain=True),
         Variant("hatllm_segments"),
+        Variant("hatllm_segments", is_compiled=True),
         Variant("hatllm_segments", is_plain=True, is_large=True),
         Variant("hatllm_segments", is_large=True),
+        Variant("hatllm_segments", is_large=True, is_compiled=True),
     )
 }
 FAST = [variant for variant in VARIANTS.values() if not variant.is_plain]
@@ -140,12 +146,14 @@ class Bench:
         )  # fmt: skip
         self.device, self.large_rows = arguments.device, arguments.large_rows
         self.optimizers: dict[int, torch.optim.Optimizer] = {}
+        self.plain_gradients: dict[tuple[str, int], tuple[float, dict[str, Tensor]]] = {}
 
     @cached_property
     def lm(self) -> Any:
         """Ours, with adapters that are not 0, so that no gradient is 0 by construction."""
         lm = self.workload.lm.train()
         _stir_adapters(lm.model)
+        compile_layers(lm)
         return lm
 
     @cached_property
@@ -173,6 +181,10 @@ class Bench:
 
     def loss(self, variant: Variant, batch: Batch) -> Tensor:
         """Mean over rows of the title's loss."""
+        with torch.compiler.set_stance("default" if variant.is_compiled else "force_eager"):
+            return self._loss(variant, batch)
+
+    def _loss(self, variant: Variant, batch: Batch) -> Tensor:
         config = self.workload.config(f"mask={variant.mask}")
         if not variant.is_plain:
             with self.workload.under(config) as lm:
@@ -204,6 +216,15 @@ class Bench:
         found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         model.zero_grad(set_to_none=True)
         return total, found
+
+    def gradients_once(
+        self, variant: Variant, place: int, batches: Sequence[Batch]
+    ) -> tuple[float, dict[str, Any]]:
+        """As `gradients`; a second variant that is held against the same ones finds them here."""
+        key = variant.name, place
+        if key not in self.plain_gradients:
+            self.plain_gradients[key] = self.gradients(variant, batches)
+        return self.plain_gradients[key]
 
     def step(self, variant: Variant, batch: Batch) -> None:
         """What is timed; the learning rate is 0, so that every variant sees the same weights."""
@@ -259,7 +280,11 @@ def _equality(bench: Bench, record: Record, variant: Variant, arguments: argpars
     parts = []
     for place, (ours, theirs) in enumerate(tqdm(pairs, desc=f"equality, {variant.name}")):
         key = f"{bench.workload.dtype}/equality/{variant.name}/{place}"
-        parts.append(record.measure(key, lambda o=ours, t=theirs: _compared(bench, variant, o, t)))
+        parts.append(
+            record.measure(
+                key, lambda p=place, o=ours, t=theirs: _compared(bench, variant, p, o, t)
+            )
+        )
     worst = max(parts, key=lambda part: part["gradient"])
     return {
         "to": variant.plain.name,
@@ -273,11 +298,11 @@ def _equality(bench: Bench, record: Record, variant: Variant, arguments: argpars
 
 
 def _compared(
-    bench: Bench, variant: Variant, ours: Sequence[Batch], theirs: Sequence[Batch]
+    bench: Bench, variant: Variant, place: int, ours: Sequence[Batch], theirs: Sequence[Batch]
 ) -> Row:
     """A gradient's difference is relative to the largest entry of its tensor."""
     our_loss, our_gradients = bench.gradients(variant, ours)
-    their_loss, their_gradients = bench.gradients(variant.plain, theirs)
+    their_loss, their_gradients = bench.gradients_once(variant.plain, place, theirs)
     names = {name: _short(name) for name in our_gradients}
     other = {_short(name): gradient for name, gradient in their_gradients.items()}
     if sorted(names.values()) != sorted(other):
@@ -367,7 +392,7 @@ def _rows(
 
     rows = []
     for name, variant in VARIANTS.items():
-        fast = replace(variant, is_plain=False).name
+        fast = replace(variant, is_plain=False, is_compiled=False).name
         gflop_per_row = sum(t["gflop"] for t in times[fast]) / sum(t["rows"] for t in times[fast])
         extra, plain_extra = (memory.get(n, {}).get("extra_mb") for n in (name, variant.plain.name))
         rows.append(
@@ -414,6 +439,8 @@ def _memory_json(arguments: argparse.Namespace) -> str:
     else:
         batches = bench.batches(2)
     assert bench.model(variant) is not None and bench.field_trie
+    if variant.is_compiled:
+        bench.step(variant, bench.batches(1)[0])  # compiling needs memory of its own, once
 
     def steps() -> None:
         for batch in batches:
@@ -450,7 +477,8 @@ CAPTION = (
     "matrix-product rate, by the time taken; a plain loop is held against what the fast path "
     "needs. tokens/row: through the layers, averaged over layers, padding included where a loop "
     "has it. extra MB: peak of two steps above the loaded model, a process of its own. large: rows "
-    "sorted by user; its plain loop takes the same rows 8 at a time."
+    "sorted by user; its plain loop takes the same rows 8 at a time. compile: the layers through "
+    "torch.compile (model.compile=true)."
 )
 
 if __name__ == "__main__":
