@@ -55,23 +55,24 @@ def attention(config: Config) -> Path:
     """
     root = Path(config.task.run_folder or config.output_root).expanduser()
     if is_finished(root):
-        return write_attention_of(config, [root])
-    found = [path.parent for path in sorted(root.glob("*/run.json"))]
-    folders = [folder for folder in found if _identity(folder)["data"] == config.data.name]
-    if not folders:
+        return write_attention_of(config, [(_identity(root)["label"], root)])
+    found = [(path.parent, _identity(path.parent)) for path in sorted(root.glob("*/run.json"))]
+    named = [(run["label"], folder) for folder, run in found if run["data"] == config.data.name]
+    if not named:
         raise ValueError(
             f"task.run_folder={str(root)!r} holds no finished run on data={config.data.name}; give "
             "the folder of a run, or a folder of runs and their data=NAME"
         )
-    return write_attention_of(config, folders)
+    return write_attention_of(config, named)
 
 
-def write_attention_of(config: Config, folders: list[Path]) -> Path:
+def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
     """Measure these runs and write ``attention.csv``, ``attention_ratios.csv``, ``attention.png``.
 
     Args:
         config: Split, number of users, where things lie.
-        folders: Finished runs, in the order of the panels; baselines are left out.
+        folders: Label and folder of finished runs, in the order of the panels; baselines are left
+            out.
 
     Returns:
         Folder of the files.
@@ -80,15 +81,14 @@ def write_attention_of(config: Config, folders: list[Path]) -> Path:
         ValueError: If none of the runs is an LLM's, or they are on different splits.
     """
     start = time.perf_counter()
-    runs = [(folder, config_of_run(folder, config)) for folder in folders]
-    runs = [(folder, run) for folder, run in runs if run.model.kind == "llm"]
+    every = [(label, folder, config_of_run(folder, config)) for label, folder in folders]
+    runs = [(label, folder, run) for label, folder, run in every if run.model.kind == "llm"]
     if not runs:
         raise ValueError("task=attention needs an LLM run; these are baselines without attention")
-    _refuse_other_splits([folder for folder, _ in runs])
+    _refuse_other_splits([folder for _, folder, _ in runs])
     measured: list[pl.DataFrame] = []
     labels: set[str] = set()
-    for folder, run in runs:
-        label = str(_identity(folder)["label"])
+    for label, folder, run in runs:
         measured += _measure_run(folder, run, label, with_before=label not in labels)
         labels.add(label)
     shares = with_shares(pl.concat(measured))
@@ -99,7 +99,7 @@ def write_attention_of(config: Config, folders: list[Path]) -> Path:
     ratios.write_csv(target / "attention_ratios.csv")
     save_figure(draw_attention(shares), target / "attention.png")
     seconds = {"total": round(time.perf_counter() - start, 3)}
-    manifest = json.loads((runs[0][0] / "split_manifest.json").read_text())
+    manifest = json.loads((runs[0][1] / "split_manifest.json").read_text())
     write_json(target / "attention.json", environment(manifest, seconds))
     console = Console()
     console.print(_terminal_table(ratios))

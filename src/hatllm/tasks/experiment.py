@@ -49,10 +49,9 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
                 f"experiment.cells.{label} seed {seed} failed with exit code {done.returncode}; "
                 "its message is above. The same command goes on with this cell"
             )
-    folders = [folder for *_, folder in cells]
     if config.task.attention:
-        write_attention_of(config, folders)
-    return write_table_of(config, folders)
+        write_attention_of(config, [(label, folder) for label, _, _, folder in cells])
+    return write_table_of(config, [folder for *_, folder in cells])
 
 
 def plan_cells(
