@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from hatllm.report.draw_masks import PATTERN_COLOURS
+from hatllm.report.draw_masks import OTHER_PATTERN, PATTERN_COLOURS
 from hatllm.report.figures import BLUE, FAINT, GREY, INK, ORANGE, tidy
 
 # A line a group of kinds: a token belongs to its own item.
@@ -78,7 +78,11 @@ def _draw_label(axes: Axes, label: str, shares: pl.DataFrame) -> None:
     patterns = shares.unique("layer").sort("layer").select("layer", "pattern")
     for layer, pattern in patterns.iter_rows():
         corner = (layer - 0.5, -0.03 - STRIP)
-        axes.add_patch(Rectangle(corner, 1, STRIP, facecolor=PATTERN_COLOURS[pattern], linewidth=0))
+        axes.add_patch(
+            Rectangle(
+                corner, 1, STRIP, facecolor=PATTERN_COLOURS.get(pattern, OTHER_PATTERN), linewidth=0
+            )
+        )
     axes.set_xlim(-0.5, patterns.height - 0.5)
     axes.set_ylim(-0.03 - STRIP, 1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
