@@ -113,10 +113,10 @@ def config_of_run(folder: Path, config: Config) -> Config:
     Raises:
         ValueError: If the folder holds no finished run.
     """
-    places = {key: getattr(config, key) for key in PLACES if key != "task"}
+    settings = asdict(config)
     ours = {
-        **places,
-        "task": asdict(config.task),
+        # The experiment is what measures, not what once made the run; its label stays in run.json.
+        **{key: settings[key] for key in (*PLACES, "experiment")},
         "trainer": {"accelerator": config.trainer.accelerator},
         "model": {"backend": "eager", "dtype": "float32"},
     }
