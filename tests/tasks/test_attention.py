@@ -101,6 +101,8 @@ def test_a_folder_of_runs_gives_table_and_figure(
     assert (folder / "attention.png").read_bytes()[:4] == b"\x89PNG"
     assert cli("task=attention", f"task.run_folder={runs / 'popularity'}") == 2
     assert "task=attention needs an LLM run" in capsys.readouterr().err
+    assert cli("task=attention", "task.num_users=0") == 2
+    assert "task.num_users=0 must be at least 1" in capsys.readouterr().err
     assert cli("task=attention", "data=toys") == 2
     assert "holds no finished run on data=toys" in capsys.readouterr().err
 
