@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -40,6 +41,21 @@ def checked(composed: DictConfig) -> Config:
         raise
     assert isinstance(config, Config)
     return config
+
+
+def config_of(words: list[str], conf: Path) -> Config:
+    """The config of a command line, from Python: what ``python run.py WORDS`` would run.
+
+    Args:
+        words: Overrides, such as ``mask=hatllm`` or ``seed=2``.
+        conf: The folder of config groups.
+
+    Raises:
+        ValueError: As `checked`.
+    """
+    register_schema()
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        return checked(compose("config", overrides=words))
 
 
 def with_finished_run(composed: DictConfig, overrides: list[str], saved: Any) -> DictConfig:

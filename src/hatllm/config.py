@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-TASKS = ("prepare", "train", "evaluate", "recommend", "masks", "experiment", "table", "plan")
+TASKS = ("prepare", "train", "evaluate", "recommend", "masks", "experiment", "table", "plan",
+         "attention")  # fmt: skip
 SOURCES = ("ml100k", "amazon", "windows", "custom")
 RELEASES = ("2014", "2018", "2023")
 PROTOCOLS = ("sliding_window", "all_prefixes", "leave_one_out")
@@ -84,16 +85,19 @@ class TaskConfig:
 
     name: str  # one of TASKS
     run_folder: str | None  # evaluate, recommend: folder of a finished run; table: folder of runs
-    split: str  # evaluate, masks, recommend: valid or test
+    split: str  # evaluate, masks, recommend, attention: valid or test
     history: list[str]  # recommend: item ids or titles, oldest first
     histories_file: str | None  # recommend: a JSONL/CSV/Parquet file with one history a row
     example: int  # masks: which example of the split to draw
     force: bool  # train: run again although the folder holds a finished run
+    num_users: int  # attention: rows of the split whose prompts are read
+    attention: bool  # experiment: attention shares of its runs after the table
 
     def __post_init__(self) -> None:
         check_choice("task", self.name, TASKS)
         check_choice("task.split", self.split, ("valid", "test"))
         check_range("task.example", self.example, 0)
+        check_range("task.num_users", self.num_users, 1)
         if self.name in ("evaluate", "recommend") and self.run_folder is None:
             raise ValueError(
                 f"task={self.name} needs task.run_folder=FOLDER, the folder of a finished run"

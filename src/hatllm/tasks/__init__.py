@@ -51,3 +51,7 @@ def run_task(config: Config, compose: Callable[[list[str]], Config], script: Pat
             from hatllm.tasks.plan import plan
 
             plan(config, compose)
+        case "attention":
+            from hatllm.tasks.attention import attention
+
+            attention(config)

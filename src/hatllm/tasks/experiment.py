@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hatllm.config import Config
 from hatllm.tasks.assemble import check_hardware
+from hatllm.tasks.attention import write_attention_of
 from hatllm.tasks.run_folder import is_finished, run_folder
 from hatllm.tasks.table import write_table_of
 
@@ -48,6 +49,8 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
                 f"experiment.cells.{label} seed {seed} failed with exit code {done.returncode}; "
                 "its message is above. The same command goes on with this cell"
             )
+    if config.task.attention:
+        write_attention_of(config, [(label, folder) for label, _, _, folder in cells])
     return write_table_of(config, [folder for *_, folder in cells])
 
 

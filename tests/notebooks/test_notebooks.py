@@ -1,0 +1,54 @@
+"""Every notebook runs from top to bottom, small, and is stored without outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from tasks.conftest import call_cli, smoke_words
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small shop, and finished runs of two masks on it."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    with pytest.MonkeyPatch.context() as patch:
+        for mask in ("causal", "hatllm"):
+            words = [*smoke_words(folder), f"mask={mask}", "trainer.max_steps=1"]
+            assert call_cli(patch, folder, *words) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_from_top_to_bottom(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [f"cache_root={folder / 'cache'}", "data_root=null"]
+    outputs = [] if name == "attention" else [f"output_root={folder / 'drawn'}"]
+    words = [*smoke_words(folder), *places, *outputs, "task.num_users=4"]
+    if name == "own_arm":  # it brings data of its own
+        words = ["scale=smoke", "num_threads=1", *places]
+    monkeypatch.setenv("HATLLM_NOTEBOOK_WORDS", " ".join(words))
+    monkeypatch.setenv("HATLLM_NOTEBOOK_RUNS", str(folder / "outputs"))
+    monkeypatch.setenv("HATLLM_NOTEBOOK_DATA", "custom")
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    # Raises with the cell and its traceback where one fails.
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": NOTEBOOKS}}).execute()
+    shown = [
+        kind
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        for kind in output.get("data", {})
+    ]
+    assert "image/png" in shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_stored_without_outputs(name: str) -> None:
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
