@@ -119,6 +119,7 @@ def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str
     return {
         "command": " ".join(["python", Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])]),
         "commit": _commit(),
+        "code_hash": code_hash(),
         "python": platform.python_version(),
         "versions": versions,
         "hardware": hardware(),
@@ -126,6 +127,16 @@ def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str
         "split_hash": manifest["split_hash"],
         "seconds": seconds,
     }
+
+
+def code_hash() -> str:
+    """Twelve hexadecimal digits over the package's source files, committed or not."""
+    package = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(f"{path.relative_to(package).as_posix()}\0".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def hardware() -> dict[str, Any]:
