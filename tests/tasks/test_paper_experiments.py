@@ -9,13 +9,14 @@ import pytest
 from matplotlib.image import imread
 from toys import CONF, Compose
 
-from hatllm.tasks.cells import PlannedCell, plan_cells
+from hatllm.tasks.cells import PlannedCell, grid_cells, plan_cells
+from hatllm.tasks.results import write_results_of
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]
 
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
-DATASETS = {"main": ["msl_toys", "msl_books"]}  # the others: msl_books
+DATASETS = {"efficiency": ["msl_toys", "msl_books"]}  # the others: msl_books
 LABELS = {
     "ablation": 11, "efficiency": 5, "main": 10, "sensitivity": 4, "unseen": 10,
 }  # fmt: skip
@@ -54,7 +55,7 @@ def words_of(name: str, folder: Path) -> list[str]:
     words = [
         f"experiment=paper/{name}",
         f"experiment.datasets=[{','.join(DATASETS.get(name, ['msl_books']))}]",
-        f"experiment.folder={folder}/tables",
+        f"experiment.folder={folder}/tables-{name}",
         "experiment.seeds=[1]",
         f"data_root={folder}/data",
         f"cache_root={folder}/cache",
@@ -86,16 +87,22 @@ def run_cells(compose_config: Compose, cells: list[PlannedCell]) -> None:
         train(compose_config(*cell.words))
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and runs that the experiments share as they do in earnest."""
+    folder = tmp_path_factory.mktemp("paper")
+    write_windows(folder / "data")
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
-    cli: Cli, compose_config: Compose, tmp_path: Path, name: str
+    compose_config: Compose, root: Path, name: str
 ) -> None:
-    write_windows(tmp_path / "data")
-    words = words_of(name, tmp_path)
+    words = words_of(name, root)
     cells = cells_of(compose_config, words)
     run_cells(compose_config, cells)
-    assert cli("task=table", "scale=smoke", *words) == 0
-    tables = tmp_path / "tables"
+    tables = write_results_of(compose_config(*words), cells)
     datasets = DATASETS.get(name, ["msl_books"])
     expected = {"results.md", "results.tex", "results.csv", *datasets, *FILES[name]}
     assert {path.name for path in tables.iterdir()} == expected
@@ -109,3 +116,91 @@ def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
     assert ("arXiv:2504.04178" in (tables / "results.md").read_text()) == has_published
     for data in datasets:
         assert (tables / data / "comparison.png").exists()
+
+
+def test_the_arms_of_one_experiment_are_the_runs_of_another(
+    compose_config: Compose, root: Path
+) -> None:
+    main, unseen, ablation = (
+        {cell.label: cell.folder for cell in cells_of(compose_config, words_of(name, root))}
+        for name in ("main", "unseen", "ablation")
+    )
+    assert main == unseen
+    assert ablation["causal"] == main["msl"] and ablation["hatllm"] == main["msl+hatllm"]
+
+
+def test_the_grid_of_a_laptop_has_sixteen_cells_that_fit(compose_config: Compose) -> None:
+    config = compose_config("experiment=paper/sensitivity", "scale=laptop", "model=smollm2_135m")
+    cells = grid_cells(config)
+    assert len(cells) == 16
+    assert cells["split7-cross3"] == [
+        "mask=hatllm", "mask.split_layer=7", "mask.num_cross_layers=3",
+    ]  # fmt: skip
+    config.model.num_layers = None
+    with pytest.raises(ValueError, match=r"model\.num_layers is null"):
+        grid_cells(config)
+
+
+PAIR = [
+    "task=table",
+    "experiment.name=pair",
+    "experiment.folder=pair",
+    "experiment.reference=popularity",
+    '+experiment.cells.popularity=["model=popularity"]',
+    '+experiment.cells.knn=["model=knn"]',
+    '+experiment.cells.gru4rec=["model=gru4rec","model.sequence.max_epochs=1"]',
+]
+
+
+def finish(cli: Cli, shop: list[str], label: str) -> Path:
+    """Run one of the baselines above; returns its folder."""
+    quick = ["model.sequence.max_epochs=1"] if label == "gru4rec" else []
+    before = set(Path("outputs").glob("*"))
+    assert cli(*shop, f"model={label}", *quick) == 0
+    (folder,) = set(Path("outputs").glob("*")) - before
+    return folder
+
+
+def test_the_table_of_an_experiment_runs_nothing_and_shows_what_is_missing(
+    cli: Cli, shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*shop, *PAIR) == 2
+    assert "experiment=pair: none of its 3 runs is finished" in capsys.readouterr().err
+    for label in ("popularity", "knn"):
+        finish(cli, shop, label)
+    assert cli(*shop, *PAIR) == 0
+    assert "gru4rec: 0 of 1 runs finished" in capsys.readouterr().out
+    assert len(list((tmp_path / "outputs").glob("*"))) == 2
+    text = (tmp_path / "pair" / "results.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| gru4rec"))
+    assert "missing" in row and "0 of 1" in row
+    frame = pl.read_csv(tmp_path / "pair" / "results.csv")
+    assert frame["num_seeds"].to_list() == [1, 1, 0]
+    assert frame["NDCG@10"].null_count() == 1
+
+
+def test_runs_of_other_code_are_refused_and_of_unknown_code_warned_about(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [finish(cli, shop, label) for label in ("popularity", "knn")]
+    path = folders[0] / "environment.json"
+    environment = json.loads(path.read_text())
+    assert len(environment.pop("code_hash")) == 12
+    path.write_text(json.dumps(environment))
+    assert cli(*shop, *PAIR) == 0
+    assert "code hash unknown for 1 of 2 runs" in capsys.readouterr().out
+    path.write_text(json.dumps(environment | {"code_hash": "0ddc0de"}))
+    assert cli(*shop, *PAIR) == 2
+    assert "code_hash 0ddc0de" in (said := capsys.readouterr().err)
+    assert "different code do not belong in one table" in said
+    assert cli(*shop, *PAIR, "task=experiment") == 2
+    assert "was made by code 0ddc0de, what is still to run" in capsys.readouterr().err
+
+
+def test_published_numbers_that_are_not_there_are_named(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(cli, shop, "knn")
+    capsys.readouterr()
+    assert cli(*shop, *PAIR, "experiment.published=no.csv") == 2
+    assert "experiment.published='no.csv': no such file" in capsys.readouterr().err
