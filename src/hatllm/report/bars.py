@@ -6,8 +6,9 @@ from pathlib import Path
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from hatllm.report.figures import BLUE, FAINT, GREY, ORANGE, save_figure, tidy
+from hatllm.report.figures import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
 
 PLAIN = "#b8bec8"  # arms that nothing is paired with
 
@@ -19,6 +20,7 @@ def bars(
     error: str,
     panel: str,
     pairs: Mapping[str, str],
+    note: str,
     path: Path,
 ) -> Path:
     """One bar a label and panel, paired arms in two colours side by side.
@@ -30,6 +32,7 @@ def bars(
         error: Column of the length of its interval to either side; null = none.
         panel: Column of the panel.
         pairs: Arm -> the arm it extends: the former orange, the latter blue, all others grey.
+        note: What the bars and intervals are, below the figure.
         path: PNG to write.
 
     Returns:
@@ -58,11 +61,12 @@ def bars(
                 continue
             bar = rows[arm][error] or 0.0
             one.barh(height, number, height=0.72, color=_colour(arm, pairs), xerr=bar,
-                     error_kw={"ecolor": GREY, "elinewidth": 1.2, "capsize": 2})  # fmt: skip
+                     error_kw={"ecolor": INK, "elinewidth": 1.2, "capsize": 2})  # fmt: skip
         one.set_xlim(left=0)
-        one.set_xlabel(value)
+        one.xaxis.set_major_locator(MaxNLocator(5))
     axes[0].set_yticks(range(len(labels)), labels, parse_math=False)
     axes[0].set_ylim(len(labels) - 0.4, -0.6)
+    figure.supxlabel(note, fontsize=8.5, color=GREY)
     return save_figure(figure, path)
 
 

@@ -6,7 +6,7 @@ from math import floor
 from pathlib import Path
 from typing import NamedTuple
 
-from hatllm.config import Config
+from hatllm.config import Config, check_choice
 from hatllm.tasks.assemble import check_hardware
 from hatllm.tasks.run_folder import code_hash, is_finished, run_folder
 
@@ -34,12 +34,15 @@ def plan_cells(
         to_run: Whether the cells must fit this machine's hardware.
 
     Raises:
-        ValueError: If there are no cells or a cell's settings are wrong.
+        ValueError: If there are no cells, the reference is none of them, or a cell's settings are
+            wrong.
     """
     experiment = config.experiment
     labels = {**experiment.cells, **grid_cells(config)}
     if not labels:
         raise ValueError("experiment.cells={} is empty; choose one, such as experiment=demo")
+    if experiment.reference is not None:
+        check_choice("experiment.reference", experiment.reference, labels)
     cells, seen = [], set()
     datasets: list[str | None] = [*experiment.datasets]
     for data in datasets or [None]:

@@ -148,8 +148,11 @@ def _write_views(
     for view in config.experiment.views:
         match view:
             case "bars":
-                bars(frame, "label", "NDCG@10", "NDCG@10_se", "data",
-                     config.experiment.compared_with, target / "bars.png")  # fmt: skip
+                pairs = config.experiment.compared_with
+                note = "NDCG@10 ± standard error over users"
+                note += "; orange: the blue arm above it, with other masks" if pairs else ""
+                bars(frame, "label", "NDCG@10", "NDCG@10_se", "data", pairs, note,
+                     target / "bars.png")  # fmt: skip
             case "grid":
                 _write_grid(cells, frame, target)
             case "slices":
