@@ -17,7 +17,7 @@ from hatllm.report.significance import holm
 
 from .run_folders import make_run
 
-SKILLS = {"msl": 0.3, "msl+hatllm": 0.6, "other_arm": 0.31}
+SKILLS = {"msl": 0.3, "msl_hatllm": 0.6, "other_arm": 0.31}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[PlannedRun]:
 
 @pytest.fixture(scope="module")
 def results(runs: list[PlannedRun]) -> Results:
-    return collect_results("toys", runs, "msl", {"msl+hatllm": "msl"})
+    return collect_results("toys", runs, "msl", {"msl_hatllm": "msl"})
 
 
 def test_every_planned_arm_has_a_row_in_order(results: Results) -> None:
@@ -52,8 +52,8 @@ def test_p_values_are_corrected_over_the_arms_and_the_clear_best_is_named(
     tested = {arm.label: arm.tests["NDCG@10"] for arm in results.arms if arm.tests}
     raw = {label: test.p_value for label, test in tested.items()}
     assert {label: test.corrected for label, test in tested.items()} == holm(raw)
-    assert tested["msl+hatllm"].holds and not tested["other_arm"].holds
-    assert results.best["NDCG@10"] == "msl+hatllm"
+    assert tested["msl_hatllm"].holds and not tested["other_arm"].holds
+    assert results.best["NDCG@10"] == "msl_hatllm"
 
 
 def test_no_arm_is_best_when_the_runner_up_is_as_good(tmp_path: Path) -> None:

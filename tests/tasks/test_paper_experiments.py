@@ -121,7 +121,7 @@ def test_the_arms_of_one_experiment_are_the_runs_of_another(
         for name in ("main", "unseen", "ablation")
     )
     assert main == unseen
-    assert ablation["causal"] == main["msl"] and ablation["hatllm"] == main["msl+hatllm"]
+    assert ablation["causal"] == main["msl"] and ablation["hatllm"] == main["msl_hatllm"]
 
 
 def test_the_grid_of_a_laptop_has_sixteen_cells_that_fit(compose_config: Compose) -> None:
