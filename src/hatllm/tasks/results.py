@@ -150,7 +150,7 @@ def _write_views(
             case "bars":
                 pairs = config.experiment.compared_with
                 note = "NDCG@10 ± standard error over users"
-                note += "; orange: the blue arm above it, with other masks" if pairs else ""
+                note += "\norange: the blue arm above it, with other masks" if pairs else ""
                 bars(frame, "label", "NDCG@10", "NDCG@10_se", "data", pairs, note,
                      target / "bars.png")  # fmt: skip
             case "grid":
