@@ -6,10 +6,11 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import polars as pl
 import torch
@@ -97,6 +98,8 @@ def write_config(folder: Path, config: Config) -> None:
 def load_config(folder: Path) -> Any:
     """The settings of a finished run, as a typed OmegaConf node.
 
+    Settings newer than the run get their neutral value: null, or an empty list or dictionary.
+
     Raises:
         ValueError: If the folder holds no finished run.
     """
@@ -105,7 +108,20 @@ def load_config(folder: Path) -> Any:
         raise ValueError(
             f"task.run_folder={str(folder)!r}: {there}; give the folder of a finished run"
         )
-    return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder / "config.yaml"))
+    saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder / "config.yaml"))
+    _fill_newer_settings(saved, Config)
+    return saved
+
+
+def _fill_newer_settings(saved: Any, schema: Any) -> None:
+    for field in fields(schema):
+        if is_dataclass(field.type):
+            _fill_newer_settings(saved[field.name], field.type)
+        elif OmegaConf.is_missing(saved, field.name):
+            if (kind := get_origin(field.type)) in (list, dict):
+                saved[field.name] = kind()
+            elif NoneType in get_args(field.type):
+                saved[field.name] = None
 
 
 def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
