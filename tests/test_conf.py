@@ -9,7 +9,8 @@ from hatllm.compose import checked, register_schema
 from hatllm.masks.schedule import build_schedule
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))
+CHOICES = [path for path in FILES if not path.stem.startswith("_")]
 NEEDED = {  # what a choice asks its user for
     "data/custom": ["data.interactions_file=a.csv", "data.items_file=b.csv"],
     "data/amazon": ["data.category=Video_Games"],
@@ -23,7 +24,7 @@ NEEDED = {  # what a choice asks its user for
 
 @pytest.mark.parametrize("path", CHOICES, ids=str)
 def test_every_choice_composes_and_validates(path: Path) -> None:
-    group, choice = path.parent.name, path.stem
+    group, choice = path.parts[0], "/".join(path.with_suffix("").parts[1:])
     register_schema()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = [f"{group}={choice}", *NEEDED.get(f"{group}/{choice}", [])]
@@ -34,7 +35,7 @@ def test_every_choice_composes_and_validates(path: Path) -> None:
         assert len(build_schedule(config.mask, config.model.num_layers).patterns) > 0
 
 
-@pytest.mark.parametrize("path", CHOICES, ids=str)
+@pytest.mark.parametrize("path", FILES, ids=str)
 def test_every_file_begins_with_its_own_name(path: Path) -> None:
     lines = (CONF / path).read_text().splitlines()
     assert any(line.startswith(f"# conf/{path}: ") for line in lines[:2])

@@ -104,6 +104,8 @@ def one_line(error: BaseException, conf: Path) -> str:
     if found := re.search(r"Could not (?:find|load) '([\w/.-]+)/([\w.-]+)'", causes):
         group, choice = found.groups()
         if (conf / group).is_dir():
+            group, _, folder = group.partition("/")
+            choice = f"{folder}/{choice}" if folder else choice
             near = _near(choice, _options(conf, group))
             return f"{group}={choice!r} is not in conf/{group}/{near}"
     if found := re.search(r"Could not override '([\w./]+)'", causes):
@@ -120,7 +122,8 @@ def one_line(error: BaseException, conf: Path) -> str:
 
 
 def _options(conf: Path, group: str) -> list[str]:
-    return sorted(path.stem for path in (conf / group).glob("*.yaml") if path.stem[0] != "_")
+    files = (path for path in (conf / group).rglob("*.yaml") if path.stem[0] != "_")
+    return sorted(path.relative_to(conf / group).with_suffix("").as_posix() for path in files)
 
 
 def _near(word: str, choices: list[str]) -> str:

@@ -31,6 +31,7 @@ NORMALIZATIONS = ("trie", "vocab")
 ACCELERATORS = ("cpu", "gpu", "auto")
 STRATEGIES = ("auto", "ddp", "fsdp")
 LOGGERS = ("csv", "wandb", "tensorboard")
+VIEWS = ("bars", "grid", "slices", "efficiency")
 
 
 def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
@@ -519,11 +520,33 @@ class LoggerConfig:
 
 
 @dataclass
+class GridConfig:
+    """Cells over how many layers are intra-item and how many cross-item, as shares of them all."""
+
+    overrides: list[str]  # of every cell of the grid
+    split_layer: list[float]  # shares of the backbone's layers, rounded down
+    num_cross_layers: list[float]
+
+    def __post_init__(self) -> None:
+        for field in ("split_layer", "num_cross_layers"):
+            if not getattr(self, field):
+                raise ValueError(f"experiment.grid.{field}=[] must hold at least one share")
+            for share in getattr(self, field):
+                check_range(f"experiment.grid.{field}", share, 0.0, 1.0)
+
+
+@dataclass
 class ExperimentConfig:
     """Several runs that make one table; each cell is a list of overrides."""
 
     name: str | None
+    datasets: list[str]  # choices of data, each run with every cell; empty = the composed data
+    data_overrides: dict[str, list[str]]  # choice of data -> what its cells change besides
     cells: dict[str, list[str]]  # label -> overrides of this config
+    grid: GridConfig | None  # more cells
+    compared_with: dict[str, str]  # label -> the cell it is compared with, where not reference
+    views: list[str]  # some of VIEWS: tables and figures beside the main one
+    published: str | None  # CSV of published numbers to show beside ours
     seeds: list[int]
     reference: str | None  # the cell that paired differences are taken against
     folder: str | None  # where table and figures go
@@ -532,6 +555,11 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.reference is not None and self.cells:
             check_choice("experiment.reference", self.reference, self.cells)
+        for view in self.views:
+            check_choice("experiment.views", view, VIEWS)
+        for label, other in self.compared_with.items():
+            check_choice("experiment.compared_with", label, self.cells)
+            check_choice(f"experiment.compared_with.{label}", other, self.cells)
 
 
 @dataclass

@@ -71,13 +71,16 @@ class Comparison:
     split_hash: str
 
 
-def compare_runs(folders: list[Path], reference: str | None) -> Comparison:
+def compare_runs(
+    folders: list[Path], reference: str | None, labels: Sequence[str] | None = None
+) -> Comparison:
     """Put finished runs beside each other.
 
     Args:
         folders: Run folders with ``run.json`` and ``predictions.parquet``, in the order in which
             their labels shall stand.
         reference: The label that paired differences are taken against; None = no differences.
+        labels: What to call the runs; None = as they call themselves.
 
     Returns:
         One row a label.
@@ -86,14 +89,11 @@ def compare_runs(folders: list[Path], reference: str | None) -> Comparison:
         ValueError: If a run is not finished, runs answered different splits or examples, a label
             has two runs of one seed, or there is no run of the reference.
     """
-    runs = [load_run(folder) for folder in folders]
-    _refuse_unlike_runs(runs)
-    by_label: dict[str, dict[int, pl.DataFrame]] = {}
-    for run in runs:
-        by_label.setdefault(run.label, {})[run.seed] = run.values
+    runs = load_alike_runs(folders, labels)
+    by_label = values_by_label(runs)
     if reference is not None and reference not in by_label:
         raise ValueError(f"reference={reference!r} must be one of {', '.join(by_label)}")
-    rows = tuple(_row(label, by_label, reference) for label in by_label)
+    rows = tuple(label_row(label, by_label, reference) for label in by_label)
     best = {metric: _clear_winner(metric, rows, by_label) for metric in METRICS}
     return Comparison(
         rows=rows,
@@ -103,8 +103,30 @@ def compare_runs(folders: list[Path], reference: str | None) -> Comparison:
     )
 
 
-def load_run(folder: Path) -> FinishedRun:
-    """Read one finished run.
+def load_alike_runs(
+    folders: Sequence[Path], labels: Sequence[str] | None = None
+) -> list[FinishedRun]:
+    """Read finished runs that belong in one table.
+
+    Raises:
+        ValueError: As :func:`compare_runs`.
+    """
+    names: Sequence[str | None] = labels or [None] * len(folders)
+    runs = [load_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    _refuse_unlike_runs(runs)
+    return runs
+
+
+def values_by_label(runs: Sequence[FinishedRun]) -> dict[str, dict[int, pl.DataFrame]]:
+    """Label -> seed -> metrics of every example, in the order of the runs."""
+    by_label: dict[str, dict[int, pl.DataFrame]] = {}
+    for run in runs:
+        by_label.setdefault(run.label, {})[run.seed] = run.values
+    return by_label
+
+
+def load_run(folder: Path, label: str | None = None) -> FinishedRun:
+    """Read one finished run, under its own label or the one given.
 
     Raises:
         ValueError: If ``run.json`` or ``predictions.parquet`` is missing, or a key in the former.
@@ -113,20 +135,26 @@ def load_run(folder: Path) -> FinishedRun:
     predictions = pl.read_parquet(folder / "predictions.parquet")
     return FinishedRun(
         folder=folder,
-        label=str(identity["label"]),
+        label=label or str(identity["label"]),
         seed=int(identity["seed"]),
         split_hash=str(identity["split_hash"]),
         values=example_metrics(predictions, CUT_OFFS),
     )
 
 
-def example_users(folders: Sequence[Path], labels: Sequence[str], n: int = 3) -> str:
+def example_users(
+    folders: Sequence[Path],
+    labels: Sequence[str],
+    n: int = 3,
+    names: Sequence[str] | None = None,
+) -> str:
     """Example users of several arms as text, the answers of the last label listed.
 
     Args:
         folders: Run folders, with ``examples.parquet`` and ``items.parquet`` beside the rest.
         labels: Arms whose ranks are shown; the top five are those of the last one.
         n: Users; those for whom some arm hits come first.
+        names: What to call the runs; None = as they call themselves.
 
     Returns:
         One block of text: history titles, the true next title, its ranks, the top five.
@@ -135,9 +163,10 @@ def example_users(folders: Sequence[Path], labels: Sequence[str], n: int = 3) ->
         ValueError: If a label has no run or a run is not finished.
     """
     first: dict[str, tuple[int, Path]] = {}
-    for folder in folders:
+    for at, folder in enumerate(folders):
         identity = _read_identity(folder)
-        label, seed = str(identity["label"]), int(identity["seed"])
+        label = names[at] if names is not None else str(identity["label"])
+        seed = int(identity["seed"])
         if label not in first or seed < first[label][0]:
             first[label] = (seed, folder)
     missing = [label for label in labels if label not in first]
@@ -192,7 +221,7 @@ def _refuse_unlike_runs(runs: Sequence[FinishedRun]) -> None:
             )
 
 
-def _row(
+def label_row(
     label: str, by_label: Mapping[str, Mapping[int, pl.DataFrame]], reference: str | None
 ) -> Row:
     """Cells of one label and its differences to the reference."""
@@ -221,17 +250,24 @@ def _row(
     )
 
 
-def _difference(
+def paired_examples(
     metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
-) -> PairedDifference | None:
-    """First minus second over shared seeds; None if one of them lacks the metric."""
+) -> pl.DataFrame | None:
+    """First minus second over shared seeds, by example; None if one of them lacks the metric."""
     shared = sorted(set(first) & set(second))
     averages = [
         _average([seeds[seed] for seed in (shared or sorted(seeds))]) for seeds in (first, second)
     ]
     if any(metric not in average.columns for average in averages):
         return None
-    return summarize_differences(example_differences(averages[0], averages[1], metric))
+    return example_differences(averages[0], averages[1], metric)
+
+
+def _difference(
+    metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
+) -> PairedDifference | None:
+    differences = paired_examples(metric, first, second)
+    return None if differences is None else summarize_differences(differences)
 
 
 def _average(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -46,7 +46,7 @@ def run_task(config: Config, compose: Callable[[list[str]], Config], script: Pat
         case "table":
             from hatllm.tasks.table import table
 
-            table(config)
+            table(config, compose)
         case "plan":
             from hatllm.tasks.plan import plan
 

@@ -29,7 +29,7 @@ from hatllm.report.plan_table import (
 )
 from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, load_dataset
 from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
-from hatllm.tasks.experiment import plan_cells
+from hatllm.tasks.cells import plan_cells
 from hatllm.tasks.load import Load, loads_of, steps_done, trains
 from hatllm.tasks.run_folder import config_hash, is_finished, run_folder, run_label
 from hatllm.tasks.trainer import num_optimizer_steps
@@ -51,7 +51,8 @@ def plan(config: Config, compose: Callable[[list[str]], Config]) -> list[RunPlan
         ValueError: If a setting does not fit the data, the model or the machine.
     """
     console = Console()
-    if not config.experiment.cells or config.experiment.cell is not None:
+    is_experiment = bool(config.experiment.cells) or config.experiment.grid is not None
+    if not is_experiment or config.experiment.cell is not None:
         found = plan_run(config, {})
         if found.splits:
             console.print(split_table(found))
@@ -59,8 +60,8 @@ def plan(config: Config, compose: Callable[[list[str]], Config]) -> list[RunPlan
         return [found]
     measured: dict[str, Measured] = {}
     plans = []
-    for _, _, words, _ in plan_cells(config, compose):
-        cell = compose(words)
+    for planned in plan_cells(config, compose):
+        cell = compose(planned.words)
         cell.task.force = False  # an experiment never runs a finished cell again
         plans.append(plan_run(cell, measured))
     console.print(experiment_table(config.experiment.name or "", plans))

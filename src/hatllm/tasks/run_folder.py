@@ -6,10 +6,11 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import polars as pl
 import torch
@@ -28,6 +29,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "decode": {"assistant_run": None, "llm_weight": None, "max_title_tokens": None},
 }
 WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
+# Code that can change a run's predictions; tables and figures are made from those at any time.
+MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "decode/*.py",
+                 "baselines/*.py", "tasks/assemble.py", "tasks/assistant.py", "tasks/baseline.py",
+                 "tasks/train.py", "tasks/trainer.py")  # fmt: skip
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
             "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
 
@@ -104,6 +109,9 @@ def write_config(folder: Path, config: Config) -> None:
 def load_config(folder: Path, field: str = "task.run_folder") -> Any:
     """The settings of a finished run, as a typed OmegaConf node.
 
+    Settings newer than the run get the value that stands for their absence: null, false, or an empty
+    list or dictionary.
+
     Args:
         folder: The run's folder.
         field: The setting that names it, for messages.
@@ -114,14 +122,22 @@ def load_config(folder: Path, field: str = "task.run_folder") -> Any:
     if not is_finished(folder):
         there = "no such folder" if not folder.exists() else "the run there is not finished"
         raise ValueError(f"{field}={str(folder)!r}: {there}; give the folder of a finished run")
-    saved: Any = OmegaConf.merge(
-        OmegaConf.structured(Config), OmegaConf.load(folder / "config.yaml")
-    )
-    for group, absent in EXTRAS.items():
-        for name, value in absent.items():
-            if OmegaConf.is_missing(saved[group], name):  # the run is older than the setting
-                saved[group][name] = value
+    saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder / "config.yaml"))
+    _fill_newer_settings(saved, Config)
     return saved
+
+
+def _fill_newer_settings(saved: Any, schema: Any) -> None:
+    for field in fields(schema):
+        if is_dataclass(field.type):
+            _fill_newer_settings(saved[field.name], field.type)
+        elif OmegaConf.is_missing(saved, field.name):
+            if (kind := get_origin(field.type)) in (list, dict):
+                saved[field.name] = kind()
+            elif field.type is bool:
+                saved[field.name] = False
+            elif NoneType in get_args(field.type):
+                saved[field.name] = None
 
 
 def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
@@ -135,6 +151,7 @@ def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str
     return {
         "command": " ".join(["python", Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])]),
         "commit": _commit(),
+        "code_hash": code_hash(),
         "python": platform.python_version(),
         "versions": versions,
         "hardware": hardware(),
@@ -142,6 +159,16 @@ def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str
         "split_hash": manifest["split_hash"],
         "seconds": seconds,
     }
+
+
+def code_hash() -> str:
+    """Twelve hexadecimal digits over the source files that make predictions, committed or not."""
+    package = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for path in sorted(path for place in MAKES_NUMBERS for path in package.glob(place)):
+        found.update(f"{path.relative_to(package).as_posix()}\0".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def hardware() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """task=table: one table, with paired differences and figures, from finished runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -8,18 +9,25 @@ from rich.console import Console
 from hatllm.config import Config
 from hatllm.report.comparison import compare_runs, example_users
 from hatllm.report.comparison_table import rich_table, write_comparison
-from hatllm.tasks.run_folder import is_finished
+from hatllm.report.results import refuse_other_origins
+from hatllm.tasks.results import results
 
 
-def table(config: Config) -> Path:
-    """Compare the finished runs on one data set under ``task.run_folder`` (null: ``output_root``).
+def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
+    """Compare finished runs: an experiment's, or all on one data set under ``task.run_folder``.
+
+    Args:
+        config: Names the experiment, or the folder of runs (null: ``output_root``) and the data.
+        compose: Gives the config of an experiment's cell from its overrides.
 
     Returns:
         Folder of the table.
 
     Raises:
-        ValueError: If there is no finished run on ``data``, or they answered different examples.
+        ValueError: If there is no finished run, or they do not belong in one table.
     """
+    if config.experiment.cells or config.experiment.grid is not None:
+        return results(config, compose)
     root = Path(config.task.run_folder or config.output_root).expanduser()
     data_of = {
         path.parent: json.loads(path.read_text())["data"]
@@ -33,29 +41,14 @@ def table(config: Config) -> Path:
             f"data={config.data.name!r}: task.run_folder={str(root)!r} holds runs on "
             f"{', '.join(sorted(set(data_of.values())))} only; give data=..."
         )
-    return write_table_of(config, folders)
-
-
-def write_table_of(config: Config, folders: list[Path]) -> Path:
-    """Write and print the comparison of these runs.
-
-    Args:
-        config: Names the reference cell and the folder.
-        folders: Finished runs, in the order of the table.
-
-    Returns:
-        Folder of the table.
-    """
-    missing = [folder for folder in folders if not is_finished(folder)]
-    if missing:
-        raise ValueError(f"{missing[0]} holds no finished run")
     console = Console()
+    for warning in refuse_other_origins(folders):
+        console.print(f"warning: {warning}", markup=False)
     comparison = compare_runs(folders, config.experiment.reference)
     target = Path(config.experiment.folder or Path(config.output_root) / "table").expanduser()
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
-    labels = [row.label for row in comparison.rows]
-    text = example_users(folders, labels, 3)
+    text = example_users(folders, [row.label for row in comparison.rows], 3)
     (target / "examples.md").write_text(text)
     console.print(text, markup=False, highlight=False)
     console.print(f"table and figures: {target}")

@@ -1,0 +1,230 @@
+"""The results of an experiment on one data set, cells that are not finished included.
+
+Every arm is compared with one other arm on the same examples and seeds: bootstrap interval,
+Wilcoxon's signed-rank test, and Holm's correction over the arms of the table.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from hatllm.report.comparison import (
+    Row,
+    label_row,
+    load_alike_runs,
+    paired_examples,
+    values_by_label,
+)
+from hatllm.report.significance import LEVEL, holm, wilcoxon_p_value
+from hatllm.report.statistics import PairedDifference, summarize_differences
+
+RESULT_METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "trie_NLL")
+TESTED_METRICS = ("NDCG@10", "trie_NLL")
+GAIN_METRIC = "NDCG@10"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that the table should hold."""
+
+    label: str
+    seed: int
+    folder: Path
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is there."""
+        return (self.folder / "run.json").exists()
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A difference and how sure it is."""
+
+    difference: PairedDifference
+    p_value: float  # Wilcoxon
+    corrected: float  # after Holm's correction over the arms of the table
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is significant after correction."""
+        return self.corrected < LEVEL
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One label of the table."""
+
+    label: str
+    row: Row | None  # None: no run of it is finished
+    num_planned: int  # seeds
+    compared_with: str | None  # a label; None: with nothing, or that label has no finished run
+    tests: dict[str, Tested]  # metric -> this arm minus the other
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Metric -> mean over seeds, of the metrics the arm has."""
+        return {} if self.row is None else {m: cell.mean for m, cell in self.row.cells.items()}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The table of one data set."""
+
+    data: str
+    arms: tuple[Arm, ...]
+    best: dict[str, str]  # metric -> the arm that is better than all others beyond chance
+    split_hash: str
+    warnings: tuple[str, ...]
+
+    def gain(self, arm: Arm) -> float | None:
+        """Relative difference of NDCG@10 to the arm it is compared with; None where that has 0."""
+        others = {other.label: other.mean for other in self.arms}
+        base = others.get(arm.compared_with or "", {}).get(GAIN_METRIC, 0.0)
+        if not base or GAIN_METRIC not in arm.mean:
+            return None
+        return arm.mean[GAIN_METRIC] / base - 1
+
+
+def collect_results(
+    data: str,
+    runs: Sequence[PlannedRun],
+    reference: str | None,
+    compared_with: Mapping[str, str],
+) -> Results:
+    """Read what is finished of an experiment on one data set.
+
+    Args:
+        data: Name of the data set.
+        runs: All runs the table should hold, in its order.
+        reference: Label that the others are compared with.
+        compared_with: Label -> the label it is compared with instead.
+
+    Returns:
+        One arm a label, those without a finished run included.
+
+    Raises:
+        ValueError: If no run is finished, or runs were made from other data, examples or code.
+    """
+    finished = [run for run in runs if run.is_finished]
+    if not finished:
+        raise ValueError(f"data={data!r}: none of the {len(runs)} runs of the table is finished")
+    warnings = refuse_other_origins([run.folder for run in finished])
+    loaded = load_alike_runs([run.folder for run in finished], [run.label for run in finished])
+    by_label = values_by_label(loaded)
+    others = _others([run.label for run in runs], by_label, reference, compared_with)
+    tests = {metric: _tests(metric, others, by_label) for metric in TESTED_METRICS}
+    arms = []
+    for label in dict.fromkeys(run.label for run in runs):
+        row = label_row(label, by_label, None) if label in by_label else None
+        num_planned = sum(run.label == label for run in runs)
+        found = {metric: tests[metric][label] for metric in tests if label in tests[metric]}
+        arms.append(Arm(label, row, num_planned, others.get(label), found))
+    best = {metric: _best(metric, by_label) for metric in RESULT_METRICS}
+    return Results(
+        data=data,
+        arms=tuple(arms),
+        best={metric: label for metric, label in best.items() if label is not None},
+        split_hash=loaded[0].split_hash,
+        warnings=tuple(warnings),
+    )
+
+
+def refuse_other_origins(folders: Sequence[Path]) -> list[str]:
+    """Refuse runs that were not made from the same data by the same code.
+
+    Args:
+        folders: Finished runs.
+
+    Returns:
+        Warnings: what could not be checked, because the run is older than the check.
+
+    Raises:
+        ValueError: If two data hashes or two code hashes differ; names both runs.
+    """
+    warnings = []
+    for key, name in (("data_hash", "data"), ("code_hash", "code")):
+        known = {folder: _environment(folder).get(key) for folder in folders}
+        unknown = [folder for folder, value in known.items() if value is None]
+        with_hash = [folder for folder in folders if known[folder] is not None]
+        for folder in with_hash:
+            if known[folder] != known[with_hash[0]]:
+                raise ValueError(
+                    f"{folder} has {key} {known[folder]}, {with_hash[0]} has "
+                    f"{known[with_hash[0]]}: runs of different {name} do not belong in one table; "
+                    "delete one of them and run it again"
+                )
+        if unknown:
+            warnings.append(
+                f"{name} hash unknown for {len(unknown)} of {len(folders)} runs, "
+                f"such as {unknown[0].name}"
+            )
+    return warnings
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _others(
+    labels: Sequence[str],
+    by_label: Mapping[str, object],
+    reference: str | None,
+    compared_with: Mapping[str, str],
+) -> dict[str, str]:
+    """Label -> the label it is compared with, where both have a finished run."""
+    wanted = {label: compared_with.get(label, reference) for label in labels}
+    return {
+        label: other
+        for label, other in wanted.items()
+        if other is not None and other != label and {label, other} <= set(by_label)
+    }
+
+
+def _tests(
+    metric: str,
+    others: Mapping[str, str],
+    by_label: Mapping[str, Mapping[int, pl.DataFrame]],
+) -> dict[str, Tested]:
+    """Each arm against the other it is compared with; one family of tests a metric."""
+    found = {}
+    for label, other in others.items():
+        differences = paired_examples(metric, by_label[label], by_label[other])
+        if differences is not None:
+            found[label] = differences
+    p_values = {label: wilcoxon_p_value(differences) for label, differences in found.items()}
+    corrected = holm(p_values)
+    return {
+        label: Tested(summarize_differences(differences), p_values[label], corrected[label])
+        for label, differences in found.items()
+    }
+
+
+def _best(metric: str, by_label: Mapping[str, Mapping[int, pl.DataFrame]]) -> str | None:
+    """The arm with the best mean, if it beats the runner-up after correction over all arms."""
+    rows = [label_row(label, by_label, None) for label in by_label]
+    ranked = sorted(
+        (row for row in rows if metric in row.cells and not math.isnan(row.cells[metric].mean)),
+        key=lambda row: row.cells[metric].mean,
+        reverse=not metric.endswith("NLL"),
+    )
+    if len(ranked) < 2:
+        return None
+    first, runner_up = ranked[0].label, ranked[1].label
+    differences = {
+        row.label: paired_examples(metric, by_label[first], by_label[row.label])
+        for row in ranked[1:]
+    }
+    p_values = {
+        label: wilcoxon_p_value(found) for label, found in differences.items() if found is not None
+    }
+    against_runner_up = differences[runner_up]
+    if against_runner_up is None or holm(p_values)[runner_up] >= LEVEL:
+        return None
+    return first if summarize_differences(against_runner_up).excludes_zero else None

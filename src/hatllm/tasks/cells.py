@@ -1,0 +1,128 @@
+"""The cells of an experiment: data sets x labels x seeds, each with its overrides and folder."""
+
+import json
+from collections.abc import Callable
+from math import floor
+from pathlib import Path
+from typing import NamedTuple
+
+from hatllm.config import Config, check_choice
+from hatllm.tasks.assemble import check_hardware
+from hatllm.tasks.run_folder import code_hash, is_finished, run_folder
+
+
+class PlannedCell(NamedTuple):
+    """One run of an experiment."""
+
+    label: str
+    seed: int
+    words: list[str]  # its command line
+    folder: Path
+    data: str
+    split_layer: int | None  # of a cell of the grid
+    num_cross_layers: int | None
+
+
+def plan_cells(
+    config: Config, compose: Callable[[list[str]], Config], to_run: bool = True
+) -> list[PlannedCell]:
+    """Every cell, data set after data set, seed after seed.
+
+    Args:
+        config: The experiment.
+        compose: Gives the config of a cell from its overrides.
+        to_run: Whether the cells must fit this machine's hardware.
+
+    Raises:
+        ValueError: If there are no cells, the reference is none of them, or a cell's settings are
+            wrong.
+    """
+    experiment = config.experiment
+    labels = {**experiment.cells, **grid_cells(config)}
+    if not labels:
+        raise ValueError("experiment.cells={} is empty; choose one, such as experiment=demo")
+    if experiment.reference is not None:
+        check_choice("experiment.reference", experiment.reference, labels)
+    cells, seen = [], set()
+    datasets: list[str | None] = [*experiment.datasets]
+    for data in datasets or [None]:
+        for seed in experiment.seeds:
+            for label, overrides in labels.items():
+                words = ["task=train", *_data_words(config, data), *overrides, f"seed={seed}"]
+                words.append(f"experiment.cell={label}")
+                cell = compose(words)
+                if to_run:
+                    check_hardware(cell)
+                # What has no randomness gives one run, whatever the seed.
+                untuned = cell.model.kind == "llm" and cell.trainer.max_steps == 0
+                if untuned or not cell.model.is_seeded:
+                    words = [w for w in words if not w.startswith("seed=")]
+                    words.append(f"seed={experiment.seeds[0]}")
+                    cell = compose(words)
+                folder = run_folder(cell)
+                if (label, folder) in seen:
+                    continue
+                seen.add((label, folder))
+                in_grid = label not in experiment.cells
+                split_layer = cell.mask.split_layer if in_grid else None
+                num_cross = cell.mask.num_cross_layers if in_grid else None
+                cells.append(
+                    PlannedCell(
+                        label, cell.seed, words, folder, cell.data.name, split_layer, num_cross
+                    )
+                )
+    return cells
+
+
+def grid_cells(config: Config) -> dict[str, list[str]]:
+    """The cells of ``experiment.grid``: label -> overrides; pairs that do not fit are left out.
+
+    Raises:
+        ValueError: If the number of layers is not known before the model is loaded.
+    """
+    grid, num_layers = config.experiment.grid, config.model.num_layers
+    if grid is None:
+        return {}
+    if num_layers is None:
+        raise ValueError(
+            "experiment.grid takes shares of the layers, and model.num_layers is null; give "
+            "model.num_layers=..."
+        )
+    splits, crosses = (
+        sorted({floor(share * num_layers) for share in shares})
+        for shares in (grid.split_layer, grid.num_cross_layers)
+    )
+    return {
+        f"split{split}-cross{cross}": [
+            *grid.overrides, f"mask.split_layer={split}", f"mask.num_cross_layers={cross}"
+        ]
+        for split in splits
+        for cross in crosses
+        if split + cross <= num_layers
+    }  # fmt: skip
+
+
+def check_same_code(cells: list[PlannedCell]) -> None:
+    """Refuse to add runs of today's code to finished ones of another.
+
+    Raises:
+        ValueError: If something is still to run and a finished cell was made by other code.
+    """
+    if all(is_finished(cell.folder) for cell in cells):
+        return
+    ours = code_hash()
+    for cell in cells:
+        path = cell.folder / "environment.json"
+        if is_finished(cell.folder) and path.exists():
+            theirs = json.loads(path.read_text()).get("code_hash", ours)
+            if theirs != ours:
+                raise ValueError(
+                    f"{cell.folder} was made by code {theirs}, what is still to run would be by "
+                    f"{ours}: delete it, or go on with the code of its commit"
+                )
+
+
+def _data_words(config: Config, data: str | None) -> list[str]:
+    if data is None:
+        return []
+    return [f"data={data}", *config.experiment.data_overrides.get(data, [])]

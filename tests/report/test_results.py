@@ -1,0 +1,122 @@
+"""The table of an experiment against numbers made another way."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from hatllm.report.results import PlannedRun, Results, collect_results, refuse_other_origins
+from hatllm.report.results_table import (
+    latex_results,
+    markdown_results,
+    read_published,
+    results_frame,
+)
+from hatllm.report.significance import holm
+
+from .run_folders import make_run
+
+SKILLS = {"msl": 0.3, "msl_hatllm": 0.6, "other_arm": 0.31}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[PlannedRun]:
+    """Two seeds of three arms; the second seed of the last is not there, nor any of `late`."""
+    root = tmp_path_factory.mktemp("runs")
+    planned = []
+    for label in (*SKILLS, "late"):
+        for seed in (1, 2):
+            run = PlannedRun(label, seed, root / f"{label}-{seed}")
+            planned.append(run)
+            if label != "late" and (label, seed) != ("other_arm", 2):
+                # Runs call themselves by other names: the experiment's labels count.
+                make_run(run.folder, f"{label}?", seed, skill=SKILLS[label])
+    return planned
+
+
+@pytest.fixture(scope="module")
+def results(runs: list[PlannedRun]) -> Results:
+    return collect_results("toys", runs, "msl", {"msl_hatllm": "msl"})
+
+
+def test_every_planned_arm_has_a_row_in_order(results: Results) -> None:
+    assert [arm.label for arm in results.arms] == [*SKILLS, "late"]
+    assert [len(arm.row.seeds) if arm.row else 0 for arm in results.arms] == [2, 2, 1, 0]
+    assert [arm.compared_with for arm in results.arms] == [None, "msl", "msl", None]
+
+
+def test_p_values_are_corrected_over_the_arms_and_the_clear_best_is_named(
+    results: Results,
+) -> None:
+    tested = {arm.label: arm.tests["NDCG@10"] for arm in results.arms if arm.tests}
+    raw = {label: test.p_value for label, test in tested.items()}
+    assert {label: test.corrected for label, test in tested.items()} == holm(raw)
+    assert tested["msl_hatllm"].holds and not tested["other_arm"].holds
+    assert results.best["NDCG@10"] == "msl_hatllm"
+
+
+def test_no_arm_is_best_when_the_runner_up_is_as_good(tmp_path: Path) -> None:
+    runs = [PlannedRun(label, 1, tmp_path / label) for label in ("a", "bb")]
+    for run in runs:
+        make_run(run.folder, run.label, skill=0.4)
+    found = collect_results("toys", runs, "a", {})
+    assert "HR@10" not in found.best and "NDCG@10" not in found.best
+
+
+def test_the_gain_is_relative_to_the_arm_compared_with(results: Results) -> None:
+    first, second, *_ = results.arms
+    gain = results.gain(second)
+    assert gain == pytest.approx(second.mean["NDCG@10"] / first.mean["NDCG@10"] - 1)
+    assert results.gain(first) is None
+
+
+def test_missing_cells_are_shown_as_missing(results: Results) -> None:
+    lines = markdown_results([results], None, []).splitlines()
+    row = {label: next(x for x in lines if x.startswith(f"| {label} ")) for label in
+           ("other_arm", "late")}  # fmt: skip
+    assert row["late"].split("|")[2].strip() == "missing" and "0 of 2" in row["late"]
+    assert "1 of 2" in row["other_arm"]
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    frame = results_frame([results])
+    assert frame.filter(label="late")["NDCG@10"].to_list() == [None]
+
+
+def test_latex_has_as_many_cells_in_every_row_and_no_bare_special_characters(
+    results: Results,
+) -> None:
+    published = pl.DataFrame(
+        {"data": ["toys"], "method": ["A_B"], "source": ["x"], "HR@5": [0.1], "HR@10": [0.2],
+         "NDCG@5": [0.1], "NDCG@10": [0.1]}
+    )  # fmt: skip
+    text = latex_results([results], published)
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multi" not in line]
+    assert {row.count("&") for row in rows} == {8}
+    assert r"other\_arm" in text and r"A\_B" in text and r"\textbf{" in text
+    assert "±" not in text and "Δ" not in text
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+
+
+@pytest.mark.parametrize(("key", "name"), [("data_hash", "data"), ("code_hash", "code")])
+def test_runs_of_other_origin_are_refused_and_unknown_ones_warned_about(
+    tmp_path: Path, key: str, name: str
+) -> None:
+    folders = [make_run(tmp_path / str(number), seed=number) for number in range(3)]
+
+    def write(folder: Path, value: str) -> None:
+        path = folder / "environment.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    write(folders[0], "aa")
+    warnings = refuse_other_origins(folders)
+    assert f"{name} hash unknown for 2 of 3 runs, such as 1" in warnings
+    write(folders[2], "bb")
+    with pytest.raises(ValueError, match=rf"2 has {key} bb, .*0 has aa: runs of different {name}"):
+        refuse_other_origins(folders)
+
+
+def test_published_numbers_need_their_columns(tmp_path: Path) -> None:
+    path = tmp_path / "published.csv"
+    path.write_text("data,method\n")
+    with pytest.raises(ValueError, match="has no column 'source'"):
+        read_published(path)

@@ -1,0 +1,206 @@
+"""Every experiment of the paper, from its cells to its tables and figures, on made-up data."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from matplotlib.image import imread
+from toys import CONF, Compose
+
+from hatllm.tasks.cells import PlannedCell, grid_cells, plan_cells
+from hatllm.tasks.results import write_results_of
+from hatllm.tasks.train import train
+
+Cli = Callable[..., int]
+
+NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
+LABELS = {
+    "ablation": 11, "efficiency": 5, "main": 10, "sensitivity": 4, "unseen": 10,
+}  # fmt: skip
+FILES = {
+    "ablation": {"bars.png"},
+    "efficiency": {"efficiency.csv", "efficiency.md"},
+    "main": {"bars.png"},
+    "sensitivity": {
+        "grid-msl_books.csv", "grid-msl_books-NDCG10.png", "grid-msl_books-trie_NLL.png",
+        "lines-msl_books-NDCG10.png", "lines-msl_books-trie_NLL.png",
+    },
+    "unseen": {"slices.csv", "slices.md"},
+}  # fmt: skip
+PUBLISHED = CONF.parent / "experiments" / "paper" / "published.csv"
+
+
+def write_windows(root: Path) -> None:
+    """Two data sets of 24 titles in the form of MSL's files, made by arithmetic."""
+    for shift, name in enumerate(("msl_toys", "msl_books")):
+        (root / name).mkdir(parents=True)
+        titles = {str(i): f"{'Red Blue Old New'.split()[i % 4]} {i}" for i in range(24)}
+        (root / name / "id2name4Rec.json").write_text(json.dumps(titles))
+        for split, users in (("train", range(24)), ("valid", range(24, 32)), ("test", range(32))):
+            rows = [
+                f'{user},"{[(user * 5 + step * (1 + user % 3) + shift) % 24 for step in range(6)]}"'
+                f",{100 * user + len(split)}"
+                for user in users
+            ]
+            (root / name / f"{split}.csv").write_text(
+                "\n".join(["user_id,item_ids,timestamp", *rows]) + "\n"
+            )
+
+
+def words_of(name: str, folder: Path) -> list[str]:
+    """The command line of a small version of an experiment."""
+    words = [
+        f"experiment=paper/{name}",
+        "experiment.datasets=[msl_books]",
+        f"experiment.folder={folder}/tables-{name}",
+        "experiment.seeds=[1]",
+        f"data_root={folder}/data",
+        f"cache_root={folder}/cache",
+        f"output_root={folder}/outputs",
+        "model.lora.dropout=0.0",
+        "num_threads=1",
+    ]
+    if name in ("main", "unseen"):
+        quick = ["model=sasrec", "model.sequence.max_epochs=1"]
+        words.append(f"experiment.cells.sasrec={json.dumps(quick)}")
+        words.append(f"experiment.published={PUBLISHED}")
+    if name == "sensitivity":
+        words += ["experiment.grid.split_layer=[0,0.5]", "experiment.grid.num_cross_layers=[0,0.3]"]
+    return words
+
+
+def cells_of(compose_config: Compose, words: list[str]) -> list[PlannedCell]:
+    def compose(more: list[str]) -> object:
+        keys = {word.split("=")[0] for word in more}
+        more[:] = [*(word for word in words if word.split("=")[0] not in keys), *more]
+        return compose_config(*more)
+
+    return plan_cells(compose_config(*words), compose)  # type: ignore[arg-type]
+
+
+def run_cells(compose_config: Compose, cells: list[PlannedCell]) -> None:
+    """What task=experiment does, without a process for each cell."""
+    for cell in cells:
+        train(compose_config(*cell.words))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and runs that the experiments share as they do in earnest."""
+    folder = tmp_path_factory.mktemp("paper")
+    write_windows(folder / "data")
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
+    compose_config: Compose, root: Path, name: str
+) -> None:
+    words = words_of(name, root)
+    cells = cells_of(compose_config, words)
+    run_cells(compose_config, cells)
+    tables = write_results_of(compose_config(*words), cells)
+    expected = {"results.md", "results.tex", "results.csv", "msl_books", *FILES[name]}
+    assert {path.name for path in tables.iterdir()} == expected
+    frame = pl.read_csv(tables / "results.csv")
+    assert frame["num_seeds"].to_list() == [1] * LABELS[name]
+    for path in tables.glob("*.png"):
+        assert min(imread(path).shape[:2]) > 200
+    has_published = name in ("main", "unseen")
+    assert ("arXiv:2504.04178" in (tables / "results.md").read_text()) == has_published
+    assert (tables / "msl_books" / "comparison.png").exists()
+
+
+def test_the_arms_of_one_experiment_are_the_runs_of_another(
+    compose_config: Compose, root: Path
+) -> None:
+    main, unseen, ablation = (
+        {cell.label: cell.folder for cell in cells_of(compose_config, words_of(name, root))}
+        for name in ("main", "unseen", "ablation")
+    )
+    assert main == unseen
+    assert ablation["causal"] == main["msl"] and ablation["hatllm"] == main["msl_hatllm"]
+
+
+def test_the_grid_of_a_laptop_has_sixteen_cells_that_fit(compose_config: Compose) -> None:
+    config = compose_config("experiment=paper/sensitivity", "scale=laptop", "model=smollm2_135m")
+    cells = grid_cells(config)
+    assert len(cells) == 16
+    assert cells["split7-cross3"] == [
+        "mask=hatllm", "mask.split_layer=7", "mask.num_cross_layers=3",
+    ]  # fmt: skip
+    config.model.num_layers = None
+    with pytest.raises(ValueError, match=r"model\.num_layers is null"):
+        grid_cells(config)
+
+
+PAIR = [
+    "task=table",
+    "experiment.name=pair",
+    "experiment.folder=pair",
+    "experiment.reference=popularity",
+    '+experiment.cells.popularity=["model=popularity"]',
+    '+experiment.cells.knn=["model=knn"]',
+    '+experiment.cells.gru4rec=["model=gru4rec","model.sequence.max_epochs=1"]',
+]
+
+
+def finish(cli: Cli, words: list[str], label: str) -> Path:
+    """Run one of the baselines above that need no training; returns its folder."""
+    before = set(Path("outputs").glob("*"))
+    assert cli(*words, f"model={label}") == 0
+    (folder,) = set(Path("outputs").glob("*")) - before
+    return folder
+
+
+def test_the_table_of_an_experiment_runs_nothing_and_shows_what_is_missing(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_windows(tmp_path / "data")
+    words = ["scale=smoke", f"data_root={tmp_path}/data"]
+    pair = [*words, *PAIR, "experiment.datasets=[msl_toys,msl_books]"]
+    assert cli(*pair) == 2
+    assert "experiment=pair: none of its 6 runs is finished" in capsys.readouterr().err
+    for data, label in (("toys", "popularity"), ("toys", "knn"), ("books", "knn")):
+        finish(cli, [*words, f"data=msl_{data}"], label)
+    assert cli(*pair) == 0
+    assert "msl_books: popularity: 0 of 1 runs finished" in capsys.readouterr().out
+    assert len(list((tmp_path / "outputs").glob("*"))) == 3
+    frame = pl.read_csv(tmp_path / "pair" / "results.csv")
+    assert frame["data"].to_list() == ["msl_toys"] * 3 + ["msl_books"] * 3
+    assert frame["num_seeds"].to_list() == [1, 1, 0, 0, 1, 0]
+    assert frame["compared_with"].to_list() == [None, "popularity", None, None, None, None]
+    text = (tmp_path / "pair" / "results.md").read_text()
+    assert text.count("| missing |") == 3
+    assert {path.name for path in (tmp_path / "pair").iterdir()} == {
+        "results.md", "results.tex", "results.csv", "msl_toys", "msl_books",
+    }  # fmt: skip
+
+
+def test_runs_of_other_code_are_refused_and_of_unknown_code_warned_about(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [finish(cli, shop, label) for label in ("popularity", "knn")]
+    path = folders[1] / "environment.json"
+    environment = json.loads(path.read_text())
+    assert len(environment.pop("code_hash")) == 12
+    path.write_text(json.dumps(environment))
+    assert cli(*shop, *PAIR) == 0
+    assert "code hash unknown for 1 of 2 runs" in capsys.readouterr().out
+    path.write_text(json.dumps(environment | {"code_hash": "0ddc0de"}))
+    assert cli(*shop, *PAIR) == 2
+    assert "code_hash 0ddc0de" in (said := capsys.readouterr().err)
+    assert "different code do not belong in one table" in said
+    assert cli(*shop, *PAIR, "task=experiment") == 2
+    assert "was made by code 0ddc0de, what is still to run" in capsys.readouterr().err
+
+
+def test_published_numbers_that_are_not_there_are_named(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(cli, shop, "knn")
+    capsys.readouterr()
+    assert cli(*shop, *PAIR, "experiment.published=no.csv") == 2
+    assert "experiment.published='no.csv': no such file" in capsys.readouterr().err
