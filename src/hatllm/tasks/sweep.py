@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -195,7 +196,10 @@ def _process(command: list[str]) -> int:
     process = subprocess.Popen(command, process_group=0)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return process.wait()
+        while True:
+            # Not one long wait: a signal that another thread receives would not end it.
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=1)
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         process.wait()
