@@ -188,6 +188,23 @@ def test_a_sweep_started_again_after_a_kill_waits_for_the_cell_that_lives_on(
     assert len(pl.read_csv(sweep_folder(tmp_path) / "cells.csv")) == 2
 
 
+def test_a_cell_that_another_process_runs_is_waited_for_at_the_end(
+    shop: list[str], tmp_path: Path
+) -> None:
+    with run_lock(tmp_path / "outputs" / "taken"):
+        process = start(["-m", *shop, "model=popularity", "run_name=taken", "seed=1"], tmp_path)
+        assert process.stdout is not None
+        said = ""
+        while "waiting for the process that runs this cell" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        assert not stamps(tmp_path)
+    process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert list(stamps(tmp_path)) == ["taken"]
+
+
 def test_a_run_that_another_process_writes_is_refused(
     cli: Cli, shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
