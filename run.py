@@ -13,20 +13,26 @@ import hydra  # noqa: E402
 from hydra import compose  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from hatllm.compose import checked, one_line, register_schema, with_finished_run  # noqa: E402
 from hatllm.config import Config  # noqa: E402
 from hatllm.tasks import run_task  # noqa: E402
+from hatllm.tasks.run_lock import BUSY, RunBusyError  # noqa: E402
+from hatllm.tasks.sweep import Sweep  # noqa: E402
 
 register_schema()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def run(composed: DictConfig) -> None:
-    """Check the composed config and do its task."""
+def run(composed: DictConfig) -> float | None:
+    """Check the composed config and do its task; a cell of a sweep returns its objective."""
     overrides = list(HydraConfig.get().overrides.task)
+    script = Path(__file__).resolve()
+    if HydraConfig.get().mode is RunMode.MULTIRUN and composed.task.name == "train":
+        return Sweep.running().run_cell(composed, overrides, script)
 
     def composed_with(more: list[str]) -> Config:
         keys = {word.split("=")[0] for word in more}
@@ -36,12 +42,18 @@ def run(composed: DictConfig) -> None:
 
     with errors_in_one_line():
         config = checked(composed)
+        if config.sweep.name is not None:
+            raise ValueError(
+                f"sweep={config.sweep.name!r} is many runs and needs -m: "
+                f"python run.py -m sweep={config.sweep.name}"
+            )
         if config.task.name in ("evaluate", "recommend"):
             from hatllm.tasks.run_folder import load_config
 
             saved = load_config(Path(str(config.task.run_folder)))
             config = checked(with_finished_run(composed, overrides, saved))
-        run_task(config, composed_with, Path(__file__).resolve())
+        run_task(config, composed_with, script)
+    return None
 
 
 @contextmanager
@@ -53,7 +65,7 @@ def errors_in_one_line() -> Iterator[None]:
         if os.environ.get("HATLLM_TRACEBACK"):
             raise
         print(f"error: {one_line(error, CONF)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BUSY if isinstance(error, RunBusyError) else 2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -16,8 +16,8 @@ from hatllm.config import Config
 # What may be changed when a finished run is used again; the rest is part of what it is.
 CHANGEABLE = ("task", "decode", "fast", "logger", "trainer.accelerator", "trainer.devices",
               "model.dtype", "model.backend", "model.compile", "data.valid_rows", "data.test_rows",
-              "data_root", "cache_root", "output_root", "num_threads")  # fmt: skip
-PLACES = ("data_root", "cache_root", "output_root", "num_threads", "task")
+              "data_root", "cache_root", "output_root", "num_threads", "sweep")  # fmt: skip
+PLACES = ("data_root", "cache_root", "output_root", "num_threads", "task", "sweep")
 
 
 def register_schema() -> None:
@@ -101,6 +101,8 @@ def one_line(error: BaseException, conf: Path) -> str:
     """
     text = str(error).strip()
     causes = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    if "hydra/sweeper/optuna" in causes:
+        return "sweep=optuna needs a package: pip install 'hatllm[sweeps]'"
     if found := re.search(r"Could not (?:find|load) '([\w/.-]+)/([\w.-]+)'", causes):
         group, choice = found.groups()
         if (conf / group).is_dir():

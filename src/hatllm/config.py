@@ -32,6 +32,11 @@ ACCELERATORS = ("cpu", "gpu", "auto")
 STRATEGIES = ("auto", "ddp", "fsdp")
 LOGGERS = ("csv", "wandb", "tensorboard")
 VIEWS = ("bars", "grid", "slices", "efficiency")
+SWEEP_METRICS = tuple(
+    f"{split}/{metric}"
+    for split in ("valid", "test")
+    for metric in ("NDCG@10", "HR@10", "NDCG@5", "HR@5", "trie_NLL", "vocab_NLL")
+)
 
 
 def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
@@ -563,6 +568,21 @@ class ExperimentConfig:
 
 
 @dataclass
+class SweepConfig:
+    """How the cells of ``python run.py -m`` become one table; what varies is Hydra's."""
+
+    name: str | None  # of the sweep's folder and W&B group; null = a sweep of the command line
+    objective: str  # one of SWEEP_METRICS: what a search optimises and the best cell is named by
+    metrics: list[str]  # of SWEEP_METRICS: a figure each
+    is_search: bool  # the next cell depends on the objective of those before it
+
+    def __post_init__(self) -> None:
+        check_choice("sweep.objective", self.objective, SWEEP_METRICS)
+        for metric in self.metrics:
+            check_choice("sweep.metrics", metric, SWEEP_METRICS)
+
+
+@dataclass
 class Config:
     """One composed run."""
 
@@ -575,6 +595,7 @@ class Config:
     trainer: TrainerConfig
     logger: LoggerConfig
     experiment: ExperimentConfig
+    sweep: SweepConfig
     scale: str
     seed: int
     fast: bool  # false = the plain paths everywhere, the oracles of the fast ones
@@ -601,4 +622,5 @@ SCHEMAS: dict[str, Any] = {
     "trainer": TrainerConfig,
     "logger": LoggerConfig,
     "experiment": ExperimentConfig,
+    "sweep": SweepConfig,
 }

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from hatllm.config import Config
 
 # Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
-NOT_IN_HASH = ("task", "logger", "experiment", "num_threads", "data_root", "cache_root",
+NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_root", "cache_root",
                "output_root", "run_name")  # fmt: skip
 # Settings younger than some runs, and the value that stands for their absence: there a run keeps
 # the hash that it had before them.

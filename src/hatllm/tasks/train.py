@@ -39,6 +39,7 @@ from hatllm.tasks.run_folder import (
     write_json,
     write_table,
 )
+from hatllm.tasks.run_lock import held_alone
 from hatllm.tasks.trainer import build_trainer, num_optimizer_steps
 
 console = Console()
@@ -54,16 +55,18 @@ def train(config: Config) -> Path:
         Its folder, with metrics.json, predictions.parquet, report.md and the adapter.
 
     Raises:
-        ValueError: If a setting does not fit the data, the model or the machine.
+        ValueError: If a setting does not fit the data, the model or the machine, or another
+            process works in the folder.
     """
     folder = run_folder(config)
-    if is_finished(folder) and not config.task.force:
-        console.print(f"finished already, not run again (task.force=true does): {folder}")
-        return folder
-    torch.manual_seed(config.seed)
-    if config.model.kind == "llm":
-        return _run_llm(config, folder)
-    return _run_baseline(config, folder)
+    with held_alone(folder):
+        if is_finished(folder) and not config.task.force:
+            console.print(f"finished already, not run again (task.force=true does): {folder}")
+            return folder
+        torch.manual_seed(config.seed)
+        if config.model.kind == "llm":
+            return _run_llm(config, folder)
+        return _run_baseline(config, folder)
 
 
 def _run_baseline(config: Config, folder: Path) -> Path:

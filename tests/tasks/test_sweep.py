@@ -1,0 +1,266 @@
+"""`python run.py -m`: what a sweep leaves, and that it repeats nothing whatever stops it."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from toys import CONF, Compose
+
+from hatllm.compose import checked
+from hatllm.config import SWEEP_METRICS, SweepConfig
+from hatllm.report.sweep import write_sweep
+from hatllm.tasks.run_lock import BUSY, run_lock
+
+from .test_resume import ROOT, command, environment
+
+Cli = Callable[..., int]
+GRID = SweepConfig("grid", "valid/NDCG@10", ["test/NDCG@10", "test/trie_NLL"], False)
+
+
+def sweep_folder(tmp_path: Path) -> Path:
+    (table,) = (tmp_path / "outputs" / "sweeps").glob("*/table.md")
+    return table.parent
+
+
+def stamps(tmp_path: Path) -> dict[str, int]:
+    """When each run was finished."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("outputs/*/run.json")}
+
+
+def write_run(folder: Path, seed: int, value: float, nll: float | None) -> Path:
+    folder.mkdir(parents=True)
+    numbers = {name.split("/")[1]: value for name in SWEEP_METRICS}
+    numbers |= {"trie_NLL": nll, "vocab_NLL": nll}
+    (folder / "metrics.json").write_text(json.dumps({"valid": numbers, "test": numbers}))
+    (folder / "run.json").write_text(json.dumps({"seed": seed}))
+    return folder
+
+
+def test_cells_are_averaged_over_seeds_and_the_best_is_named(tmp_path: Path) -> None:
+    settings = [{"mask.split_layer": depth} for depth in ("8", "16") for _ in (1, 2)]
+    values = [0.1, 0.3, 0.4, 0.6]
+    folders = [write_run(tmp_path / str(n), n % 2, value, None) for n, value in enumerate(values)]
+    text = write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    table = pl.read_csv(tmp_path / "sweep/table.csv")
+    assert table["mask.split_layer"].to_list() == [8, 16]
+    assert table["num_seeds"].to_list() == [2, 2]
+    assert table["test/NDCG@10"].to_list() == pytest.approx([0.2, 0.5])
+    assert table["test/NDCG@10_std"].to_list() == pytest.approx([0.02**0.5, 0.02**0.5])
+    assert "Best valid/NDCG@10: 0.5000 with `mask.split_layer=16`" in text
+    # No run has an NLL, so there is one figure.
+    assert [path.name for path in (tmp_path / "sweep").glob("*.png")] == ["test_NDCG@10.png"]
+    assert len(pl.read_csv(tmp_path / "sweep/cells.csv")) == 4
+
+
+def test_two_numbers_give_a_heat_map_for_each_metric(tmp_path: Path) -> None:
+    settings = [
+        {"mask.split_layer": a, "mask.num_cross_layers": b} for a in ("0", "4") for b in ("0", "8")
+    ]
+    folders = [write_run(tmp_path / str(n), 1, n / 10, float(n)) for n in range(4)]
+    text = write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    assert (tmp_path / "sweep/test_NDCG@10.png").stat().st_size > 5000
+    assert "![test_trie_NLL](test_trie_NLL.png)" in text
+
+
+def test_a_search_is_listed_best_first(tmp_path: Path) -> None:
+    search = SweepConfig("optuna", "valid/trie_NLL", [], True)
+    settings = [{"loss.tau": tau} for tau in ("1.5", "2.5", "3.5")]
+    nlls = [3.0, 1.0, 2.0]
+    folders = [write_run(tmp_path / str(n), 1, 0.1, nll) for n, nll in enumerate(nlls)]
+    write_sweep(settings, folders, search, tmp_path / "sweep")
+    assert pl.read_csv(tmp_path / "sweep/table.csv")["loss.tau"].to_list() == [2.5, 3.5, 1.5]
+    assert (tmp_path / "sweep/search.png").exists()
+
+
+def test_more_settings_than_a_figure_holds_say_so(tmp_path: Path) -> None:
+    settings = [{"a": x, "b": x, "c": x} for x in ("1", "2")]
+    folders = [write_run(tmp_path / x["a"], 1, 0.1, 1.0) for x in settings]
+    assert "No figure: 3 settings vary" in write_sweep(settings, folders, GRID, tmp_path / "sweep")
+
+
+def test_a_failing_cell_stops_no_other_and_is_named_at_the_end(
+    cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", *shop, "mask.split_layer=9,1", "mask.num_cross_layers=1", "loss.tau=2,0"]
+    assert cli(*words) == 1
+    error = capfd.readouterr().err
+    # 9 of 4 layers fails in the cell's own process, a temperature of 0 before it is started.
+    assert "mask.split_layer=9" in error and "exit code 2" in error
+    assert "loss.tau=0.0 must be above 0" in error
+    assert "3 of 4 cells failed" in error
+    assert pl.read_csv(sweep_folder(tmp_path) / "cells.csv")["mask.split_layer"].to_list() == [1]
+    assert len(stamps(tmp_path)) == 1
+
+
+def test_a_sweep_of_masks_draws_their_comparison_and_is_one_group_of_wandb(
+    cli: Cli, shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert cli("-m", *shop, "sweep=masks", "mask=causal,hatllm", "seed=1", "logger=wandb") == 0
+    folder = sweep_folder(tmp_path)
+    assert folder.name.startswith("masks-")
+    assert (folder / "comparison.png").exists()
+    assert pl.read_csv(folder / "table.csv")["mask"].to_list() == ["causal", "hatllm"]
+    configs = [
+        yaml.safe_load(path.read_text()) for path in tmp_path.glob("outputs/custom-*/config.yaml")
+    ]
+    assert len(configs) == 2
+    assert {config["logger"]["group"] for config in configs} == {folder.name}
+    assert {config["sweep"]["name"] for config in configs} == {None}
+    assert len(list(tmp_path.glob("outputs/custom-*/wandb/offline-run-*/*.wandb"))) == 2
+
+
+def test_processes_of_a_distributed_cell_start_no_sweep(
+    cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "seed=1",
+             "trainer.micro_batch_size=2", "trainer.max_steps=1"]  # fmt: skip
+    assert cli("-m", *shop, *words) == 0
+    said = capfd.readouterr().out
+    assert said.count("cell 1") == 1
+    assert len(stamps(tmp_path)) == 1
+    assert len(list(tmp_path.glob("outputs/sweeps/*/cells.csv"))) == 1
+
+
+def start(words: list[str], tmp_path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(words), env=environment(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_checkpoint(tmp_path: Path) -> Path:
+    waited = time.monotonic()
+    while time.monotonic() - waited < 100:
+        for path in tmp_path.glob("outputs/*/checkpoints/last.ckpt"):
+            if not (path.parents[1] / "run.json").exists():
+                return path
+        time.sleep(0.05)
+    raise AssertionError("no cell wrote a checkpoint")
+
+
+def half_a_sweep(shop: list[str]) -> list[str]:
+    """A cell of a moment and one that takes some seconds."""
+    return ["-m", *shop, "trainer.max_steps=0,60", "trainer.max_epochs=99",
+            "trainer.checkpoint_every_steps=1"]  # fmt: skip
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(shop: list[str], tmp_path: Path) -> None:
+    words = half_a_sweep(shop)
+    process = start(words, tmp_path)
+    checkpoint = wait_for_checkpoint(tmp_path)
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert not (checkpoint.parents[1] / "run.json").exists()
+    before = stamps(tmp_path)
+    assert len(before) == 1
+    again = start(words, tmp_path)
+    out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, out
+    assert out.count("finished already") == 1
+    assert out.count("resuming from") == 1
+    assert len(after := stamps(tmp_path)) == 2
+    assert before.items() <= after.items()
+
+
+def test_a_sweep_started_again_after_a_kill_waits_for_the_cell_that_lives_on(
+    shop: list[str], tmp_path: Path
+) -> None:
+    words = half_a_sweep(shop)
+    process = start(words, tmp_path)
+    wait_for_checkpoint(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)  # the cell's own process lives on
+    process.wait(timeout=10)
+    again = start(words, tmp_path)
+    out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, out
+    assert "resuming from" not in out
+    assert len(stamps(tmp_path)) == 2
+    assert len(pl.read_csv(sweep_folder(tmp_path) / "cells.csv")) == 2
+
+
+def test_a_cell_that_another_process_runs_is_waited_for_at_the_end(
+    shop: list[str], tmp_path: Path
+) -> None:
+    with run_lock(tmp_path / "outputs" / "taken"):
+        process = start(["-m", *shop, "model=popularity", "run_name=taken", "seed=1"], tmp_path)
+        assert process.stdout is not None
+        said = ""
+        while "waiting for the process that runs this cell" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        assert not stamps(tmp_path)
+    process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert list(stamps(tmp_path)) == ["taken"]
+
+
+def test_a_run_that_another_process_writes_is_refused(
+    cli: Cli, shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run_lock(tmp_path / "outputs" / "taken"):
+        assert cli(*shop, "model=popularity", "run_name=taken") == BUSY
+    assert "outputs/taken is being written by another process" in capsys.readouterr().err
+
+
+def test_one_folder_for_two_cells_is_refused(
+    cli: Cli, shop: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("-m", *shop, "model=popularity", "run_name=one", "seed=1,2") == 1
+    assert "outputs/one is the folder of another cell: leave run_name out" in capfd.readouterr().err
+
+
+def test_a_prepared_sweep_needs_m(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("sweep=seeds") == 2
+    assert "python run.py -m sweep=seeds" in capsys.readouterr().err
+
+
+def test_a_search_proposes_the_same_cells_again(cli: Cli, shop: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ["-m", *shop, "sweep=optuna", "model=popularity", "hydra.sweeper.n_trials=2",
+             "sweep.objective=valid/NDCG@10", "hydra.sweeper.direction=maximize"]  # fmt: skip
+    assert cli(*words) == 0
+    before = stamps(tmp_path)
+    assert len(before) == 2
+    assert cli(*words) == 0
+    assert stamps(tmp_path) == before
+    cells = pl.read_csv(sweep_folder(tmp_path) / "cells.csv")
+    assert cells["trainer.learning_rate"].n_unique() == cells["loss.tau"].n_unique() == 2
+
+
+def test_split_x_cross_has_at_least_twelve_cells_that_a_model_of_30_layers_takes() -> None:
+    params = yaml.safe_load((CONF / "sweep/split_x_cross.yaml").read_text())["hydra"]["sweeper"]
+    split, cross = (
+        [int(depth) for depth in params["params"][name].split(",")]
+        for name in ("mask.split_layer", "mask.num_cross_layers")
+    )
+    assert len(split) * len(cross) >= 12
+    assert max(split) + max(cross) <= 30
+
+
+def test_a_sweep_does_not_change_the_folder_of_a_run(compose_config: Compose) -> None:
+    from hatllm.tasks.run_folder import config_hash
+
+    assert config_hash(compose_config()) == config_hash(compose_config("sweep=masks"))
+
+
+def test_the_words_of_a_wandb_agent_compose() -> None:
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    sweep = yaml.safe_load((ROOT / "experiments/sweeps/wandb_split_layer.yaml").read_text())
+    cell = {name: {"value": choice["values"][-1]} for name, choice in sweep["parameters"].items()}
+    words = create_sweep_command_args({"args": cell})["args_no_hyphens"]
+    fixed = [word for word in sweep["command"] if not word.startswith("${")]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = checked(compose("config", overrides=[*fixed, *words]))
+    assert (config.mask.split_layer, config.seed, config.logger.name) == (20, 3, "wandb")
