@@ -41,7 +41,8 @@ def compile_layers(masked: MaskedLM) -> None:
             "install it or use model.compile=false"
         )
     for backend, function in FUNCTIONS.items():
-        AttentionInterface.register(f"hatllm_{backend}", torch.compiler.disable(function))
+        left_out = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        AttentionInterface.register(f"hatllm_{backend}", left_out)
     torch._dynamo.config.recompile_limit = RECOMPILES
     for layer in masked.decoder.layers:  # type: ignore[union-attr]
         layer.forward = torch.compile(layer.forward, dynamic=True)

@@ -231,7 +231,7 @@ class Stage:
             yield self.bands[0], query, key, value
             return
         sizes = [len(band.rows.place_T) for band in self.bands if band.rows is not None]
-        parts = (x.split(sizes, dim=2) for x in (query, key, value))
+        parts = (torch.split(x, sizes, dim=2) for x in (query, key, value))
         yield from zip(self.bands, *parts, strict=True)
 
 

@@ -109,7 +109,7 @@ def write_config(folder: Path, config: Config) -> None:
 def load_config(folder: Path, field: str = "task.run_folder") -> Any:
     """The settings of a finished run, as a typed OmegaConf node.
 
-    Settings newer than the run get the value that stands for their absence: null, false, or an empty
+    Settings newer than the run get the value that stands for their absence: null, false, an empty
     list or dictionary.
 
     Args:
