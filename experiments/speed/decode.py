@@ -172,7 +172,9 @@ class Bench:
             field, prompts = self.field, left_padded(batch)
             with torch.inference_mode():
                 return field.run(*prompts, with_scores=False)
-        with self.ready(name) as scorers:
+        # With model.compile=true the plain path stays as it is.
+        stance = "force_eager" if name.startswith("plain ") else "default"
+        with self.ready(name) as scorers, torch.compiler.set_stance(stance):
             return search(scorers.of(batch), self.config(name).decode)[0]
 
     def answers(self, name: str, batch: Batch) -> list[Answer]:

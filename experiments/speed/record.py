@@ -5,7 +5,6 @@ settings and the same code is read back, so that a run that was cut off goes on 
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -18,9 +17,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-import hatllm
 from hatllm.report.figures import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
-from hatllm.tasks.run_folder import environment, hardware, write_json
+from hatllm.tasks.run_folder import code_hash, environment, hardware, write_json
 
 RESULTS = Path(__file__).parent / "results"
 # Where results go and how a run is launched: two runs that differ here measure the same.
@@ -183,15 +181,6 @@ def _cpu_features() -> list[str]:
     info = Path("/proc/cpuinfo")
     flags = info.read_text().split() if info.exists() else []
     return [feature for feature in CPU_FEATURES if feature in flags]
-
-
-def code_hash() -> str:
-    """Twelve hexadecimal digits over the package."""
-    digest = hashlib.sha256()
-    package = Path(hatllm.__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def one_line(hardware: Mapping[str, Any], versions: Mapping[str, str]) -> str:

@@ -298,6 +298,7 @@ class ModelConfig:
     num_layers: int | None  # known layer count, for early checks; null = read from the model
     dtype: str  # one of DTYPES; weights of the frozen backbone (adapters stay float32)
     tuning: str  # one of TUNINGS
+    start_from: str | None  # finished run of the same model and adapters, whose weights come first
     lora: LoraConfig
     quantization_bits: int | None  # 4 or 8 with bitsandbytes on a GPU
     backend: str  # one of BACKENDS: how the masks are applied
@@ -392,11 +393,10 @@ class LossConfig:
     ema: float  # msl_ats: weight of the old temperature in the moving average
     beta: float | None  # sdpo: how far a preference counts; null = any other loss
     num_negatives: int | None  # sdpo: titles each target competes with
-    reference_run: str | None  # sdpo: finished run to start from; null = the model as it comes
 
     def __post_init__(self) -> None:
         check_choice("loss", self.name, LOSSES)
-        check_extras("loss", self, "sdpo", ("beta", "num_negatives"), ("reference_run",))
+        check_extras("loss", self, "sdpo", ("beta", "num_negatives"), ())
         check_range("loss.num_negatives", self.num_negatives, 1)
         if self.beta is not None and self.beta <= 0:
             raise ValueError(f"loss.beta={self.beta} must be above 0")

@@ -105,7 +105,7 @@ def test_recommend_answers_with_every_decoder(
 def test_sdpo_starts_from_a_finished_run_and_resumes_exactly(
     cli: Cli, shop: list[str], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*shop, "loss=sdpo", f"loss.reference_run={runs / 'sft'}", "model.lora.dropout=0.1"]
+    words = [*shop, "loss=sdpo", f"model.start_from={runs / 'sft'}", "model.lora.dropout=0.1"]
     words += ["trainer.checkpoint_every_steps=1", "trainer.learning_rate=0.01"]
     assert cli(*words, "run_name=first", "model.lora.dropout=0.0", "trainer.max_steps=1") == 0
     first = pl.read_csv(tmp_path / "outputs/first/curves.csv")["train/loss"].drop_nulls()[0]
@@ -157,9 +157,9 @@ def test_a_run_older_than_these_settings_can_still_be_used(
 def test_a_reference_run_with_other_adapters_is_refused(
     cli: Cli, shop: list[str], runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*shop, "loss=sdpo", f"loss.reference_run={runs / 'sft'}", "model.lora.r=2"]
+    words = [*shop, "loss=sdpo", f"model.start_from={runs / 'sft'}", "model.lora.r=2"]
     assert cli(*words) == 2
-    assert "model.lora.r=2 must be 8 with loss.reference_run" in capsys.readouterr().err
+    assert "model.lora.r=2 must be 8 with model.start_from" in capsys.readouterr().err
 
 
 def test_plan_counts_an_sdpo_run(cli: Cli, shop: list[str]) -> None:

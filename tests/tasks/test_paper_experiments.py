@@ -17,10 +17,11 @@ Cli = Callable[..., int]
 
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 LABELS = {
-    "ablation": 11, "efficiency": 5, "main": 10, "sensitivity": 4, "unseen": 10,
+    "ablation": 11, "attention": 5, "efficiency": 5, "main": 14, "sensitivity": 4, "unseen": 14,
 }  # fmt: skip
 FILES = {
     "ablation": {"bars.png"},
+    "attention": set(),  # its own figure: tests/tasks/test_attention.py
     "efficiency": {"efficiency.csv", "efficiency.md"},
     "main": {"bars.png"},
     "sensitivity": {
@@ -149,9 +150,9 @@ PAIR = [
 
 def finish(cli: Cli, words: list[str], label: str) -> Path:
     """Run one of the baselines above that need no training; returns its folder."""
-    before = set(Path("outputs").glob("*"))
+    before = set(Path("outputs").glob("[!.]*"))
     assert cli(*words, f"model={label}") == 0
-    (folder,) = set(Path("outputs").glob("*")) - before
+    (folder,) = set(Path("outputs").glob("[!.]*")) - before
     return folder
 
 
@@ -167,7 +168,7 @@ def test_the_table_of_an_experiment_runs_nothing_and_shows_what_is_missing(
         finish(cli, [*words, f"data=msl_{data}"], label)
     assert cli(*pair) == 0
     assert "msl_books: popularity: 0 of 1 runs finished" in capsys.readouterr().out
-    assert len(list((tmp_path / "outputs").glob("*"))) == 3
+    assert len(list((tmp_path / "outputs").glob("[!.]*"))) == 3
     frame = pl.read_csv(tmp_path / "pair" / "results.csv")
     assert frame["data"].to_list() == ["msl_toys"] * 3 + ["msl_books"] * 3
     assert frame["num_seeds"].to_list() == [1, 1, 0, 0, 1, 0]
@@ -204,3 +205,15 @@ def test_published_numbers_that_are_not_there_are_named(
     capsys.readouterr()
     assert cli(*shop, *PAIR, "experiment.published=no.csv") == 2
     assert "experiment.published='no.csv': no such file" in capsys.readouterr().err
+
+
+def test_a_cell_starts_from_the_run_of_another_with_its_seed_and_data(
+    compose_config: Compose, root: Path
+) -> None:
+    words = words_of("main", root)
+    cells = {cell.label: cell for cell in cells_of(compose_config, words)}
+    started = compose_config(*cells["sdpo_hatllm"].words).model.start_from
+    assert started == str(cells["bigrec_hatllm"].folder)
+    unknown = 'experiment.cells.d3=["model.start_from=run:later"]'
+    with pytest.raises(ValueError, match="must name a cell that stands before it: popularity, knn"):
+        cells_of(compose_config, [*words, unknown])

@@ -150,7 +150,20 @@ def _continuations(
 def _best(
     user_C: Tensor, node_C: Tensor, log_prob_C: Tensor, num_users: int, beam_width: int
 ) -> tuple[Tensor, Tensor]:
-    """Each user's 2W best candidates, best first; ties go to the smaller node."""
+    """Each user's 2W best candidates, best first; ties go to the smaller node.
+
+    Args:
+        user_C: User of each candidate; int64.
+        node_C: Trie node; int64.
+        log_prob_C: Nats; float32.
+        num_users: B.
+        beam_width: W.
+
+    Returns:
+        Nodes, -1 where there are fewer, and log-probabilities; each (B, 2W).
+    """
+    could_be_C = _could_be_best(user_C, log_prob_C, num_users, 2 * beam_width)
+    user_C, node_C, log_prob_C = user_C[could_be_C], node_C[could_be_C], log_prob_C[could_be_C]
     by_node_C = node_C.sort(dim=0, stable=True).indices
     by_score_C = by_node_C[log_prob_C[by_node_C].sort(dim=0, descending=True, stable=True).indices]
     order_C = by_score_C[user_C[by_score_C].sort(dim=0, stable=True).indices]
@@ -163,6 +176,26 @@ def _best(
     node_BX[user_C[kept_C], rank_C[kept_C]] = node_C[kept_C]
     log_prob_BX[user_C[kept_C], rank_C[kept_C]] = log_prob_C[kept_C]
     return node_BX, log_prob_BX
+
+
+def _could_be_best(user_C: Tensor, log_prob_C: Tensor, num_users: int, k: int) -> Tensor:
+    """Candidates no worse than their user's k-th best, ties included. Shape (C,), bool.
+
+    The root of a large catalogue has more children than are worth sorting.
+    """
+    count_B = torch.bincount(user_C, minlength=num_users)
+    most = int(count_B.max())
+    if most <= k:
+        return torch.ones_like(user_C, dtype=torch.bool)
+    by_user_C = user_C.sort(stable=True).indices
+    place_C = (
+        torch.arange(len(user_C), device=user_C.device)
+        - (count_B.cumsum(0) - count_B)[user_C[by_user_C]]
+    )
+    log_prob_BX = log_prob_C.new_full((num_users, most), NEVER)
+    log_prob_BX[user_C[by_user_C], place_C] = log_prob_C[by_user_C]
+    worst_B = log_prob_BX.topk(k).values[:, -1]
+    return log_prob_C >= worst_B[user_C]
 
 
 def _merge(

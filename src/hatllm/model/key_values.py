@@ -35,7 +35,7 @@ class KeyValueStore:
             num_keys: Key places in use after the pass.
         """
         if num_keys > self.capacity:
-            self._grow(max(num_keys, self.capacity * 3 // 2))
+            self._grow(2 * num_keys)  # room for about as many title tokens as the prompt has
         self.num_keys = num_keys
         self.place_T = row_T * self.capacity + column_T
 

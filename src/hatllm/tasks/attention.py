@@ -166,7 +166,7 @@ def _measure_run(folder: Path, run: Config, label: str, with_before: bool) -> li
     tables = {}
     if with_before:  # untuned weights are the same for every seed
         tables["before"] = measure(lm, _batches(run, parts))
-    if run.model.tuning != "none" and run.trainer.max_steps != 0:
+    if run.model.tuning != "none" and (run.trainer.max_steps != 0 or run.model.start_from):
         load_exported(lm, run, folder)
         tables["after"] = measure(lm, _batches(run, parts))
     return [

@@ -47,19 +47,24 @@ def plan_cells(
     datasets: list[str | None] = [*experiment.datasets]
     for data in datasets or [None]:
         for seed in experiment.seeds:
+            folders: dict[str, Path] = {}
             for label, overrides in labels.items():
                 words = ["task=train", *_data_words(config, data), *overrides, f"seed={seed}"]
-                words.append(f"experiment.cell={label}")
+                words = [*_with_folders(words, label, folders), f"experiment.cell={label}"]
                 cell = compose(words)
                 if to_run:
                     check_hardware(cell)
                 # What has no randomness gives one run, whatever the seed.
-                untuned = cell.model.kind == "llm" and cell.trainer.max_steps == 0
+                untuned = (
+                    cell.model.kind == "llm"
+                    and cell.trainer.max_steps == 0
+                    and cell.model.start_from is None
+                )
                 if untuned or not cell.model.is_seeded:
                     words = [w for w in words if not w.startswith("seed=")]
                     words.append(f"seed={experiment.seeds[0]}")
                     cell = compose(words)
-                folder = run_folder(cell)
+                folders[label] = folder = run_folder(cell)
                 if (label, folder) in seen:
                     continue
                 seen.add((label, folder))
@@ -120,6 +125,26 @@ def check_same_code(cells: list[PlannedCell]) -> None:
                     f"{cell.folder} was made by code {theirs}, what is still to run would be by "
                     f"{ours}: delete it, or go on with the code of its commit"
                 )
+
+
+def _with_folders(words: list[str], label: str, folders: dict[str, Path]) -> list[str]:
+    """Overrides with ``SETTING=run:LABEL`` made the folder of that cell, same data and seed.
+
+    Raises:
+        ValueError: If there is no such cell before this one.
+    """
+    found = []
+    for word in words:
+        setting, _, value = word.partition("=")
+        if value.startswith("run:"):
+            if (other := value.removeprefix("run:")) not in folders:
+                raise ValueError(
+                    f"experiment.cells.{label}: {word} must name a cell that stands before it: "
+                    f"{', '.join(folders) or 'there is none'}"
+                )
+            word = f"{setting}={folders[other]}"
+        found.append(word)
+    return found
 
 
 def _data_words(config: Config, data: str | None) -> list[str]:

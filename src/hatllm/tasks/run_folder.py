@@ -24,8 +24,8 @@ NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_roo
 # Settings younger than some runs, and the value that stands for their absence: there a run keeps
 # the hash that it had before them.
 EXTRAS: dict[str, dict[str, Any]] = {
-    "model": {"knn": None, "sequence": None, "compile": False},
-    "loss": {"beta": None, "num_negatives": None, "reference_run": None},
+    "model": {"knn": None, "sequence": None, "compile": False, "start_from": None},
+    "loss": {"beta": None, "num_negatives": None},
     "decode": {"assistant_run": None, "llm_weight": None, "max_title_tokens": None},
 }
 WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
@@ -63,6 +63,7 @@ def _settings_label(config: Config) -> str:
     if config.model.kind != "llm":
         return config.model.name
     tuned = config.model.tuning != "none" and config.trainer.max_steps != 0
+    tuned = tuned or config.model.start_from is not None
     mask = config.mask.name if config.mask.layers is None else config.mask.layers
     for short, value in (
         ("split", config.mask.split_layer),

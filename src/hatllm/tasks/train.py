@@ -123,21 +123,21 @@ def _run_llm(config: Config, folder: Path) -> Path:
 
 
 def start_from_run(lm: MaskedLM, config: Config) -> None:
-    """Give the model the weights of `loss.reference_run`, where there is one.
+    """Give the model the weights of `model.start_from`, where there is one.
 
     Raises:
         ValueError: If that run is not finished or tuned another model or other adapters.
     """
-    if config.loss.reference_run is None:
+    if config.model.start_from is None:
         return
-    folder = Path(config.loss.reference_run)
-    saved = load_config(folder, "loss.reference_run")
+    folder = Path(config.model.start_from)
+    saved = load_config(folder, "model.start_from")
     for field in ("source", "tuning", "lora.r", "lora.alpha", "lora.target_modules"):
         theirs = OmegaConf.select(saved.model, field)
         ours = OmegaConf.select(OmegaConf.structured(config.model), field)
         if theirs != ours:
             raise ValueError(
-                f"model.{field}={ours} must be {theirs} with loss.reference_run={str(folder)!r}, "
+                f"model.{field}={ours} must be {theirs} with model.start_from={str(folder)!r}, "
                 "whose weights this run starts from"
             )
     load_exported(lm, config, folder)
