@@ -65,7 +65,7 @@ QUICK = {
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark with a command line."""
-    arguments = parse(_parser(), argv, QUICK)
+    arguments = parse(parser(), argv, QUICK)
     if arguments.memory_of is not None:
         print(_memory_json(arguments))
         return
@@ -89,7 +89,8 @@ def main(argv: Sequence[str]) -> None:
     _name_differences(rows)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.speed.decode")
     add_arguments(parser)
     add_workload_arguments(parser)

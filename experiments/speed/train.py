@@ -93,7 +93,7 @@ QUICK = {
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark with a command line."""
-    arguments = parse(_parser(), argv, QUICK)
+    arguments = parse(parser(), argv, QUICK)
     if arguments.memory_of is not None:
         print(_memory_json(arguments))
         return
@@ -115,7 +115,8 @@ def main(argv: Sequence[str]) -> None:
     record.draw(draw_bars(panels, "rows_per_s", label, "ratio_to_plain", "plain"))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.speed.train")
     add_arguments(parser)
     add_workload_arguments(parser)

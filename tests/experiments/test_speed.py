@@ -9,7 +9,7 @@ import pytest
 import torch
 from tasks.shop import write_shop
 
-from experiments.speed import curves, decode, prepare, train, trie
+from experiments.speed import curves, decode, prepare, profile, train, trie
 from experiments.speed.equality import compare_answers, joined
 from experiments.speed.field import dict_trie
 from experiments.speed.floor import Sizes, Work, counted
@@ -186,3 +186,13 @@ def test_the_peak_is_what_the_work_took_and_gave_back() -> None:
     np.ones(200 << 17)  # 200 MB that came and went before
     found = peak_above_start(lambda: np.ones(100 << 17), "cpu")
     assert 90 < found["extra_mb"] < 150
+
+
+def test_the_profile_accounts_for_all_the_time(words: list[str], tmp_path: Path) -> None:
+    profile.main([*words, "--data", "custom"])
+    rows = {row["variant"]: row for row in written(tmp_path, "profile")["rows"]}
+    for row in rows.values():
+        assert sum(row["shares"].values()) == pytest.approx(1.0)
+        assert row["shares"]["matrix products"] > 0 and row["product_gflop_per_s"] > 0
+    assert rows["train hatllm"]["shares"]["compiled, elementwise"] == 0
+    assert rows["train hatllm+compile"]["shares"]["compiled, elementwise"] > 0
