@@ -75,7 +75,7 @@ class TestDecode:
     def test_a_user_who_differs_is_looked_at_in_float64(
         self, words: list[str], tmp_path: Path
     ) -> None:
-        arguments = decode._parser().parse_args([*words, *DECODE])
+        arguments = decode.parser().parse_args([*words, *DECODE])
         bench = decode.Bench(arguments, "float32")
         batch = bench.batches(2)[0]
         differing = [{"user": user} for user in batch.example_id_B.tolist()]
