@@ -4,7 +4,6 @@ A finished cell is not run again, a broken one resumes, so the same command alwa
 stopped.
 """
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from hatllm.config import Config
 from hatllm.tasks.attention import write_attention_of
 from hatllm.tasks.cells import check_same_code, plan_cells
+from hatllm.tasks.child import INTERRUPTED, run_child
 from hatllm.tasks.results import write_results_of
 from hatllm.tasks.run_folder import is_finished
 
@@ -44,13 +44,13 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
             console.print(f"{what}: finished already")
             continue
         console.rule(what)
-        done = subprocess.run([sys.executable, str(script), *cell.words], check=False)
-        if done.returncode == 130:
+        code = run_child([sys.executable, str(script), *cell.words])
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
-        if done.returncode != 0:
+        if code != 0:
             raise ValueError(
                 f"experiment.cells.{cell.label} seed {cell.seed} failed with exit code "
-                f"{done.returncode}; its message is above. The same command goes on with this cell"
+                f"{code}; its message is above. The same command goes on with this cell"
             )
     if config.task.attention:
         write_attention_of(config, [(cell.label, cell.folder) for cell in cells])

@@ -9,14 +9,11 @@ started again with the words of the cell, not with those of the sweep.
 import hashlib
 import json
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
@@ -26,9 +23,9 @@ from rich.console import Console
 
 from hatllm.compose import checked, one_line
 from hatllm.config import Config, SweepConfig
+from hatllm.tasks.child import INTERRUPTED, run_child
 from hatllm.tasks.run_lock import BUSY, run_lock
 
-INTERRUPTED = 130  # exit code after Ctrl-C
 console = Console()
 
 
@@ -175,12 +172,12 @@ def _run(cell: Cell, wait: bool) -> None:
     if is_finished(cell.folder) and not cell.config.task.force:
         console.print(f"finished already: {cell.folder}", soft_wrap=True)
         return
-    code = _process(cell.command)
+    code = run_child(cell.command)
     while code == BUSY and wait:
         console.print("waiting for the process that runs this cell")
         with run_lock(cell.folder):
             pass
-        code = 0 if is_finished(cell.folder) else _process(cell.command)
+        code = 0 if is_finished(cell.folder) else run_child(cell.command)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code == BUSY:
@@ -188,28 +185,6 @@ def _run(cell: Cell, wait: bool) -> None:
     elif code != 0:
         died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         cell.failure = f"{died}; its message is above"
-
-
-def _process(command: list[str]) -> int:
-    """Exit code of the command; Ctrl-C and SIGTERM reach it once, and it may save what it has."""
-    # In a process group of its own it does not get the terminal's Ctrl-C a second time.
-    process = subprocess.Popen(command, process_group=0)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        while True:
-            # Not one long wait: a signal that another thread receives would not end it.
-            with suppress(subprocess.TimeoutExpired):
-                return process.wait(timeout=1)
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _key(word: str) -> str:
