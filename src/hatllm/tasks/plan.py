@@ -6,7 +6,7 @@ preparing data and weights leaves in the cache.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,20 +60,28 @@ def plan(config: Config, compose: Callable[[list[str]], Config]) -> list[RunPlan
         return [found]
     measured: dict[str, Measured] = {}
     plans = []
+    coming: dict[str, Config] = {}  # what later cells start from, or read items by
     for planned in plan_cells(config, compose):
         cell = compose(planned.words)
         cell.task.force = False  # an experiment never runs a finished cell again
-        plans.append(plan_run(cell, measured))
+        plans.append(plan_run(cell, measured, coming))
+        if not is_finished(planned.folder):
+            coming[str(planned.folder)] = cell
     console.print(experiment_table(config.experiment.name or "", plans))
     return plans
 
 
-def plan_run(config: Config, measured: "dict[str, Measured]") -> RunPlan:
+def plan_run(
+    config: Config,
+    measured: "dict[str, Measured]",
+    coming: Mapping[str, Config] | None = None,
+) -> RunPlan:
     """The predicted cost of one run.
 
     Args:
         config: The run.
         measured: What was measured for runs that differ in the seed only; grows.
+        coming: Runs before this one that are not made yet, by folder.
 
     Returns:
         Counts, memory and times; a finished run costs nothing.
@@ -89,7 +97,7 @@ def plan_run(config: Config, measured: "dict[str, Measured]") -> RunPlan:
         if config.model.sequence is not None:
             found.status = "to run; training not predicted"
     else:
-        _plan_llm(config, folder, found, measured)
+        _plan_llm(config, folder, found, measured, coming or {})
     return found
 
 
@@ -106,10 +114,16 @@ class Measured:
     prepare_seconds: float
 
 
-def _plan_llm(config: Config, folder: Path, found: RunPlan, measured: dict[str, Measured]) -> None:
+def _plan_llm(
+    config: Config,
+    folder: Path,
+    found: RunPlan,
+    measured: dict[str, Measured],
+    coming: Mapping[str, Config],
+) -> None:
     key = config_hash(replace(config, seed=0))
     start = time.perf_counter()
-    parts = measured[key].parts if key in measured else assemble(config)
+    parts = measured[key].parts if key in measured else assemble(config, coming=coming)
     loads = loads_of(config, parts, steps_done(config, folder))
     if key not in measured:
         measured[key] = _measure(config, parts, loads, start)
@@ -124,12 +138,13 @@ def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float)
     train = loads_of(config, parts, 0)["train"] if trains(config) else loads["train"]
     lm = parts.load_model(config)
     tuned = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    tuned_inside = sum(p.numel() for p in lm.backbone[0].parameters() if p.requires_grad)
     prepared = time.perf_counter() - start
     calibration = calibrate(config, parts, lm, train, loads["test"], "test")
     states, ready = _states(config, parts, lm, loads)
     return Measured(
         parts, calibration, states, ready, tuned,
-        lm.backbone[0].num_parameters() - tuned, prepared,
+        lm.backbone[0].num_parameters() - tuned_inside, prepared,
     )  # fmt: skip
 
 
