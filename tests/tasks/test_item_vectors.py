@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from toys import Compose
 
 from hatllm.compose import checked
-from hatllm.tasks.plan import plan_run
-from hatllm.tasks.run_folder import config_hash, load_config
+from hatllm.tasks.plan import Measured, plan_run
+from hatllm.tasks.run_folder import config_hash, load_config, run_folder
 
 from .conftest import call_cli, smoke_words
 from .test_llm_arms import evaluated
@@ -214,6 +214,20 @@ def test_a_plan_needs_no_run_that_comes_before_it_in_the_experiment(
     assert cli(*arms) == 0
     assert "4 to run" in capsys.readouterr().out
     assert not list((tmp_path / "outputs").glob("*/run.json"))
+
+
+def test_seeds_are_planned_from_one_calibration(
+    compose_config: Compose, shop: list[str], tmp_path: Path
+) -> None:
+    places = [f"cache_root={tmp_path}/cache", f"output_root={tmp_path}/outputs"]
+    words = [*(word for word in shop if word != "scale=smoke"), *places]
+    measured: dict[str, Measured] = {}
+    for seed in ("seed=1", "seed=2"):
+        ids = compose_config(*words, seed, "model=sasrec")
+        folder = str(run_folder(ids))
+        llara = compose_config(*words, seed, f"model.item_vectors={folder}")
+        plan_run(llara, measured, {folder: ids})
+    assert len(measured) == 1
 
 
 def test_a_plan_of_one_run_names_the_run_that_is_missing(

@@ -4,7 +4,9 @@ An item's token is the image of its vector, which a recommender without text has
 trained projector. As in the authors' code (github.com/ljy0ustc/LLaRA, model/mlp_projector.py) that
 is two linear layers with GELU between them, and the vector is the row of the recommender's item
 embedding, as it is. An item that the recommender never saw in training has the row it began with.
-The catalogue's titles, which the model writes, have no such tokens.
+The catalogue's titles, which the model writes, have no such tokens. In prompts of text alone, with
+which the curriculum begins, an item's token is 0: it says nothing but stands where it will be (the
+authors' code has an untrained token there).
 
 Dimension key: I items by ascending id, E width of their vectors, D hidden width, U different items
 of a pass, X tokens of items in it.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hatllm.compose import checked
 from hatllm.config import Config
 from hatllm.decode.catalogue_states import states_file, tokens_to_build
 from hatllm.decode.scorer import states_pay
@@ -31,7 +32,13 @@ from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, 
 from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
 from hatllm.tasks.cells import plan_cells
 from hatllm.tasks.load import Load, loads_of, steps_done, trains
-from hatllm.tasks.run_folder import config_hash, is_finished, run_folder, run_label
+from hatllm.tasks.run_folder import (
+    config_hash,
+    is_finished,
+    load_config,
+    run_folder,
+    run_label,
+)
 from hatllm.tasks.trainer import num_optimizer_steps
 
 DECODED = ("valid", "test")
@@ -121,7 +128,7 @@ def _plan_llm(
     measured: dict[str, Measured],
     coming: Mapping[str, Config],
 ) -> None:
-    key = config_hash(replace(config, seed=0))
+    key = _cost_key(config, coming)
     start = time.perf_counter()
     parts = measured[key].parts if key in measured else assemble(config, coming=coming)
     loads = loads_of(config, parts, steps_done(config, folder))
@@ -130,6 +137,25 @@ def _plan_llm(
         found.calibration_seconds = measured[key].calibration.seconds
     _fill_counts(config, folder, found, parts, loads)
     _fill_costs(config, found, loads, measured[key])
+
+
+def _cost_key(config: Config, coming: Mapping[str, Config]) -> str:
+    """Equal for runs that cost the same: of any seed, and so the runs that they need."""
+
+    def of_any_seed(folder: str | None) -> str | None:
+        if folder is None or not (folder in coming or is_finished(Path(folder))):
+            return folder
+        run = coming.get(folder) or checked(load_config(Path(folder)))
+        return config_hash(replace(run, seed=0))
+
+    model = replace(
+        config.model,
+        start_from=of_any_seed(config.model.start_from),
+        item_vectors=of_any_seed(config.model.item_vectors),
+    )
+    assistant_run = of_any_seed(config.decode.assistant_run)
+    decode = replace(config.decode, assistant_run=assistant_run)
+    return config_hash(replace(config, seed=0, model=model, decode=decode))
 
 
 def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float) -> Measured:
