@@ -306,10 +306,13 @@ class ModelConfig:
     compile: bool  # decoder layers through torch.compile
     knn: KnnConfig | None  # kind knn
     sequence: SequenceConfig | None  # one of SEQUENCE_KINDS
+    item_vectors: str | None  # finished run of SEQUENCE_KINDS whose items get tokens of their own
+    item_curriculum: bool  # from prompts of text to prompts with these tokens, over the training
 
     def __post_init__(self) -> None:
         check_choice("model.kind", self.kind, MODEL_KINDS)
         self._check_baseline()
+        self._check_item_tokens()
         if not self.source:
             raise ValueError(
                 "model.source='' must be a Hugging Face name or a local folder, such as "
@@ -325,6 +328,22 @@ class ModelConfig:
             )
         if self.quantization_bits and self.tuning == "full":
             raise ValueError("model.tuning='full' cannot train quantized weights; use 'lora'")
+
+    def _check_item_tokens(self) -> None:
+        if self.item_curriculum and self.item_vectors is None:
+            raise ValueError("model.item_curriculum=true needs model.item_vectors=FOLDER")
+        if self.item_vectors is None:
+            return
+        if self.kind != "llm":
+            raise ValueError(
+                f"model.item_vectors={self.item_vectors!r} must be null with model={self.name}: "
+                "only an LLM reads items as tokens"
+            )
+        if self.tuning == "none":
+            raise ValueError(
+                f"model.item_vectors={self.item_vectors!r} needs model.tuning=lora or full: the "
+                "vectors reach the model through a projector that is trained"
+            )
 
     @property
     def is_seeded(self) -> bool:

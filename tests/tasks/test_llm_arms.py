@@ -75,7 +75,7 @@ def test_an_assistant_that_does_not_fit_is_refused(
         said = capsys.readouterr().err
         assert "decode.assistant_run" in said and part in said
     with pytest.raises(ValueError, match="knows 24 items that are not the 3 of this run"):
-        load_assistant(runs / "ids", np.arange(3))
+        load_assistant(str(runs / "ids"), np.arange(3), {})
 
 
 @pytest.mark.parametrize("mask", ["hatllm", "hatllm_segments"])

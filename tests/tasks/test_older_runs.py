@@ -11,7 +11,7 @@ from hatllm.tasks.run_folder import config_hash, load_config, write_config
 
 NEWER = {
     "experiment": ("datasets", "data_overrides", "grid", "compared_with", "views", "published"),
-    "model": ("knn", "sequence"),
+    "model": ("knn", "sequence", "item_vectors", "item_curriculum"),
 }
 
 

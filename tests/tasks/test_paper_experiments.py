@@ -17,7 +17,7 @@ Cli = Callable[..., int]
 
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 LABELS = {
-    "ablation": 11, "attention": 5, "efficiency": 5, "main": 14, "sensitivity": 4, "unseen": 14,
+    "ablation": 11, "attention": 5, "efficiency": 5, "main": 16, "sensitivity": 4, "unseen": 16,
 }  # fmt: skip
 FILES = {
     "ablation": {"bars.png"},

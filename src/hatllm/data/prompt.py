@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 IntArray = NDArray[np.int64]
 
+FIRST_ITEM_TOKEN = (
+    2**30
+)  # beyond every vocabulary: from here on a token id is a row of the catalogue
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -79,7 +83,11 @@ class PromptBook:
 
 
 def build_prompt_book(
-    tokenizer: Any, config: "PromptConfig", item_ids: Sequence[int], titles: Sequence[str]
+    tokenizer: Any,
+    config: "PromptConfig",
+    item_ids: Sequence[int],
+    titles: Sequence[str],
+    item_tokens: bool = False,
 ) -> PromptBook:
     """Tokenise the template and every title.
 
@@ -88,6 +96,8 @@ def build_prompt_book(
         config: The template texts.
         item_ids: Catalogue ids, each once.
         titles: One title an id.
+        item_tokens: Whether a token of its own follows each item's text inside the history
+            (`hatllm.model.item_tokens`).
 
     Returns:
         The tokenised catalogue, by ascending item id.
@@ -117,10 +127,13 @@ def build_prompt_book(
     response: list[int] = tokenizer(config.response, add_special_tokens=False)["input_ids"]
     if not prefix and not response:
         raise ValueError("data.prompt.prefix and data.prompt.response are both empty")
+    history_items = tokens(config.history_item)
+    if item_tokens:
+        history_items = [[*ids, FIRST_ITEM_TOKEN + row] for row, ids in enumerate(history_items)]
     pad_id = tokenizer.pad_token_id
     return PromptBook(
         np.asarray(item_ids, np.int64)[order],
-        Ragged.of(tokens(config.history_item)),
+        Ragged.of(history_items),
         Ragged.of([[*row, end_id] for row in tokens(config.target)]),
         np.asarray(prefix, np.int64),
         np.asarray(response, np.int64),

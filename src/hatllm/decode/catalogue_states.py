@@ -143,6 +143,7 @@ def states_file(lm: MaskedLM, catalogue: Catalogue, folder: Path) -> Path:
     digest.update(repr((num_layers, schedule.target_is_item, CODES[_dtype(lm)])).encode())
     decoder: Any = lm.decoder
     modules = [decoder.get_input_embeddings(), *list(decoder.layers)[:num_layers]]
+    modules += [] if lm.item_tokens is None else [lm.item_tokens]
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

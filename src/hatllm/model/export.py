@@ -1,22 +1,28 @@
-"""What a finished run hands on: adapter or weights, mask schedule, prompt template, catalogue."""
+"""What a finished run hands on: adapter or weights, item tokens, masks, prompt, catalogue."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hatllm.masks.schedule import Schedule
+from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
 
 if TYPE_CHECKING:
     from hatllm.config import Config
 
+ITEM_TOKENS_FILE = "item_tokens.safetensors"  # projector and item vectors
+
 
 def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: Path) -> None:
     """Write ``adapter/`` (peft form) or ``weights/``, and ``hatllm.json`` beside it.
+
+    A model with item tokens has ``item_tokens.safetensors`` too, which holds all they need.
 
     Args:
         lm: The tuned model.
@@ -29,6 +35,8 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
         adapted.save_pretrained(folder / "adapter")
     elif config.model.tuning == "full":
         lm.backbone[0].save_pretrained(folder / "weights")
+    if lm.item_tokens is not None:
+        save_file(lm.item_tokens.state_dict(), folder / ITEM_TOKENS_FILE)
     description = {
         "format": 1,
         "backbone": config.model.source,
@@ -36,6 +44,7 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
         "schedule": asdict(schedule) | {"letters": schedule.letters},
         "prompt": asdict(config.data.prompt),
         "catalogue": "items.parquet",
+        "item_tokens": None if lm.item_tokens is None else ITEM_TOKENS_FILE,
     }
     (folder / "hatllm.json").write_text(json.dumps(description, indent=2) + "\n")
 
@@ -49,8 +58,10 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
         folder: Run folder.
 
     Raises:
-        ValueError: If the exported weights are missing.
+        ValueError: If the exported weights are missing, or belong to other item vectors.
     """
+    if lm.item_tokens is not None:
+        _load_projector(lm.item_tokens, folder / ITEM_TOKENS_FILE)
     if config.model.tuning == "none":
         return
     name = "adapter/adapter_model.safetensors" if config.model.tuning == "lora" else "weights"
@@ -64,3 +75,15 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
         k: v for shard in sorted(path.glob("*.safetensors")) for k, v in load_file(shard).items()
     }
     lm.backbone[0].load_state_dict(state, strict=False)  # tied embeddings are saved once
+
+
+def _load_projector(item_tokens: ItemTokens, path: Path) -> None:
+    if not path.exists():
+        raise ValueError(f"{str(path.parent)!r} has no {path.name}")
+    saved = load_file(path)
+    if not torch.equal(saved["vector_IE"], item_tokens.vector_IE.cpu()):
+        raise ValueError(
+            f"the projector in {path} was trained on other item vectors than model.item_vectors' "
+            "run has; give that run"
+        )
+    item_tokens.load_state_dict(saved)

@@ -15,6 +15,7 @@ from hatllm.masks.layer_masks import Tokens, build_layer_masks, causal_visible
 from hatllm.masks.patterns import PREFIX
 from hatllm.masks.schedule import Schedule
 from hatllm.model import attention
+from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.stages import Band, PrefixStates, Rows, Stage, Stages
 
 FEW_TOKENS = 64  # up to so many tokens a row, single dot products beat the whole output layer
@@ -46,6 +47,7 @@ class MaskedLM(nn.Module):
         self.model: nn.Module = model
         self.backbone = [model]  # in a list: not registered a second time
         self.schedule = schedule
+        self.item_tokens: ItemTokens | None = None
         config = model.config.get_text_config(decoder=True)
         self.final_softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.num_positions = attention.constant_positions(config)
@@ -161,7 +163,7 @@ class MaskedLM(nn.Module):
         passed = Stages(stages)
         with _only(self.decoder, layers):
             out = self.decoder(
-                input_ids=input_ids,
+                **self._embedded(input_ids),
                 position_ids=position if position.ndim == 2 else position[None],
                 use_cache=False,
                 stages=passed,
@@ -173,6 +175,13 @@ class MaskedLM(nn.Module):
             )
         hidden_BLD: Tensor = out.last_hidden_state
         return hidden_BLD
+
+    def _embedded(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """What every pass begins with: token ids, or their embeddings where items have tokens."""
+        if self.item_tokens is None:
+            return {"input_ids": input_ids}
+        decoder: Any = self.decoder
+        return {"inputs_embeds": self.item_tokens(input_ids, decoder.get_input_embeddings())}
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Vocabulary logits, float32, soft-capped where the model does so.

@@ -4,6 +4,7 @@ Dimension key: B rows, R rows each with one of an example's J titles, L prompt l
 tokens, M chosen ones of them, C legal tokens (all flat), D hidden width.
 """
 
+import random
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -159,10 +160,27 @@ class Recommender(lightning.LightningModule):
     def on_train_batch_start(self, _: Any, batch_idx: int) -> None:
         """Seed dropout by the optimizer step, so that a resumed run draws what it would have."""
         accumulation = self.trainer.accumulate_grad_batches
+        if self.config.model.item_curriculum:
+            self._set_text_only()
         if batch_idx % accumulation == 0:
             self.micro_losses = []
             step = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
             torch.manual_seed(self.config.seed * 1_000_003 + step)
+
+    def _set_text_only(self) -> None:
+        """LLaRA's curriculum: item tokens with a probability that grows to 1 at the last step.
+
+        Drawn for an optimizer step (in the authors' code for a micro-batch).
+        """
+        assert self.lm.item_tokens is not None
+        step = self.trainer.global_step
+        draw = random.Random(f"item_curriculum {self.config.seed} {step}").random()
+        self.lm.item_tokens.text_only = draw >= (step + 1) / self.num_steps
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Whatever is not a training batch sees item tokens."""
+        if self.lm.item_tokens is not None:
+            self.lm.item_tokens.text_only = False
 
     def validation_step(self, *_: Any) -> None:
         """Decode every validation row (each process its share) and log val/ metrics."""

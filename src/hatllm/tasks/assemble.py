@@ -1,9 +1,11 @@
 """The one wiring function: from a config to the objects of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset, prepare_dataset
@@ -12,8 +14,10 @@ from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.catalogue_states import check_states
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import load_masked_lm, load_tokenizer, num_layers_of
+from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.tasks.assistant import load_assistant
+from hatllm.tasks.item_vectors import exported_item_vectors, load_item_vectors
 
 
 def cache_root(config: Config) -> Path:
@@ -40,14 +44,27 @@ class Parts:
     dataset: Dataset
     schedule: Schedule
     catalogue: Catalogue
+    item_vector_IE: Tensor | None  # None = items have no tokens of their own
 
     def load_model(self, config: Config) -> MaskedLM:
         """The backbone under the schedule, tuned or to be tuned."""
-        return load_masked_lm(config.model, self.schedule, cache_root(config), config.seed)
+        lm = load_masked_lm(config.model, self.schedule, cache_root(config), config.seed)
+        if self.item_vector_IE is not None:
+            width = lm.output_embedding_VD.shape[1]
+            lm.item_tokens = ItemTokens(self.item_vector_IE, width, config.seed)
+        return lm
 
 
-def assemble(config: Config) -> Parts:
+def assemble(
+    config: Config, finished: Path | None = None, coming: Mapping[str, Config] | None = None
+) -> Parts:
     """Check everything that can be checked without the model's weights.
+
+    Args:
+        config: The run.
+        finished: Folder of the finished run whose weights will be loaded; it holds the item
+            vectors too.
+        coming: Runs that are not made yet though this one needs them (`task=plan`), by folder.
 
     Raises:
         ValueError: If a setting does not fit the data or the model's layer count.
@@ -63,12 +80,22 @@ def assemble(config: Config) -> Parts:
     tokenizer = load_tokenizer(config.model, cache_root(config))
     items = dataset.items
     book = build_prompt_book(
-        tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list()
-    )
+        tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list(),
+        item_tokens=config.model.item_vectors is not None,
+    )  # fmt: skip
     catalogue = Catalogue.of(book)
     if config.decode.assistant_run is not None:
-        catalogue.assistant = load_assistant(Path(config.decode.assistant_run), book.item_id_I)
-    return Parts(dataset, schedule, catalogue)
+        catalogue.assistant = load_assistant(
+            config.decode.assistant_run, book.item_id_I, coming or {}
+        )
+    vector_IE = None
+    if config.model.item_vectors is not None and finished is not None:
+        vector_IE = exported_item_vectors(finished, book.item_id_I)
+    elif config.model.item_vectors is not None:
+        vector_IE = load_item_vectors(
+            config.model.item_vectors, book.item_id_I, dataset.manifest["data_hash"], coming or {}
+        )
+    return Parts(dataset, schedule, catalogue, vector_IE)
 
 
 def check_hardware(config: Config) -> None:

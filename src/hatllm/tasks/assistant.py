@@ -1,20 +1,18 @@
 """A finished run of a model that knows items by id, as the assistant of `decode=d3`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
-from omegaconf import OmegaConf
-from safetensors.torch import load_file
 from torch import Tensor
 
-from hatllm.baselines.fit import SequenceModel, build_sequence_model, scores
+from hatllm.baselines.fit import SequenceModel, scores
 from hatllm.baselines.sequences import sequences_of
-from hatllm.config import SEQUENCE_KINDS, SequenceConfig
+from hatllm.config import Config
 from hatllm.data.prompt import IntArray
-from hatllm.tasks.run_folder import WEIGHTS_FILE, load_config
+from hatllm.tasks.sequence_run import load_sequence_run
 
 FIELD = "decode.assistant_run"
 
@@ -39,35 +37,20 @@ class IdAssistant:
         return torch.cat(parts).log_softmax(1)
 
 
-def load_assistant(folder: Path, item_id_I: IntArray) -> IdAssistant:
+def load_assistant(folder: str, item_id_I: IntArray, coming: Mapping[str, Config]) -> IdAssistant:
     """The model of a finished baseline run, on the CPU.
 
     Args:
         folder: The run's folder.
         item_id_I: The catalogue, ascending.
+        coming: As in `load_sequence_run`.
 
     Returns:
         The assistant; it reads as many items of a history as it was trained with.
 
     Raises:
-        ValueError: If the run is not finished, not of a model of SEQUENCE_KINDS, or knows another
-            catalogue.
+        ValueError: As `load_sequence_run`.
     """
-    saved = load_config(folder, FIELD)
-    if saved.model.kind not in SEQUENCE_KINDS:
-        raise ValueError(
-            f"{FIELD}={str(folder)!r} is a run of model={saved.model.name}; give one of a model "
-            f"of kind {', '.join(SEQUENCE_KINDS)}"
-        )
-    known_I = pl.read_parquet(folder / "items.parquet")["item_id"].sort().to_numpy()
-    if not np.array_equal(known_I, item_id_I):
-        raise ValueError(
-            f"{FIELD}={str(folder)!r} knows {len(known_I)} items that are not the {len(item_id_I)} "
-            "of this run's catalogue; give a run on the same data"
-        )
-    settings = OmegaConf.to_object(saved.model.sequence)
-    assert isinstance(settings, SequenceConfig)
-    length = saved.data.max_history_items
-    model = build_sequence_model(saved.model.kind, len(item_id_I), length, settings)
-    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    return IdAssistant(model.eval(), item_id_I, length, settings.batch_size)
+    model, saved = load_sequence_run(folder, item_id_I, FIELD, coming)
+    length, batch_size = saved.data.max_history_items, saved.model.sequence.batch_size
+    return IdAssistant(model, item_id_I, length, batch_size)

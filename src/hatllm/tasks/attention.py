@@ -159,7 +159,7 @@ def measure(lm: MaskedLM, batches: Iterable[Batch]) -> pl.DataFrame:
 
 def _measure_run(folder: Path, run: Config, label: str, with_before: bool) -> list[pl.DataFrame]:
     """The masses of one run: untuned where asked for, and tuned where it was tuned."""
-    parts = assemble(run)
+    parts = assemble(run, finished=folder)
     lm = parts.load_model(run).eval()
     if run.trainer.accelerator != "cpu" and torch.cuda.is_available():
         lm.cuda()

@@ -174,7 +174,7 @@ def _model_pace(lm: MaskedLM, pace: Pace) -> Iterator[None]:
     """Time every pass through the decoder."""
 
     def before(_: Any, __: Any, words: dict[str, Any]) -> None:
-        pace.tokens.append(words["input_ids"].numel())
+        pace.tokens.append(words["position_ids"].numel())
         pace.seconds.append(-_now())
 
     def after(*_: Any) -> None:

@@ -26,9 +26,10 @@ def load_run(config: Config) -> tuple[Parts, MaskedLM]:
         Data and model, the model on the GPU where the trainer asks for one.
     """
     assert config.task.run_folder is not None
-    parts = assemble(config)
+    folder = Path(config.task.run_folder)
+    parts = assemble(config, finished=folder)
     lm = parts.load_model(config).eval()
-    load_exported(lm, config, Path(config.task.run_folder))
+    load_exported(lm, config, folder)
     if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
         lm.cuda()
     return parts, lm

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
+from hatllm.data.prompt import FIRST_ITEM_TOKEN
 from hatllm.masks.layer_masks import build_layer_masks, causal_visible
 from hatllm.model.backbone import load_tokenizer
 from hatllm.report.draw_masks import draw_masks
@@ -41,7 +42,10 @@ def draw(config: Config) -> Path:
     allowed = {pattern: mask_B1QK[0, 0] for pattern, mask_B1QK in masks.allowed.items()}
     patterns = list(parts.schedule.patterns)
     tokenizer = load_tokenizer(config.model, cache_root(config))
-    token_texts = [tokenizer.decode([token]) for token in batch.input_ids_BL[0].tolist()]
+    token_texts = [
+        "[item]" if token >= FIRST_ITEM_TOKEN else tokenizer.decode([token])
+        for token in batch.input_ids_BL[0].tolist()
+    ]
     segments = batch.tokens.segment_BL[0].tolist()
     folder = Path(config.output_root).expanduser() / "masks"
     folder.mkdir(parents=True, exist_ok=True)

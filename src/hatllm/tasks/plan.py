@@ -6,12 +6,13 @@ preparing data and weights leaves in the cache.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from hatllm.compose import checked
 from hatllm.config import Config
 from hatllm.decode.catalogue_states import states_file, tokens_to_build
 from hatllm.decode.scorer import states_pay
@@ -31,7 +32,13 @@ from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, 
 from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
 from hatllm.tasks.cells import plan_cells
 from hatllm.tasks.load import Load, loads_of, steps_done, trains
-from hatllm.tasks.run_folder import config_hash, is_finished, run_folder, run_label
+from hatllm.tasks.run_folder import (
+    config_hash,
+    is_finished,
+    load_config,
+    run_folder,
+    run_label,
+)
 from hatllm.tasks.trainer import num_optimizer_steps
 
 DECODED = ("valid", "test")
@@ -60,20 +67,28 @@ def plan(config: Config, compose: Callable[[list[str]], Config]) -> list[RunPlan
         return [found]
     measured: dict[str, Measured] = {}
     plans = []
+    coming: dict[str, Config] = {}  # what later cells start from, or read items by
     for planned in plan_cells(config, compose):
         cell = compose(planned.words)
         cell.task.force = False  # an experiment never runs a finished cell again
-        plans.append(plan_run(cell, measured))
+        plans.append(plan_run(cell, measured, coming))
+        if not is_finished(planned.folder):
+            coming[str(planned.folder)] = cell
     console.print(experiment_table(config.experiment.name or "", plans))
     return plans
 
 
-def plan_run(config: Config, measured: "dict[str, Measured]") -> RunPlan:
+def plan_run(
+    config: Config,
+    measured: "dict[str, Measured]",
+    coming: Mapping[str, Config] | None = None,
+) -> RunPlan:
     """The predicted cost of one run.
 
     Args:
         config: The run.
         measured: What was measured for runs that differ in the seed only; grows.
+        coming: Runs before this one that are not made yet, by folder.
 
     Returns:
         Counts, memory and times; a finished run costs nothing.
@@ -89,7 +104,7 @@ def plan_run(config: Config, measured: "dict[str, Measured]") -> RunPlan:
         if config.model.sequence is not None:
             found.status = "to run; training not predicted"
     else:
-        _plan_llm(config, folder, found, measured)
+        _plan_llm(config, folder, found, measured, coming or {})
     return found
 
 
@@ -106,10 +121,16 @@ class Measured:
     prepare_seconds: float
 
 
-def _plan_llm(config: Config, folder: Path, found: RunPlan, measured: dict[str, Measured]) -> None:
-    key = config_hash(replace(config, seed=0))
+def _plan_llm(
+    config: Config,
+    folder: Path,
+    found: RunPlan,
+    measured: dict[str, Measured],
+    coming: Mapping[str, Config],
+) -> None:
+    key = _cost_key(config, coming)
     start = time.perf_counter()
-    parts = measured[key].parts if key in measured else assemble(config)
+    parts = measured[key].parts if key in measured else assemble(config, coming=coming)
     loads = loads_of(config, parts, steps_done(config, folder))
     if key not in measured:
         measured[key] = _measure(config, parts, loads, start)
@@ -118,18 +139,38 @@ def _plan_llm(config: Config, folder: Path, found: RunPlan, measured: dict[str, 
     _fill_costs(config, found, loads, measured[key])
 
 
+def _cost_key(config: Config, coming: Mapping[str, Config]) -> str:
+    """Equal for runs that cost the same: of any seed, and so the runs that they need."""
+
+    def of_any_seed(folder: str | None) -> str | None:
+        if folder is None or not (folder in coming or is_finished(Path(folder))):
+            return folder
+        run = coming.get(folder) or checked(load_config(Path(folder)))
+        return config_hash(replace(run, seed=0))
+
+    model = replace(
+        config.model,
+        start_from=of_any_seed(config.model.start_from),
+        item_vectors=of_any_seed(config.model.item_vectors),
+    )
+    assistant_run = of_any_seed(config.decode.assistant_run)
+    decode = replace(config.decode, assistant_run=assistant_run)
+    return config_hash(replace(config, seed=0, model=model, decode=decode))
+
+
 def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float) -> Measured:
     """Load the model, count its parameters and calibrate."""
     # With the whole run's batches: another seed's run may have more steps to go than this one.
     train = loads_of(config, parts, 0)["train"] if trains(config) else loads["train"]
     lm = parts.load_model(config)
     tuned = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    tuned_inside = sum(p.numel() for p in lm.backbone[0].parameters() if p.requires_grad)
     prepared = time.perf_counter() - start
     calibration = calibrate(config, parts, lm, train, loads["test"], "test")
     states, ready = _states(config, parts, lm, loads)
     return Measured(
         parts, calibration, states, ready, tuned,
-        lm.backbone[0].num_parameters() - tuned, prepared,
+        lm.backbone[0].num_parameters() - tuned_inside, prepared,
     )  # fmt: skip
 
 

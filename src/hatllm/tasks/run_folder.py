@@ -24,7 +24,14 @@ NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_roo
 # Settings younger than some runs, and the value that stands for their absence: there a run keeps
 # the hash that it had before them.
 EXTRAS: dict[str, dict[str, Any]] = {
-    "model": {"knn": None, "sequence": None, "compile": False, "start_from": None},
+    "model": {
+        "knn": None,
+        "sequence": None,
+        "compile": False,
+        "start_from": None,
+        "item_vectors": None,
+        "item_curriculum": False,
+    },
     "loss": {"beta": None, "num_negatives": None},
     "decode": {"assistant_run": None, "llm_weight": None, "max_title_tokens": None},
 }
@@ -32,7 +39,8 @@ WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 # Code that can change a run's predictions; tables and figures are made from those at any time.
 MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "decode/*.py",
                  "baselines/*.py", "tasks/assemble.py", "tasks/assistant.py", "tasks/baseline.py",
-                 "tasks/train.py", "tasks/trainer.py")  # fmt: skip
+                 "tasks/item_vectors.py", "tasks/sequence_run.py", "tasks/train.py",
+                 "tasks/trainer.py")  # fmt: skip
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
             "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
 

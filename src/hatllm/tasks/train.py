@@ -126,7 +126,8 @@ def start_from_run(lm: MaskedLM, config: Config) -> None:
     """Give the model the weights of `model.start_from`, where there is one.
 
     Raises:
-        ValueError: If that run is not finished or tuned another model or other adapters.
+        ValueError: If that run is not finished, or tuned another model or other adapters, or only
+            one of the two runs has item tokens.
     """
     if config.model.start_from is None:
         return
@@ -140,6 +141,12 @@ def start_from_run(lm: MaskedLM, config: Config) -> None:
                 f"model.{field}={ours} must be {theirs} with model.start_from={str(folder)!r}, "
                 "whose weights this run starts from"
             )
+    if (saved.model.item_vectors is None) != (config.model.item_vectors is None):
+        raise ValueError(
+            f"model.item_vectors={config.model.item_vectors!r} must be "
+            f"{saved.model.item_vectors!r} with model.start_from={str(folder)!r}: both or none of "
+            "the two runs have item tokens"
+        )
     load_exported(lm, config, folder)
 
 
