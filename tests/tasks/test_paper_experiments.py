@@ -17,11 +17,13 @@ Cli = Callable[..., int]
 
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 LABELS = {
-    "ablation": 11, "attention": 5, "efficiency": 5, "main": 16, "sensitivity": 4, "unseen": 16,
+    "ablation": 11, "attention": 5, "baselines": 6, "efficiency": 5, "main": 16,
+    "sensitivity": 4, "unseen": 16,
 }  # fmt: skip
 FILES = {
     "ablation": {"bars.png"},
     "attention": set(),  # its own figure: tests/tasks/test_attention.py
+    "baselines": {"bars.png"},
     "efficiency": {"efficiency.csv", "efficiency.md"},
     "main": {"bars.png"},
     "sensitivity": {
@@ -63,9 +65,13 @@ def words_of(name: str, folder: Path) -> list[str]:
         "model.lora.dropout=0.0",
         "num_threads=1",
     ]
-    if name in ("main", "unseen"):
-        quick = ["model=sasrec", "model.sequence.max_epochs=1"]
-        words.append(f"experiment.cells.sasrec={json.dumps(quick)}")
+    if name in ("baselines", "main", "unseen"):
+        sequence_models = ("sasrec", "gru4rec", "bert4rec", "sasrec_dros")
+        for model in sequence_models if name == "baselines" else ("sasrec",):
+            quick = [f"model={model}", "model.sequence.max_epochs=1"]
+            if name == "baselines":
+                quick += [f"data.{split}_rows=null" for split in ("train", "valid", "test")]
+            words.append(f"experiment.cells.{model}={json.dumps(quick)}")
         words.append(f"experiment.published={PUBLISHED}")
     if name == "sensitivity":
         words += ["experiment.grid.split_layer=[0,0.5]", "experiment.grid.num_cross_layers=[0,0.3]"]
@@ -109,7 +115,7 @@ def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
     assert frame["num_seeds"].to_list() == [1] * LABELS[name]
     for path in tables.glob("*.png"):
         assert min(imread(path).shape[:2]) > 200
-    has_published = name in ("main", "unseen")
+    has_published = name in ("baselines", "main", "unseen")
     assert ("arXiv:2504.04178" in (tables / "results.md").read_text()) == has_published
     assert (tables / "msl_books" / "comparison.png").exists()
 
