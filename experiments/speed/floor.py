@@ -58,6 +58,7 @@ def matrix_rates(dtype: str, device: str, repeats: int) -> dict[str, float]:
 class Work:
     """What went through a model."""
 
+    layer_calls: int = 0  # of all layers
     layer_tokens: int = 0  # tokens of all layers
     output_rows: int = 0  # rows of the whole output layer
 
@@ -69,6 +70,7 @@ def counted(backbone: Any) -> Iterator[Work]:
 
     def through_layer(_: Any, __: Any, out: Any) -> None:
         hidden = out[0] if isinstance(out, tuple) else out
+        work.layer_calls += 1
         work.layer_tokens += hidden.shape[:-1].numel()
 
     def through_output(_: Any, args: Any, __: Any) -> None:

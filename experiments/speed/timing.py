@@ -11,7 +11,7 @@ from hatllm.config import Config
 from hatllm.data.prompt import Batch
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.predict import search
-from hatllm.decode.scorer import Scorers
+from hatllm.decode.scorer import build_scorers
 
 
 def searched(
@@ -27,10 +27,10 @@ def searched(
         repeats: Timings.
 
     Returns:
-        users, seconds (each timing), tokens (through the layers, all users).
+        users, seconds (each timing), tokens (through the layers, all users), passes (of the model).
     """
     with workload.under(config) as lm, torch.inference_mode():
-        scorers = Scorers(lm, catalogue, config.fast)
+        scorers = build_scorers(lm, catalogue, config, batch.prompt_length_B.numpy())
 
         def work() -> Any:
             return search(scorers.of(batch), config.decode)
@@ -39,4 +39,5 @@ def searched(
             work()
         seconds = [seconds_of(work, workload.device) for _ in range(repeats)]
     tokens = done.layer_tokens / lm.num_layers
-    return {"users": batch.num_rows, "seconds": seconds, "tokens": tokens}
+    passes = done.layer_calls / lm.num_layers
+    return {"users": batch.num_rows, "seconds": seconds, "tokens": tokens, "passes": passes}

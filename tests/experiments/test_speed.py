@@ -174,7 +174,7 @@ def test_operations_are_counted_as_by_hand() -> None:
     model = tiny_llama()
     with counted(model) as work, torch.no_grad():
         model(torch.arange(10).view(2, 5))
-    assert work == Work(layer_tokens=4 * 10, output_rows=10)
+    assert work == Work(layer_calls=4, layer_tokens=4 * 10, output_rows=10)
     sizes = Sizes.of(model)
     # q and o 32x32, k and v 32x16, three MLP matrices 32x64.
     assert sizes == Sizes(2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64, 32, 258 * 32)
