@@ -19,6 +19,7 @@ from hatllm.config import Config
 from hatllm.data.prepare import Dataset
 from hatllm.tasks.assemble import load_dataset
 from hatllm.tasks.run_folder import WEIGHTS_FILE
+from hatllm.whole_files import written_whole
 
 SPLITS = ("valid", "test")
 
@@ -97,7 +98,8 @@ def _trained(
     for logger in loggers:
         logger.save()
     console.print(f"best of {fitted.num_epochs} epochs: {fitted.best_epoch}")
-    save_file(model.state_dict(), folder / WEIGHTS_FILE)
+    with written_whole(folder / WEIGHTS_FILE) as partial:
+        save_file(model.state_dict(), partial)
     return model
 
 
