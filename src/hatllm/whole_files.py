@@ -117,32 +117,36 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def record_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Write ``CHECKSUMS_FILE`` for files that have just been made.
+def record_checksums(
+    folder: Path, names: Iterable[str] | None = None, record: str = CHECKSUMS_FILE
+) -> None:
+    """Write down the checksums of files that have just been made.
 
     Args:
         folder: Holds the files.
         names: Those to record; None = all in the folder.
+        record: File to write them to, in the folder.
     """
     if names is None:
         names = [path.name for path in folder.iterdir() if path.is_file()]
-    chosen = sorted(set(names) - {CHECKSUMS_FILE})
+    chosen = sorted(set(names) - {record})
     entries = {
         name: {"sha256": file_sha256(folder / name), **_stamp(folder / name)} for name in chosen
     }
-    write_json(folder / CHECKSUMS_FILE, entries)
+    write_json(folder / record, entries)
 
 
-def damaged_file(folder: Path) -> Path | None:
-    """The first file that is not as it was recorded; None = all are whole.
+def damaged_file(folder: Path, record: str = CHECKSUMS_FILE) -> Path | None:
+    """The first file that is not as `record_checksums` found it; None = all are whole.
 
-    A folder without ``CHECKSUMS_FILE`` counts as damaged in just that.
+    Args:
+        folder: Holds the files.
+        record: Holds their checksums; a record that is not there is a damaged file.
     """
-    record = folder / CHECKSUMS_FILE
     try:
-        entries: dict[str, dict[str, Any]] = json.loads(record.read_text("utf-8"))
+        entries: dict[str, dict[str, Any]] = json.loads((folder / record).read_text("utf-8"))
     except (OSError, ValueError):
-        return record
+        return folder / record
     fresh: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
         path = folder / name
@@ -154,7 +158,7 @@ def damaged_file(folder: Path) -> Path | None:
             fresh[name] = entry | _stamp(path)
     if fresh:
         with suppress(OSError):  # a cache that may only be read
-            write_json(record, entries | fresh)
+            write_json(folder / record, entries | fresh)
     return None
 
 

@@ -27,6 +27,7 @@ from hatllm.tasks.assemble import (
     load_dataset,
 )
 from hatllm.tasks.baseline import baseline_predictions, popularity_of
+from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.loggers import build_loggers, log_results
 from hatllm.tasks.run_folder import (
     config_hash,
@@ -186,7 +187,7 @@ def fit(
         console.print(f"\n[bold]interrupted[/]: {again if last.exists() else 'nothing saved yet'}")
         raise SystemExit(130) from stop
     if best.best_model_path:
-        saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        saved = load_checkpoint(Path(best.best_model_path))
         recommender.load_state_dict(saved["state_dict"], strict=False)
     recommender.to(trainer.strategy.root_device)
 

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 
 from hatllm.config import Config, TrainerConfig
+from hatllm.tasks.checkpoints import WholeCheckpoints
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
 for upstream in ("LeafSpec", "is_gradient_checkpointing", "does not have many workers",
@@ -93,6 +94,7 @@ def build_trainer(
         check_val_every_n_epoch=1 if every is None else None,
         num_sanity_val_steps=0,
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         logger=loggers,
         log_every_n_steps=1,
         use_distributed_sampler=False,
