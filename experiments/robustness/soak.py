@@ -57,8 +57,8 @@ TASKS = {
     "evaluate": ["task=evaluate", "task.run_folder=outputs/finished", "decode.beam_width=12"],
     "table": [*SHOP, "task=table"],
     "experiment": [*SMALL, "task=experiment", "experiment.name=soak", "experiment.seeds=[1,2]",
-                   "experiment.cells={popularity:[model=popularity],causal:[mask=causal],"
-                   "ids:[model=gru4rec,model.sequence.max_epochs=4]}"],
+                   "experiment.cells={popularity:['model=popularity'],causal:['mask=causal'],"
+                   "ids:['model=gru4rec','model.sequence.max_epochs=4']}"],
     "sweep": [*SMALL, "-m", "mask=hatllm,reversed", "seed=1,2"],
 }  # fmt: skip
 NUMBERS = ("metrics.json", "table.csv", "cells.csv", "results.csv", "table.md")
@@ -285,7 +285,7 @@ def _run(words: list[str]) -> int:
 
 
 def kill(session: int, whole_machine: bool) -> None:
-    """kill -9 of a session's first process group, or of all its processes at once."""
+    """Kill -9 of a session's first process group, or of all its processes at once."""
     groups = {session}
     if whole_machine:
         for stat in Path("/proc").glob("[0-9]*/stat"):
