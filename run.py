@@ -58,10 +58,10 @@ def run(composed: DictConfig) -> float | None:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Turn a wrong setting into one line and exit code 2, Ctrl-C into exit code 130."""
+    """Turn a wrong setting or a full disk into one line and exit code 2, Ctrl-C into 130."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, ValueError, ConnectionError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, MemoryError) as error:
         if os.environ.get("HATLLM_TRACEBACK"):
             raise
         print(f"error: {one_line(error, CONF)}", file=sys.stderr)

@@ -24,12 +24,13 @@ MAY_IMPORT = {
     "losses": ["losses"],
     "metrics": [],
     "config": [],
+    "whole_files": [],
     "compose": ["config"],
     "baselines": ["baselines", "config", "metrics"],
-    "data": ["config", "data", "masks"],
-    "decode": ["config", "data", "decode", "losses", "masks", "model"],
-    "model": ["config", "data", "decode", "losses", "masks", "model", "report"],
-    "report": ["baselines", "config", "data", "masks", "metrics", "report"],
+    "data": ["config", "data", "masks", "whole_files"],
+    "decode": ["config", "data", "decode", "losses", "masks", "model", "whole_files"],
+    "model": ["config", "data", "decode", "losses", "masks", "model", "report", "whole_files"],
+    "report": ["baselines", "config", "data", "masks", "metrics", "report", "whole_files"],
 }
 
 

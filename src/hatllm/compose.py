@@ -1,6 +1,7 @@
 """From Hydra's composed config to a checked `Config`, and its errors as one clear line."""
 
 import difflib
+import errno
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -99,6 +100,10 @@ def one_line(error: BaseException, conf: Path) -> str:
     Returns:
         Field, value, and the nearest valid name where there is one.
     """
+    if isinstance(error, MemoryError):
+        return "out of memory: lower scale, model or decode.users_per_batch"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return _system_error(error)
     text = str(error).strip()
     causes = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
     if "hydra/sweeper/optuna" in causes:
@@ -121,6 +126,22 @@ def one_line(error: BaseException, conf: Path) -> str:
             return f"{key}={value.group(1)!r} must be of type {value.group(2)}"
         return f"{key}: {first}"
     return " ".join(text.split())
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused, and what helps; a run goes on where it stopped."""
+    reason = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            helps = "make room"
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            helps = "make the folder writable"
+        case _:
+            return f"{reason}"
+    return (
+        f"{reason}. Either {helps} or give another folder (output_root, cache_root); the same "
+        "command goes on where it stopped"
+    )
 
 
 def _options(conf: Path, group: str) -> list[str]:

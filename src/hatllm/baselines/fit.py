@@ -6,6 +6,7 @@ Dimension key: R rows, B rows of a batch, N items, D hidden size, M training sta
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,21 @@ from hatllm.metrics import ndcg
 
 SequenceModel = SASRec | GRU4Rec | BERT4Rec
 VALID_K = 10
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A training loss that is NaN or infinite."""
+
+    def __init__(self, loss: float, step: int, row_B: Tensor) -> None:
+        """Say which.
+
+        Args:
+            loss: The loss.
+            step: Optimizer steps done before.
+            row_B: Training rows of the batch. Shape (B,), int64.
+        """
+        super().__init__(f"the training loss is {loss} at step {step}")
+        self.loss, self.step, self.row_B = loss, step, row_B
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,7 @@ def fit(
 
     Raises:
         ValueError: If there are no training or no valid rows.
+        NonFiniteLossError: If a loss is NaN or infinite.
     """
     for name, rows in (("train", train), ("valid", valid)):
         if len(rows) == 0:
@@ -86,11 +103,13 @@ def fit(
     best, best_epoch, best_weights, steps = -1.0, 0, deepcopy(model.state_dict()), 0
     bar = tqdm(range(1, config.max_epochs + 1), desc="train", unit="epoch")
     for epoch in bar:
-        losses = [
-            _step(model, optimizer, train, row_B, config, nominal_N)
-            for row_B in torch.split(torch.randperm(len(train)), config.batch_size)
-        ]
-        steps += len(losses)
+        losses = []
+        for row_B in torch.split(torch.randperm(len(train)), config.batch_size):
+            loss = _step(model, optimizer, train, row_B, config, nominal_N)
+            if not isfinite(loss):
+                raise NonFiniteLossError(loss, steps, row_B)
+            losses.append(loss)
+            steps += 1
         metrics = {
             "train/loss": sum(losses) / len(losses),
             f"val/NDCG@{VALID_K}": _valid_ndcg(model, valid, index, config),

@@ -1,6 +1,5 @@
 """Files from the network: resumed where they broke off, checked by SHA-256, renamed when whole."""
 
-import hashlib
 import json
 import os
 import re
@@ -19,17 +18,12 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from hatllm.whole_files import file_sha256, write_json
+
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30
 ATTEMPTS = 4  # in a row without a new byte
 FIRST_WAIT_S = 0.1
-CHECKSUMS_FILE = "checksums.json"
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_package_file(
@@ -166,9 +160,7 @@ def _record(checksums: Path, target: Path, entry: dict[str, Any]) -> None:
     with FileLock(f"{checksums}.lock"):
         entries = json.loads(checksums.read_text()) if checksums.exists() else {}
         entries[_key(checksums, target)] = entry
-        part = checksums.with_name(f"{checksums.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
-        os.replace(part, checksums)
+        write_json(checksums, dict(sorted(entries.items())))
 
 
 def _key(checksums: Path, target: Path) -> str:

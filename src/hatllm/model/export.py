@@ -1,6 +1,5 @@
 """What a finished run hands on: adapter or weights, item tokens, masks, prompt, catalogue."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from hatllm.masks.schedule import Schedule
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.whole_files import folder_written_whole, write_json, written_whole
 
 if TYPE_CHECKING:
     from hatllm.config import Config
@@ -32,11 +32,14 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
     """
     if config.model.tuning == "lora":
         adapted: Any = lm.model
-        adapted.save_pretrained(folder / "adapter")
+        with folder_written_whole(folder / "adapter") as partial:
+            adapted.save_pretrained(partial)
     elif config.model.tuning == "full":
-        lm.backbone[0].save_pretrained(folder / "weights")
+        with folder_written_whole(folder / "weights") as partial:
+            lm.backbone[0].save_pretrained(partial)
     if lm.item_tokens is not None:
-        save_file(lm.item_tokens.state_dict(), folder / ITEM_TOKENS_FILE)
+        with written_whole(folder / ITEM_TOKENS_FILE) as partial:
+            save_file(lm.item_tokens.state_dict(), partial)
     description = {
         "format": 1,
         "backbone": config.model.source,
@@ -46,7 +49,7 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
         "catalogue": "items.parquet",
         "item_tokens": None if lm.item_tokens is None else ITEM_TOKENS_FILE,
     }
-    (folder / "hatllm.json").write_text(json.dumps(description, indent=2) + "\n")
+    write_json(folder / "hatllm.json", description)
 
 
 def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:

@@ -12,6 +12,7 @@ from hatllm.report.comparison_plot import draw_comparison
 from hatllm.report.figures import save_figure
 from hatllm.report.run_report import DASH, arrow, format_value, markdown_table
 from hatllm.report.statistics import PairedDifference
+from hatllm.whole_files import write_csv, write_text
 
 TERMINAL_METRICS = ("HR@10", "NDCG@10", "trie_NLL")
 TERMINAL_HEADS = {arrow(metric) for metric in TERMINAL_METRICS}
@@ -30,8 +31,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.md"
-    path.write_text(markdown(comparison), "utf-8")
-    comparison_frame(comparison).write_csv(folder / "table.csv")
+    write_text(path, markdown(comparison))
+    write_csv(folder / "table.csv", comparison_frame(comparison))
     save_figure(draw_comparison(comparison), folder / "comparison.png")
     return path
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hatllm.whole_files import written_whole
+
 INK, GREY, FAINT = "#22252b", "#7b818c", "#e4e6ea"
 BLUE, ORANGE, GREEN = "#2f6db5", "#d9772b", "#3a8f5c"
 DOTS_PER_INCH = 160
@@ -12,7 +14,8 @@ DOTS_PER_INCH = 160
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a PNG on a white ground and return its path."""
-    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white")
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, facecolor="white")
     return path
 
 

@@ -13,6 +13,7 @@ from hatllm.report.curves import draw_curves
 from hatllm.report.evaluation import SLICES
 from hatllm.report.examples import describe_examples, pick_examples
 from hatllm.report.figures import save_figure
+from hatllm.whole_files import write_text
 
 NUM_EXAMPLES = 3
 HIGHER, LOWER = "↑", "↓"
@@ -56,7 +57,7 @@ def write_run_report(folder: Path) -> Path:
         f"## Make it again\n\n```\n{_command(folder, environment)}\n```",
     ]
     path = folder / "report.md"
-    path.write_text("\n\n".join(section for section in sections if section) + "\n", "utf-8")
+    write_text(path, "\n\n".join(section for section in sections if section) + "\n")
     return path
 
 

@@ -12,6 +12,7 @@ from hatllm.report.comparison_plot import draw_comparison
 from hatllm.report.figures import save_figure
 from hatllm.report.run_report import arrow, format_value, markdown_table
 from hatllm.report.sweep_plots import heat_map, lines
+from hatllm.whole_files import write_csv, write_text
 
 
 def write_sweep(
@@ -37,13 +38,13 @@ def write_sweep(
     cells = cell_table(settings, folders)
     names = list(settings[0])
     table = over_seeds(cells, names, config)
-    cells.write_csv(target / "cells.csv")
-    table.write_csv(target / "table.csv")
+    write_csv(target / "cells.csv", cells)
+    write_csv(target / "table.csv", table)
     text = _markdown(table, names, config)
     figures, without = _draw(cells, table, names, folders, config, target)
     text += "".join(f"\n![{path.stem}]({path.name})\n" for path in figures)
     text += "" if without is None else f"\nNo figure: {without}.\n"
-    (target / "table.md").write_text(text, "utf-8")
+    write_text(target / "table.md", text)
     return text
 
 

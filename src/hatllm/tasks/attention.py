@@ -39,6 +39,7 @@ from hatllm.report.attention_shares import (
 from hatllm.report.figures import save_figure
 from hatllm.tasks.assemble import Parts, assemble
 from hatllm.tasks.run_folder import environment, is_finished, load_config, write_json
+from hatllm.whole_files import write_csv
 
 
 def attention(config: Config) -> Path:
@@ -95,8 +96,8 @@ def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
     target = Path(config.experiment.folder or Path(config.output_root) / "attention").expanduser()
     target.mkdir(parents=True, exist_ok=True)
     ratios = headline_ratios(shares)
-    shares.write_csv(target / "attention.csv")
-    ratios.write_csv(target / "attention_ratios.csv")
+    write_csv(target / "attention.csv", shares)
+    write_csv(target / "attention_ratios.csv", ratios)
     save_figure(draw_attention(shares), target / "attention.png")
     seconds = {"total": round(time.perf_counter() - start, 3)}
     manifest = json.loads((runs[0][1] / "split_manifest.json").read_text())

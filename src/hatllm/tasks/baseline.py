@@ -10,7 +10,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hatllm.baselines.fit import SequenceModel, build_sequence_model, fit, scores
+from hatllm.baselines.fit import (
+    NonFiniteLossError,
+    SequenceModel,
+    build_sequence_model,
+    fit,
+    scores,
+)
 from hatllm.baselines.knn import knn_predictions
 from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.ranking import TitleIndex, predictions_of
@@ -18,7 +24,9 @@ from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset
 from hatllm.tasks.assemble import load_dataset
+from hatllm.tasks.faults import naming_what_to_lower, stop_at_non_finite_loss
 from hatllm.tasks.run_folder import WEIGHTS_FILE
+from hatllm.whole_files import written_whole
 
 SPLITS = ("valid", "test")
 
@@ -93,11 +101,17 @@ def _trained(
         for logger in loggers:
             logger.log_metrics(metrics, step)
 
-    fitted = fit(model, sequences["train"], sequences["valid"], index, settings, log)
+    try:
+        with naming_what_to_lower(config, decoding=False):
+            fitted = fit(model, sequences["train"], sequences["valid"], index, settings, log)
+    except NonFiniteLossError as error:
+        ids = train["example_id"].gather(error.row_B.tolist()).sort().to_list()
+        stop_at_non_finite_loss(folder, config, ids, error.step, settings.learning_rate, error.loss)
     for logger in loggers:
         logger.save()
     console.print(f"best of {fitted.num_epochs} epochs: {fitted.best_epoch}")
-    save_file(model.state_dict(), folder / WEIGHTS_FILE)
+    with written_whole(folder / WEIGHTS_FILE) as partial:
+        save_file(model.state_dict(), partial)
     return model
 
 

@@ -3,9 +3,16 @@
 import signal
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
+from rich.console import Console
+
+from hatllm.tasks.run_lock import BUSY, run_lock
+
 INTERRUPTED = 130  # exit code after Ctrl-C
+
+console = Console()
 
 
 def run_child(command: list[str]) -> int:
@@ -34,6 +41,27 @@ def run_child(command: list[str]) -> int:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_when_free(command: list[str], folder: Path) -> int:
+    """As `run_child`, for a cell that another process may be running: waits until that has ended.
+
+    Args:
+        command: Program and its words.
+        folder: The cell's run folder.
+
+    Returns:
+        Exit code, 0 where the other process has finished the cell.
+    """
+    from hatllm.tasks.run_folder import is_finished
+
+    code = run_child(command)
+    while code == BUSY:
+        console.print("waiting for the process that runs this cell")
+        with run_lock(folder):
+            pass
+        code = 0 if is_finished(folder) else run_child(command)
+    return code
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from hatllm.model.masked_lm import MaskedLM
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.terminal import metrics_table
 from hatllm.tasks.assemble import Parts, assemble
+from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.run_folder import config_hash, environment, write_json, write_table
 
 
@@ -53,7 +54,8 @@ def evaluate(config: Config) -> Path:
     start = time.perf_counter()
     parts, lm = load_run(config)
     dataset, split = parts.dataset, config.task.split
-    predictions = predict(lm, parts.catalogue, dataset.splits[split], config, split)
+    with naming_what_to_lower(config, decoding=True):
+        predictions = predict(lm, parts.catalogue, dataset.splits[split], config, split)
     metrics = {split: evaluate_predictions(predictions, dataset.items, dataset.full_train)}
     folder = Path(config.task.run_folder) / "evaluations" / f"{split}-{config_hash(config)[:8]}"
     folder.mkdir(parents=True, exist_ok=True)

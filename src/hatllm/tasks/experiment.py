@@ -13,7 +13,7 @@ from rich.console import Console
 from hatllm.config import Config
 from hatllm.tasks.attention import write_attention_of
 from hatllm.tasks.cells import check_same_code, plan_cells
-from hatllm.tasks.child import INTERRUPTED, run_child
+from hatllm.tasks.child import INTERRUPTED, run_when_free
 from hatllm.tasks.results import write_results_of
 from hatllm.tasks.run_folder import is_finished
 
@@ -44,7 +44,8 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
             console.print(f"{what}: finished already")
             continue
         console.rule(what)
-        code = run_child([sys.executable, str(script), *cell.words])
+        # A cell lives on where only its experiment was killed.
+        code = run_when_free([sys.executable, str(script), *cell.words], cell.folder)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code != 0:

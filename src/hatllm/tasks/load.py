@@ -6,12 +6,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, micro_batches
 from hatllm.data.prompt import IntArray
 from hatllm.tasks.assemble import Parts
+from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.trainer import num_optimizer_steps
 
 MEASURED_AT = (1 / 6, 3 / 6, 5 / 6)  # of the batches in the order of their tokens
@@ -67,7 +67,7 @@ def steps_done(config: Config, folder: Path) -> int:
     last = folder / "checkpoints" / "last.ckpt"
     if not trains(config) or not last.exists():
         return 0
-    return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"])
+    return int(load_checkpoint(last)["global_step"])
 
 
 def loads_of(config: Config, parts: Parts, num_done: int) -> dict[str, Load]:

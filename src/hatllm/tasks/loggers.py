@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from hatllm.config import Config
 from hatllm.tasks.run_folder import config_hash, run_label
+from hatllm.whole_files import write_csv
 
 SHOWN_PREDICTIONS = 50  # rows of the prediction table sent to W&B
 
@@ -59,9 +60,7 @@ class CurvesLogger(Logger):
         rows = [{"step": step, **self.rows[step]} for step in sorted(self.rows)]
         names = sorted({name for row in rows for name in row} - {"step"})
         table = pl.DataFrame(rows, schema={"step": pl.Int64, **dict.fromkeys(names, pl.Float64)})
-        partial = self.path.with_suffix(".part")
-        table.write_csv(partial)
-        partial.replace(self.path)
+        write_csv(self.path, table)
 
     def finalize(self, status: str) -> None:
         """Write what is left."""

@@ -17,6 +17,7 @@ from hatllm.data.datamodule import Examples
 from hatllm.decode.scorer import build_scorers
 from hatllm.decode.search import Search
 from hatllm.tasks.evaluate import load_run
+from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.run_folder import write_table
 
 console = Console()
@@ -39,7 +40,8 @@ def recommend(config: Config) -> pl.DataFrame:
     folder = Path(config.task.run_folder)
     items = pl.read_parquet(folder / "items.parquet")
     histories = [resolve_history(row, items) for row in _typed_histories(config)]
-    answers = _answer(config, histories, items)
+    with naming_what_to_lower(config, decoding=True):
+        answers = _answer(config, histories, items)
     if config.task.histories_file is not None:
         write_table(folder / "recommendations.parquet", answers)
         console.print(f"{len(histories)} histories answered: {folder / 'recommendations.parquet'}")

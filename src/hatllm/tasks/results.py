@@ -25,6 +25,7 @@ from hatllm.report.views import efficiency_frame, frame_markdown, slices_frame
 from hatllm.tasks.cells import PlannedCell, plan_cells
 from hatllm.tasks.run_folder import load_config
 from hatllm.tasks.trainer import num_optimizer_steps
+from hatllm.whole_files import write_csv, write_text
 
 GRID_METRICS = ("NDCG@10", "trie_NLL")
 
@@ -87,9 +88,9 @@ def write_results_of(config: Config, cells: list[PlannedCell]) -> Path:
         _write_comparison(config, finished[block.data], below)
     facts = _facts(config, cells, finished)
     facts += [f"no finished run on {data}" for data in by_data if data not in finished]
-    (target / "results.md").write_text(markdown_results(found, published, facts), "utf-8")
-    (target / "results.tex").write_text(latex_results(found, published), "utf-8")
-    results_frame(found).write_csv(target / "results.csv")
+    write_text(target / "results.md", markdown_results(found, published, facts))
+    write_text(target / "results.tex", latex_results(found, published))
+    write_csv(target / "results.csv", results_frame(found))
     _write_views(config, cells, finished, found, target)
     console.print(f"tables and figures: {target}")
     return target
@@ -114,7 +115,7 @@ def _write_comparison(config: Config, runs: list[PlannedRun], target: Path) -> N
     console.print(rich_table(comparison))
     labels = [row.label for row in comparison.rows]
     text = example_users(folders, labels, 3, names)
-    (target / "examples.md").write_text(text)
+    write_text(target / "examples.md", text)
     console.print(text, markup=False, highlight=False)
 
 
@@ -160,17 +161,17 @@ def _write_views(
                     [slices_frame(data, runs) for data, runs in finished.items()],
                     how="vertical_relaxed",
                 )
-                slices.write_csv(target / "slices.csv")
-                (target / "slices.md").write_text(frame_markdown(slices, 4) + "\n", "utf-8")
+                write_csv(target / "slices.csv", slices)
+                write_text(target / "slices.md", frame_markdown(slices, 4) + "\n")
             case "efficiency":
                 frames = [
                     efficiency_frame(data, runs, _rows_trained(runs))
                     for data, runs in finished.items()
                 ]
                 efficiency = pl.concat(frames, how="vertical_relaxed")
-                efficiency.write_csv(target / "efficiency.csv")
+                write_csv(target / "efficiency.csv", efficiency)
                 text = frame_markdown(efficiency, 2)
-                (target / "efficiency.md").write_text(text + "\n", "utf-8")
+                write_text(target / "efficiency.md", text + "\n")
 
 
 def _write_grid(cells: list[PlannedCell], frame: pl.DataFrame, target: Path) -> None:
@@ -186,7 +187,7 @@ def _write_grid(cells: list[PlannedCell], frame: pl.DataFrame, target: Path) -> 
         orient="row",
     ).join(frame, on=["data", "label"], how="inner")
     for (data,), table in grid.group_by("data", maintain_order=True):
-        table.write_csv(target / f"grid-{data}.csv")
+        write_csv(target / f"grid-{data}.csv", table)
         for metric in GRID_METRICS:
             name = f"{data}-{metric.replace('@', '')}.png"
             heat_map(table, "split_layer", "num_cross_layers", metric, target / f"grid-{name}")

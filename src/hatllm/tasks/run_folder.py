@@ -12,11 +12,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-import polars as pl
 import torch
 from omegaconf import OmegaConf
 
 from hatllm.config import Config
+from hatllm.whole_files import write_json as write_json
+from hatllm.whole_files import write_table as write_table
+from hatllm.whole_files import write_text
 
 # Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
 NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_root", "cache_root",
@@ -95,24 +97,9 @@ def is_finished(folder: Path) -> bool:
     return (folder / "run.json").exists()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that no reader ever sees half of it."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(value, indent=2, default=str, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def write_table(path: Path, table: pl.DataFrame) -> None:
-    """Write a Parquet file so that no reader ever sees half of it."""
-    partial = path.with_suffix(".part")
-    table.write_parquet(partial)
-    partial.replace(path)
-
-
 def write_config(folder: Path, config: Config) -> None:
     """The resolved settings, as YAML."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def load_config(folder: Path, field: str = "task.run_folder") -> Any:

@@ -23,8 +23,8 @@ from rich.console import Console
 
 from hatllm.compose import checked, one_line
 from hatllm.config import Config, SweepConfig
-from hatllm.tasks.child import INTERRUPTED, run_child
-from hatllm.tasks.run_lock import BUSY, run_lock
+from hatllm.tasks.child import INTERRUPTED, run_child, run_when_free
+from hatllm.tasks.run_lock import BUSY
 
 console = Console()
 
@@ -172,12 +172,7 @@ def _run(cell: Cell, wait: bool) -> None:
     if is_finished(cell.folder) and not cell.config.task.force:
         console.print(f"finished already: {cell.folder}", soft_wrap=True)
         return
-    code = run_child(cell.command)
-    while code == BUSY and wait:
-        console.print("waiting for the process that runs this cell")
-        with run_lock(cell.folder):
-            pass
-        code = 0 if is_finished(cell.folder) else run_child(cell.command)
+    code = run_when_free(cell.command, cell.folder) if wait else run_child(cell.command)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code == BUSY:

@@ -11,6 +11,7 @@ from hatllm.report.comparison import compare_runs, example_users
 from hatllm.report.comparison_table import rich_table, write_comparison
 from hatllm.report.results import refuse_other_origins
 from hatllm.tasks.results import results
+from hatllm.whole_files import write_text
 
 
 def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
@@ -49,7 +50,7 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
     text = example_users(folders, [row.label for row in comparison.rows], 3)
-    (target / "examples.md").write_text(text)
+    write_text(target / "examples.md", text)
     console.print(text, markup=False, highlight=False)
     console.print(f"table and figures: {target}")
     return target

@@ -27,6 +27,8 @@ from hatllm.tasks.assemble import (
     load_dataset,
 )
 from hatllm.tasks.baseline import baseline_predictions, popularity_of
+from hatllm.tasks.checkpoints import load_checkpoint
+from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.loggers import build_loggers, log_results
 from hatllm.tasks.run_folder import (
     config_hash,
@@ -110,9 +112,10 @@ def _run_llm(config: Config, folder: Path) -> Path:
         recommender.cuda()
     seconds["train"] = time.perf_counter() - trained
     evaluated = time.perf_counter()
-    predictions = {
-        split: recommender.predict(dataset.splits[split], split) for split in ("valid", "test")
-    }
+    with naming_what_to_lower(config, decoding=True):
+        predictions = {
+            split: recommender.predict(dataset.splits[split], split) for split in ("valid", "test")
+        }
     seconds["evaluate"] = time.perf_counter() - evaluated
     seconds["total"] = time.perf_counter() - start
     if process_rank()[0] == 0:
@@ -177,16 +180,17 @@ def fit(
         console.print(f"resuming from {last}")
     recommender.train()
     try:
-        trainer.fit(
-            recommender, data, ckpt_path=str(last) if last.exists() else None, weights_only=True
-        )
+        with naming_what_to_lower(config, decoding=False, trainer=trainer):
+            trainer.fit(
+                recommender, data, ckpt_path=str(last) if last.exists() else None, weights_only=True
+            )
     except SystemExit as stop:
         # Lightning's answer to Ctrl-C, after it has shut its processes down.
         again = f"resume with the same command; the last step saved is in {last}"
         console.print(f"\n[bold]interrupted[/]: {again if last.exists() else 'nothing saved yet'}")
         raise SystemExit(130) from stop
     if best.best_model_path:
-        saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        saved = load_checkpoint(Path(best.best_model_path))
         recommender.load_state_dict(saved["state_dict"], strict=False)
     recommender.to(trainer.strategy.root_device)
 

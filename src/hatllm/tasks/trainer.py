@@ -15,6 +15,8 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 
 from hatllm.config import Config, TrainerConfig
+from hatllm.tasks.checkpoints import WholeCheckpoints
+from hatllm.tasks.faults import FiniteLoss
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
 for upstream in ("LeafSpec", "is_gradient_checkpointing", "does not have many workers",
@@ -74,7 +76,9 @@ def build_trainer(
         checkpoints, "last", every_n_train_steps=trainer.checkpoint_every_steps,
         save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
-    callbacks: list[Callback] = [best, last, LearningRateMonitor("step")]
+    callbacks: list[Callback] = [
+        FiniteLoss(config, folder), best, last, LearningRateMonitor("step"),
+    ]  # fmt: skip
     if trainer.early_stopping_patience is not None:
         callbacks.append(
             EarlyStopping("val/NDCG@10", mode="max", patience=trainer.early_stopping_patience)
@@ -93,6 +97,7 @@ def build_trainer(
         check_val_every_n_epoch=1 if every is None else None,
         num_sanity_val_steps=0,
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         logger=loggers,
         log_every_n_steps=1,
         use_distributed_sampler=False,
