@@ -1,5 +1,6 @@
 """task=train: prepare, fine-tune, evaluate, report; finished runs are not run twice."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import polars as pl
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from hatllm.config import Config
@@ -14,7 +16,6 @@ from hatllm.data.datamodule import Examples, TrainingData
 from hatllm.data.prepare import Dataset
 from hatllm.model.export import export_adapter, load_exported
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.processes import process_rank
 from hatllm.model.recommender import Recommender
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.run_report import write_run_report
@@ -27,6 +28,7 @@ from hatllm.tasks.assemble import (
     load_dataset,
 )
 from hatllm.tasks.baseline import baseline_predictions, popularity_of
+from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.loggers import build_loggers, log_results
 from hatllm.tasks.run_folder import (
     config_hash,
@@ -59,6 +61,8 @@ def train(config: Config) -> Path:
             process works in the folder.
     """
     folder = run_folder(config)
+    is_first = rank_zero_only.rank == 0
+    console.quiet = not is_first
     with held_alone(folder):
         if is_finished(folder) and not config.task.force:
             console.print(f"finished already, not run again (task.force=true does): {folder}")
@@ -66,7 +70,8 @@ def train(config: Config) -> Path:
         torch.manual_seed(config.seed)
         if config.model.kind == "llm":
             return _run_llm(config, folder)
-        return _run_baseline(config, folder)
+        # One process makes a baseline, however many torchrun or SLURM has started.
+        return _run_baseline(config, folder) if is_first else folder
 
 
 def _run_baseline(config: Config, folder: Path) -> Path:
@@ -106,18 +111,19 @@ def _run_llm(config: Config, folder: Path) -> Path:
     trained = time.perf_counter()
     if num_steps and config.model.tuning != "none":
         fit(config, folder, recommender, rows, parts, num_steps, loggers)
-    elif config.trainer.accelerator != "cpu" and torch.cuda.is_available():
-        recommender.cuda()
+    else:
+        start_processes(config.trainer)
+        if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+            recommender.cuda()
     seconds["train"] = time.perf_counter() - trained
     evaluated = time.perf_counter()
-    predictions = {
-        split: recommender.predict(dataset.splits[split], split) for split in ("valid", "test")
-    }
+    predictions = decode_splits(config, folder, parts, recommender.lm, ("valid", "test"))
     seconds["evaluate"] = time.perf_counter() - evaluated
     seconds["total"] = time.perf_counter() - start
-    if process_rank()[0] == 0:
-        export_adapter(lm, parts.schedule, config, folder)
+    if predictions is not None:
+        export_adapter(recommender.lm, parts.schedule, config, folder)
         metrics = _finish(config, folder, dataset, predictions, seconds)
+        shutil.rmtree(folder / SHARDS)  # the tables hold their rows
         log_results(loggers, metrics, predictions["test"], dataset.items)
     return folder
 
