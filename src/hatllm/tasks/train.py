@@ -16,6 +16,7 @@ from hatllm.data.datamodule import Examples, TrainingData
 from hatllm.data.prepare import Dataset
 from hatllm.model.export import export_adapter, load_exported
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.processes import agreed
 from hatllm.model.recommender import Recommender
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.run_report import write_run_report
@@ -30,6 +31,7 @@ from hatllm.tasks.assemble import (
 from hatllm.tasks.baseline import baseline_predictions, popularity_of
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.loggers import build_loggers, log_results
+from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import (
     config_hash,
     environment,
@@ -94,6 +96,7 @@ def _run_baseline(config: Config, folder: Path) -> Path:
 
 def _run_llm(config: Config, folder: Path) -> Path:
     start = time.perf_counter()
+    requeue = Requeue()
     parts = assemble(config)
     rows = Examples.of(parts.dataset.splits["train"], config.data.max_history_items)
     num_steps = num_optimizer_steps(config.trainer, len(rows))
@@ -110,7 +113,7 @@ def _run_llm(config: Config, folder: Path) -> Path:
     loggers = build_loggers(config, folder)
     trained = time.perf_counter()
     if num_steps and config.model.tuning != "none":
-        fit(config, folder, recommender, rows, parts, num_steps, loggers)
+        fit(config, folder, recommender, rows, parts, num_steps, loggers, requeue)
     else:
         start_processes(config.trainer)
         if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
@@ -164,6 +167,7 @@ def fit(
     parts: Parts,
     num_steps: int,
     loggers: list[Any],
+    requeue: Requeue,
 ) -> None:
     """Train, from `last.ckpt` where there is one, and load the best weights.
 
@@ -175,9 +179,10 @@ def fit(
         parts: Data and catalogue.
         num_steps: Optimizer steps.
         loggers: Lightning loggers.
+        requeue: What SLURM's warning does.
     """
     data = TrainingData(rows, parts.catalogue.book, config)
-    trainer, best = build_trainer(config, folder, loggers, num_steps)
+    trainer, best = build_trainer(config, folder, loggers, num_steps, requeue)
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         console.print(f"resuming from {last}")
@@ -191,9 +196,14 @@ def fit(
         again = f"resume with the same command; the last step saved is in {last}"
         console.print(f"\n[bold]interrupted[/]: {again if last.exists() else 'nothing saved yet'}")
         raise SystemExit(130) from stop
+    state: dict[str, Any] = {}
     if best.best_model_path:
         saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        recommender.load_state_dict(saved["state_dict"], strict=False)
+        state = saved["state_dict"]
+    if config.trainer.strategy == "fsdp":
+        state = state or agreed(trainer.strategy.lightning_module_state_dict())
+        recommender.lm = parts.load_model(config)  # whole again, on every process
+    recommender.load_state_dict(state, strict=False)
     recommender.to(trainer.strategy.root_device)
 
 
