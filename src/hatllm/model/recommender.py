@@ -195,9 +195,7 @@ class Recommender(lightning.LightningModule):
     def validation_step(self, *_: Any) -> None:
         """Decode every validation row (each process its share) and log val/ metrics."""
         with whole(self.lm):
-            predictions = predict(
-                self.lm, self.catalogue, self.valid, self.config, "validate"
-            )
+            predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
         metrics = evaluate_predictions(predictions, self.items, self.full_train)
         for name in ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL"):
             self.log(f"val/{name}", metrics[name], prog_bar=name == "NDCG@10", batch_size=1)

@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from hatllm.config import Config, TrainerConfig
+from hatllm.tasks.loggers import KeepCurve
 from hatllm.tasks.requeue import Requeue
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
@@ -78,7 +79,9 @@ def build_trainer(
         checkpoints, "last", every_n_train_steps=trainer.checkpoint_every_steps,
         save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
-    callbacks: list[Callback] = [best, last, requeue, LearningRateMonitor("step")]
+    callbacks: list[Callback] = [
+        best, last, requeue, KeepCurve(), LearningRateMonitor("step"),
+    ]  # fmt: skip
     if trainer.early_stopping_patience is not None:
         callbacks.append(
             EarlyStopping("val/NDCG@10", mode="max", patience=trainer.early_stopping_patience)
