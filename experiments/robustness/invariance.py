@@ -2,7 +2,8 @@
 
 Every cell is a whole run (train, evaluate) of a small random model. A killed cell is killed twice,
 all of its processes at once: in training after its first saved step, and in the evaluation of the
-test split after its first shard; the same command then ends the run.
+test split after its first shard; the same command then ends the run. A cell that is there is not run
+again, so that the script goes on where it was stopped.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 
 from experiments.robustness.commands import run, run_killed
 from experiments.speed.record import machine, markdown_table, one_line
-from hatllm.tasks.run_folder import environment, write_json
+from hatllm.tasks.run_folder import code_hash, environment, write_json
 
 RESULTS = Path(__file__).parent / "results"
 RANK_METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (1, 5, 10))
@@ -49,9 +50,12 @@ class Cell:
         ]  # fmt: skip
 
     def made(self, common: Sequence[str]) -> dict[str, Any]:
-        """Run it from nothing; what was there when it was killed."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """What was there when it was killed; run from nothing, unless this code has done so."""
         words, found = self.words(common), {}
+        note, made_by = self.folder.with_suffix(".json"), [code_hash(), *words]
+        if note.exists() and (before := json.loads(note.read_text()))["made_by"] == made_by:
+            return dict(before["found"])
+        shutil.rmtree(self.folder, ignore_errors=True)
         if self.is_killed:
             last = self.folder / "checkpoints" / "last.ckpt"
             run_killed(words, last.exists)
@@ -59,6 +63,7 @@ class Cell:
             run_killed(words, lambda: bool(self._shards()))
             found["users_at_kill"] = sum(pl.read_parquet(path).height for path in self._shards())
         run(words)
+        write_json(note, {"made_by": made_by, "found": found})
         return found
 
     def _shards(self) -> list[Path]:
@@ -144,8 +149,8 @@ def main(argv: Sequence[str]) -> None:
                 **result.against(reference),
             }
         )
-        print(_line(rows[-1]), flush=True)
-    _write(arguments.output, argv, found, rows)
+        print(*_line(rows[-1]), sep=" | ", flush=True)
+        _write(arguments.output, argv, found, rows)
 
 
 def _write(
@@ -176,7 +181,6 @@ def _write(
     ]  # fmt: skip
     text = "\n".join(lines)
     (folder / "invariance.md").write_text(text)
-    print(text)
 
 
 HEADINGS = ("processes", "users a batch", "killed (all processes, SIGKILL)", "HR@10", "NDCG@10",
