@@ -2,8 +2,8 @@
 
 Every cell is a whole run (train, evaluate) of a small random model. A killed cell is killed twice,
 all of its processes at once: in training after its first saved step, and in the evaluation of the
-test split after its first shard; the same command then ends the run. A cell that is there is not run
-again, so that the script goes on where it was stopped.
+test split with a quarter of the users decoded; the same command then ends the run. A cell that is
+there is not run again, so that the script goes on where it was stopped.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Cell:
             f"output_root={self.folder.parent}",
         ]  # fmt: skip
 
-    def made(self, common: Sequence[str]) -> dict[str, Any]:
+    def made(self, common: Sequence[str], num_users: int) -> dict[str, Any]:
         """What was there when it was killed; run from nothing, unless this code has done so."""
         words, found = self.words(common), {}
         note, made_by = self.folder.with_suffix(".json"), [code_hash(), *words]
@@ -60,7 +60,8 @@ class Cell:
             last = self.folder / "checkpoints" / "last.ckpt"
             run_killed(words, last.exists)
             found["steps_at_kill"] = torch.load(last, weights_only=True)["global_step"]
-            run_killed(words, lambda: bool(self._shards()))
+            files = -(-num_users // (4 * self.users_per_batch))
+            run_killed(words, lambda: len(self._shards()) >= files)
             found["users_at_kill"] = sum(pl.read_parquet(path).height for path in self._shards())
         run(words)
         write_json(note, {"made_by": made_by, "found": found})
@@ -133,7 +134,7 @@ def main(argv: Sequence[str]) -> None:
     rows: list[dict[str, Any]] = []
     reference: Result | None = None
     for cell in cells:
-        at_kill = cell.made(common)
+        at_kill = cell.made(common, arguments.test_rows)
         result = cell.result()
         reference = reference or result
         rows.append(
