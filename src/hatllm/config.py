@@ -98,12 +98,14 @@ class TaskConfig:
     force: bool  # train: run again although the folder holds a finished run
     num_users: int  # attention: rows of the split whose prompts are read
     attention: bool  # experiment: attention shares of its runs after the table
+    batches_a_shard: int | None  # train, evaluate: batches of users between two writes of answers
 
     def __post_init__(self) -> None:
         check_choice("task", self.name, TASKS)
         check_choice("task.split", self.split, ("valid", "test"))
         check_range("task.example", self.example, 0)
         check_range("task.num_users", self.num_users, 1)
+        check_range("task.batches_a_shard", self.batches_a_shard, 1)
         if self.name in ("evaluate", "recommend") and self.run_folder is None:
             raise ValueError(
                 f"task={self.name} needs task.run_folder=FOLDER, the folder of a finished run"
@@ -511,23 +513,37 @@ class TrainerConfig:
         check_range("trainer.max_steps", self.max_steps, -1)
         if self.learning_rate <= 0:
             raise ValueError(f"trainer.learning_rate={self.learning_rate} must be above 0")
-        rows = self.rows_a_pass * self.devices * self.num_nodes
-        if self.global_batch_size % rows:
-            raise ValueError(
-                f"trainer.global_batch_size={self.global_batch_size} must be a multiple of "
-                f"micro_batch_size x devices x num_nodes = {rows}"
-            )
-        if self.devices * self.num_nodes > 1 and self.strategy == "auto":
+        if self.num_processes > 1 and self.strategy == "auto":
             raise ValueError(
                 f"trainer.devices={self.devices} needs trainer=ddp or trainer=fsdp "
                 f"(trainer.strategy='auto' runs one process)"
             )
 
+    def check_batches(self) -> None:
+        """Refuse a global batch that is not the same number of whole passes for every process.
+
+        Raises:
+            ValueError: If so, with the next sizes that are.
+        """
+        rows = self.rows_a_pass * self.num_processes
+        if self.global_batch_size % rows:
+            below = self.global_batch_size - self.global_batch_size % rows
+            near = f"{below} or {below + rows}" if below else f"{rows}"
+            raise ValueError(
+                f"trainer.global_batch_size={self.global_batch_size} must be a multiple of "
+                f"micro_batch_size x devices x num_nodes = {rows}, such as {near}: only then does "
+                "every row count alike"
+            )
+
+    @property
+    def num_processes(self) -> int:
+        """Processes of the run, over all machines."""
+        return self.devices * self.num_nodes
+
     @property
     def rows_a_pass(self) -> int:
         """Rows of a forward pass: `micro_batch_size`, or a process's share where that is less."""
-        share = self.global_batch_size // (self.devices * self.num_nodes)
-        return max(1, min(self.micro_batch_size, share))
+        return max(1, min(self.micro_batch_size, self.global_batch_size // self.num_processes))
 
 
 @dataclass
@@ -627,8 +643,24 @@ class Config:
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)
         check_range("num_threads", self.num_threads, 1)
-        if self.loss.name == "sdpo" and self.trainer.strategy == "fsdp":
-            raise ValueError("loss=sdpo keeps a copy of what is tuned whole; use trainer=ddp")
+        if self.task.name not in ("evaluate", "recommend"):  # those use a run on any processes
+            self.trainer.check_batches()
+        if self.trainer.strategy == "fsdp":
+            self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        """Refuse what FSDP would compute wrongly, because it lies outside the sharded layers."""
+        for setting, is_given, why in (
+            ("loss=sdpo", self.loss.name == "sdpo", "keeps a copy of what is tuned whole"),
+            ("model.tuning=full", self.model.tuning == "full", "tunes the embeddings too"),
+            ("model.item_vectors", self.model.item_vectors is not None, "has a tuned projector"),
+            ("model.quantization_bits", self.model.quantization_bits is not None, "packs weights"),
+        ):
+            if is_given:
+                raise ValueError(
+                    f"trainer.strategy='fsdp' shards the decoder layers under LoRA; {setting} "
+                    f"{why}; use trainer=ddp"
+                )
 
 
 SCHEMAS: dict[str, Any] = {

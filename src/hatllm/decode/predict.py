@@ -3,6 +3,7 @@
 Dimension key: B users of a batch, K titles a user, T target tokens of a batch (flat), P path nodes.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hatllm.decode.legal import path_log_probs
 from hatllm.decode.scorer import Scorer, build_scorers
 from hatllm.decode.search import Search
 from hatllm.decode.search import search as search
+from hatllm.decode.shards import Shards
 from hatllm.decode.trie import ItemTrie
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.processes import gather_objects, process_rank
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from hatllm.config import Config, DecodeConfig
 
 
-@torch.inference_mode()
 def predict(
     lm: MaskedLM,
     catalogue: Catalogue,
@@ -53,30 +54,82 @@ def predict(
         `decode=exact` certified, gap, beam_missed. Under `decode=d3` top_log_probs is the mixture
         with the assistant, under `decode=grounding` the log-softmax of minus the distance.
     """
-    was_training = lm.training
-    lm.eval()
     rank, world_size = process_rank()
     mine = frame[rank::world_size]
-    examples = Examples.of(mine, config.data.max_history_items)
+    rows = [row for batch in _decoded(lm, catalogue, mine, config, label) for row in batch]
+    every = [row for part in gather_objects(rows) for row in part]
+    return _with_users(_table(every, config.decode), frame)
+
+
+def predict_into(
+    shards: Shards,
+    lm: MaskedLM,
+    catalogue: Catalogue,
+    frame: pl.DataFrame,
+    config: "Config",
+    label: str,
+) -> None:
+    """As `predict`, but this process's share goes to its shards, and no process waits for another.
+
+    Args:
+        shards: Where to; examples that lie there already are left out.
+        lm: The model, on its device.
+        catalogue: Tokenised titles and their trie.
+        frame: All examples.
+        config: The run.
+        label: Name of the progress bar.
+    """
+    left = shards.left_of(frame)
+    if left.is_empty():
+        return
+    pending: list[dict[str, Any]] = []
+    batches = _decoded(lm, catalogue, left, config, label)
+    for number, rows in enumerate(batches, start=1):
+        pending += rows
+        if shards.batches_a_file and number % shards.batches_a_file == 0:
+            shards.write(_table(pending, config.decode))
+            pending = []
+    if pending:
+        shards.write(_table(pending, config.decode))
+
+
+def collected(shards: Shards, frame: pl.DataFrame) -> pl.DataFrame:
+    """The predictions table of `predict`, once the shards of all processes hold every example."""
+    return _with_users(shards.wait_for(frame["example_id"]), frame)
+
+
+@torch.inference_mode()
+def _decoded(
+    lm: MaskedLM, catalogue: Catalogue, frame: pl.DataFrame, config: "Config", label: str
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each batch of users; the longest prompts come first."""
+    was_training = lm.training
+    lm.eval()
+    examples = Examples.of(frame, config.data.max_history_items)
     device = lm.output_embedding_VD.device
     lengths = examples.prompt_lengths(catalogue.book, False)
     scorers = build_scorers(lm, catalogue, config, lengths)
     find = Search(scorers, catalogue, config.decode)
     order = np.argsort(lengths, kind="stable")[::-1]
     size = config.decode.users_per_batch
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=len(order), desc=label, unit="user", disable=rank > 0) as bar:
+    with tqdm(total=len(order), desc=label, unit="user", disable=process_rank()[0] > 0) as bar:
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             batch = examples.batch(catalogue.book, chosen, lm.schedule.target_is_item, False)
             batch = batch.to(device)
             scorer = scorers.of(batch)
             found = find(scorer, [examples.histories[row] for row in chosen])
-            rows += _rows_of(scorer, batch, config.decode, *found)
+            yield _rows_of(scorer, batch, config.decode, *found)
             bar.update(len(chosen))
     lm.train(was_training)
-    every = [row for part in gather_objects(rows) for row in part]
-    table = pl.DataFrame(every, schema=_schema(config.decode), orient="row")
+
+
+def _table(rows: list[dict[str, Any]], config: "DecodeConfig") -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=_schema(config), orient="row")
+
+
+def _with_users(table: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
+    """Each example once, by example_id, with who it is and how long its history."""
     known = frame.select(
         "example_id", "user_id", history_length=pl.col("history").list.len().cast(pl.Int64)
     )

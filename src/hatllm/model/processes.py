@@ -20,3 +20,12 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size
     dist.all_gather_object(values, value)
     return values
+
+
+def agreed(value: Any) -> Any:
+    """The first process's value, on every process."""
+    if process_rank()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

@@ -23,6 +23,7 @@ from hatllm.losses.sdpo import sdpo_loss
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.packed_prompts import hidden_at
 from hatllm.model.reference import Reference
+from hatllm.model.sharding import shard_layers, whole
 from hatllm.report.evaluation import evaluate_predictions
 
 if TYPE_CHECKING:
@@ -64,6 +65,12 @@ class Recommender(lightning.LightningModule):
         self.micro_losses: list[Tensor] = []  # of the optimizer step under way
         # Checkpoints hold what is tuned; the frozen backbone is not in them.
         self.strict_loading = False
+
+    def configure_model(self) -> None:
+        """Under FSDP each process keeps its part of every decoder layer."""
+        if self.config.trainer.strategy == "fsdp" and self.trainer.training:
+            assert self.device_mesh is not None
+            shard_layers(self.lm, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean over rows of the title's loss (nats a title)."""
@@ -113,7 +120,10 @@ class Recommender(lightning.LightningModule):
 
     def _hidden_at(self, batch: Batch, row_M: Tensor, column_M: Tensor) -> Tensor:
         """Hidden states of chosen tokens, the fast or the plain way. Shape (M, D)."""
-        if self.config.fast and len(row_M):  # no choice in any title: the plain way has a graph
+        # The fast way hands keys and values of the prefix on beside the layers' outputs, where FSDP
+        # does not see that a layer's weights are still needed.
+        is_fast = self.config.fast and self.config.trainer.strategy != "fsdp"
+        if is_fast and len(row_M):  # no choice in any title: the plain way has a graph
             prefix_P = torch.from_numpy(self.catalogue.book.prefix).to(row_M.device)
             return hidden_at(self.lm, batch, prefix_P, row_M, column_M)
         hidden_BLD = self.lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
@@ -184,14 +194,11 @@ class Recommender(lightning.LightningModule):
 
     def validation_step(self, *_: Any) -> None:
         """Decode every validation row (each process its share) and log val/ metrics."""
-        predictions = self.predict(self.valid, "validate")
+        with whole(self.lm):
+            predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
         metrics = evaluate_predictions(predictions, self.items, self.full_train)
         for name in ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL"):
             self.log(f"val/{name}", metrics[name], prog_bar=name == "NDCG@10", batch_size=1)
-
-    def predict(self, frame: pl.DataFrame, label: str) -> pl.DataFrame:
-        """The predictions table of a split (see `hatllm.decode.predict`)."""
-        return predict(self.lm, self.catalogue, frame, self.config, label)
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then linear decay to 0 at the last step."""

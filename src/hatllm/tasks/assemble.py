@@ -1,10 +1,12 @@
 """The one wiring function: from a config to the objects of a run."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from torch import Tensor
 
 from hatllm.config import Config
@@ -99,10 +101,11 @@ def assemble(
 
 
 def check_hardware(config: Config) -> None:
-    """Refuse a GPU run without a GPU.
+    """Refuse a GPU run without a GPU, and another number of processes than was started.
 
     Raises:
-        ValueError: If the trainer or the model needs what the machine lacks.
+        ValueError: If the trainer or the model needs what the machine lacks, or torchrun or SLURM
+            runs another number of processes than the trainer's.
     """
     gpus = torch.cuda.device_count()
     trainer = config.trainer
@@ -110,8 +113,15 @@ def check_hardware(config: Config) -> None:
         raise ValueError(
             f"trainer.devices={trainer.devices} GPUs asked for, {gpus} found; use trainer=cpu"
         )
-    if trainer.strategy == "fsdp" and gpus == 0:
-        raise ValueError("trainer.strategy='fsdp' needs GPUs, none found; use trainer=ddp")
+    for launcher, started in (
+        ("torchrun", os.environ.get("TORCHELASTIC_RUN_ID") and os.environ["WORLD_SIZE"]),
+        ("srun", SLURMEnvironment.detect() and os.environ["SLURM_NTASKS"]),
+    ):
+        if started and int(started) != trainer.num_processes:
+            raise ValueError(
+                f"trainer.devices={trainer.devices} x trainer.num_nodes={trainer.num_nodes} must "
+                f"be {started}, the processes that {launcher} started"
+            )
     if config.model.quantization_bits is not None and gpus == 0:
         raise ValueError(
             f"model.quantization_bits={config.model.quantization_bits} needs a GPU, none found; "

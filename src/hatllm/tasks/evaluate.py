@@ -1,20 +1,24 @@
 """task=evaluate: decode a finished run again, with the decoder of the command line."""
 
+import shutil
 import time
 from pathlib import Path
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from hatllm.config import Config
-from hatllm.decode.predict import predict
 from hatllm.model.export import load_exported
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.terminal import metrics_table
 from hatllm.tasks.assemble import Parts, assemble
+from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.faults import naming_what_to_lower
+from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import config_hash, environment, write_json, write_table
+from hatllm.tasks.run_lock import held_alone
 
 
 def load_run(config: Config) -> tuple[Parts, MaskedLM]:
@@ -46,23 +50,31 @@ def evaluate(config: Config) -> Path:
         The new folder, ``evaluations/SPLIT-HASH`` inside the run's.
 
     Raises:
-        ValueError: If a setting does not fit, or the model is not an LLM.
+        ValueError: If a setting does not fit, the model is not an LLM, or another process makes
+            the same evaluation.
     """
     if config.model.kind != "llm":
         raise ValueError(f"task=evaluate needs an LLM run, this one is model={config.model.name}")
     assert config.task.run_folder is not None
-    start = time.perf_counter()
-    parts, lm = load_run(config)
-    dataset, split = parts.dataset, config.task.split
-    with naming_what_to_lower(config, decoding=True):
-        predictions = predict(lm, parts.catalogue, dataset.splits[split], config, split)
-    metrics = {split: evaluate_predictions(predictions, dataset.items, dataset.full_train)}
-    folder = Path(config.task.run_folder) / "evaluations" / f"{split}-{config_hash(config)[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "predictions.parquet", predictions)
-    seconds = {"total": round(time.perf_counter() - start, 3)}
-    write_json(folder / "environment.json", environment(dataset.manifest, seconds))
-    write_json(folder / "metrics.json", metrics)
-    Console().print(metrics_table(metrics))
-    Console().print(f"written to {folder}")
+    start, run, split = time.perf_counter(), Path(config.task.run_folder), config.task.split
+    folder = run / "evaluations" / f"{split}-{config_hash(config)[:8]}"
+    Requeue()
+    console = Console(quiet=rank_zero_only.rank != 0)
+    with held_alone(run / f"evaluations-{folder.name}"):
+        start_processes(config.trainer)
+        parts, lm = load_run(config)
+        with naming_what_to_lower(config, decoding=True):
+            predictions = decode_splits(config, folder, parts, lm, (split,))
+        if predictions is None:
+            return folder
+        dataset = parts.dataset
+        table = predictions[split]
+        metrics = {split: evaluate_predictions(table, dataset.items, dataset.full_train)}
+        write_table(folder / "predictions.parquet", table)
+        seconds = {"total": round(time.perf_counter() - start, 3)}
+        write_json(folder / "environment.json", environment(dataset.manifest, seconds))
+        write_json(folder / "metrics.json", metrics)
+        shutil.rmtree(folder / SHARDS)  # the table holds their rows
+    console.print(metrics_table(metrics))
+    console.print(f"written to {folder}")
     return folder

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -65,6 +67,18 @@ class CurvesLogger(Logger):
     def finalize(self, status: str) -> None:
         """Write what is left."""
         self.save()
+
+
+class KeepCurve(Callback):
+    """No checkpoint knows a step that curves.csv does not, however the run ends after it."""
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: Any) -> None:
+        """Write the curve with the step's loss, which Lightning logs only after saving."""
+        loss = trainer.callback_metrics.get("train/loss")
+        for logger in trainer.loggers:
+            if isinstance(logger, CurvesLogger) and loss is not None:
+                logger.log_metrics({"train/loss": float(loss)}, trainer.global_step - 1)
+                logger.save()
 
 
 def build_loggers(config: Config, folder: Path) -> list[Any]:

@@ -41,14 +41,20 @@ WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 # Code that can change a run's predictions; tables and figures are made from those at any time.
 MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "decode/*.py",
                  "baselines/*.py", "tasks/assemble.py", "tasks/assistant.py", "tasks/baseline.py",
-                 "tasks/item_vectors.py", "tasks/sequence_run.py", "tasks/train.py",
-                 "tasks/trainer.py")  # fmt: skip
+                 "tasks/decoding.py", "tasks/item_vectors.py", "tasks/sequence_run.py",
+                 "tasks/train.py", "tasks/trainer.py")  # fmt: skip
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
             "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
 
 
 def config_hash(config: Config) -> str:
     """Twelve hexadecimal digits over every setting that can change the numbers."""
+    text = json.dumps(settings_that_count(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def settings_that_count(config: Config) -> dict[str, Any]:
+    """Every setting that can change the numbers, without those at a neutral value."""
     settings = {f.name: getattr(config, f.name) for f in fields(config)}
     kept: dict[str, Any] = {
         name: value if isinstance(value, str | int | float | None) else asdict(value)
@@ -59,7 +65,7 @@ def config_hash(config: Config) -> str:
         for name, value in absent.items():
             if kept[group][name] is value:
                 del kept[group][name]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    return kept
 
 
 def run_label(config: Config) -> str:

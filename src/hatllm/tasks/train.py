@@ -1,5 +1,6 @@
 """task=train: prepare, fine-tune, evaluate, report; finished runs are not run twice."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import polars as pl
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from hatllm.config import Config
@@ -14,7 +16,7 @@ from hatllm.data.datamodule import Examples, TrainingData
 from hatllm.data.prepare import Dataset
 from hatllm.model.export import export_adapter, load_exported
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.processes import process_rank
+from hatllm.model.processes import agreed
 from hatllm.model.recommender import Recommender
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.run_report import write_run_report
@@ -28,8 +30,10 @@ from hatllm.tasks.assemble import (
 )
 from hatllm.tasks.baseline import baseline_predictions, popularity_of
 from hatllm.tasks.checkpoints import load_checkpoint
+from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.loggers import build_loggers, log_results
+from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import (
     config_hash,
     environment,
@@ -61,6 +65,8 @@ def train(config: Config) -> Path:
             process works in the folder.
     """
     folder = run_folder(config)
+    is_first = rank_zero_only.rank == 0
+    console.quiet = not is_first
     with held_alone(folder):
         if is_finished(folder) and not config.task.force:
             console.print(f"finished already, not run again (task.force=true does): {folder}")
@@ -68,7 +74,8 @@ def train(config: Config) -> Path:
         torch.manual_seed(config.seed)
         if config.model.kind == "llm":
             return _run_llm(config, folder)
-        return _run_baseline(config, folder)
+        # One process makes a baseline, however many torchrun or SLURM has started.
+        return _run_baseline(config, folder) if is_first else folder
 
 
 def _run_baseline(config: Config, folder: Path) -> Path:
@@ -91,6 +98,7 @@ def _run_baseline(config: Config, folder: Path) -> Path:
 
 def _run_llm(config: Config, folder: Path) -> Path:
     start = time.perf_counter()
+    requeue = Requeue()
     parts = assemble(config)
     rows = Examples.of(parts.dataset.splits["train"], config.data.max_history_items)
     num_steps = num_optimizer_steps(config.trainer, len(rows))
@@ -107,20 +115,21 @@ def _run_llm(config: Config, folder: Path) -> Path:
     loggers = build_loggers(config, folder)
     trained = time.perf_counter()
     if num_steps and config.model.tuning != "none":
-        fit(config, folder, recommender, rows, parts, num_steps, loggers)
-    elif config.trainer.accelerator != "cpu" and torch.cuda.is_available():
-        recommender.cuda()
+        fit(config, folder, recommender, rows, parts, num_steps, loggers, requeue)
+    else:
+        start_processes(config.trainer)
+        if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+            recommender.cuda()
     seconds["train"] = time.perf_counter() - trained
     evaluated = time.perf_counter()
     with naming_what_to_lower(config, decoding=True):
-        predictions = {
-            split: recommender.predict(dataset.splits[split], split) for split in ("valid", "test")
-        }
+        predictions = decode_splits(config, folder, parts, recommender.lm, ("valid", "test"))
     seconds["evaluate"] = time.perf_counter() - evaluated
     seconds["total"] = time.perf_counter() - start
-    if process_rank()[0] == 0:
-        export_adapter(lm, parts.schedule, config, folder)
+    if predictions is not None:
+        export_adapter(recommender.lm, parts.schedule, config, folder)
         metrics = _finish(config, folder, dataset, predictions, seconds)
+        shutil.rmtree(folder / SHARDS)  # the tables hold their rows
         log_results(loggers, metrics, predictions["test"], dataset.items)
     return folder
 
@@ -161,6 +170,7 @@ def fit(
     parts: Parts,
     num_steps: int,
     loggers: list[Any],
+    requeue: Requeue,
 ) -> None:
     """Train, from `last.ckpt` where there is one, and load the best weights.
 
@@ -172,9 +182,10 @@ def fit(
         parts: Data and catalogue.
         num_steps: Optimizer steps.
         loggers: Lightning loggers.
+        requeue: What SLURM's warning does.
     """
     data = TrainingData(rows, parts.catalogue.book, config)
-    trainer, best = build_trainer(config, folder, loggers, num_steps)
+    trainer, best = build_trainer(config, folder, loggers, num_steps, requeue)
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         console.print(f"resuming from {last}")
@@ -189,9 +200,13 @@ def fit(
         again = f"resume with the same command; the last step saved is in {last}"
         console.print(f"\n[bold]interrupted[/]: {again if last.exists() else 'nothing saved yet'}")
         raise SystemExit(130) from stop
+    state: dict[str, Any] = {}
     if best.best_model_path:
-        saved = load_checkpoint(Path(best.best_model_path))
-        recommender.load_state_dict(saved["state_dict"], strict=False)
+        state = load_checkpoint(Path(best.best_model_path))["state_dict"]
+    if config.trainer.strategy == "fsdp":
+        state = state or agreed(trainer.strategy.lightning_module_state_dict())
+        recommender.lm = parts.load_model(config)  # whole again, on every process
+    recommender.load_state_dict(state, strict=False)
     recommender.to(trainer.strategy.root_device)
 
 

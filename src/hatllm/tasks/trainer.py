@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
 )
-from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from hatllm.config import Config, TrainerConfig
 from hatllm.tasks.checkpoints import WholeCheckpoints
 from hatllm.tasks.faults import FiniteLoss
+from hatllm.tasks.loggers import KeepCurve
+from hatllm.tasks.requeue import Requeue
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
 for upstream in ("LeafSpec", "is_gradient_checkpointing", "does not have many workers",
@@ -51,7 +55,7 @@ def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
 
 
 def build_trainer(
-    config: Config, folder: Path, loggers: list[Any], num_steps: int
+    config: Config, folder: Path, loggers: list[Any], num_steps: int, requeue: Requeue
 ) -> tuple[lightning.Trainer, ModelCheckpoint]:
     """The trainer and the callback that knows the best checkpoint.
 
@@ -60,6 +64,7 @@ def build_trainer(
         folder: Run folder; checkpoints go to ``checkpoints/``.
         loggers: Lightning loggers.
         num_steps: Optimizer steps of the whole run.
+        requeue: What SLURM's warning does.
 
     Returns:
         A trainer that validates and saves at optimizer steps, and its best-checkpoint callback.
@@ -77,18 +82,22 @@ def build_trainer(
         save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
     callbacks: list[Callback] = [
-        FiniteLoss(config, folder), best, last, LearningRateMonitor("step"),
+        FiniteLoss(config, folder), best, last, requeue, KeepCurve(), LearningRateMonitor("step"),
     ]  # fmt: skip
     if trainer.early_stopping_patience is not None:
         callbacks.append(
             EarlyStopping("val/NDCG@10", mode="max", patience=trainer.early_stopping_patience)
         )
+    plugins: list[Any] = [WholeCheckpoints()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     every = trainer.validate_every_steps
     built = lightning.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         strategy=_strategy(trainer),
+        plugins=plugins,
         max_epochs=trainer.max_epochs,
         max_steps=num_steps,
         accumulate_grad_batches=accumulation,
@@ -97,7 +106,6 @@ def build_trainer(
         check_val_every_n_epoch=1 if every is None else None,
         num_sanity_val_steps=0,
         callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
         logger=loggers,
         log_every_n_steps=1,
         use_distributed_sampler=False,
@@ -139,7 +147,21 @@ def _strategy(config: TrainerConfig) -> Any:
         case "ddp":
             return DDPStrategy()
         case "fsdp":
-            # Frozen and tuned parameters share a unit: that needs the original parameters.
-            return FSDPStrategy(use_orig_params=True, state_dict_type="full")
+            return ShardedStrategy(
+                data_parallel_size=config.num_processes,
+                tensor_parallel_size=1,
+                save_distributed_checkpoint=False,
+            )
         case _:
             return "auto"
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 whose checkpoints are those of one process: what is tuned, put together."""
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Tuned weights and buffers, whole, on the first process; nothing on the others."""
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+        )
+        return get_model_state_dict(self.model, options=options)
