@@ -158,7 +158,7 @@ def test_a_killed_process_loses_no_more_than_its_chunk(finished: Path, tmp_path:
     )
     waited = time.monotonic()
     while len(list(finished.glob("recommendations/h-*/shards/*.parquet"))) < 3:
-        assert process.poll() is None and time.monotonic() - waited < 60
+        assert process.poll() is None and time.monotonic() - waited < 100
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=10)
@@ -256,11 +256,13 @@ def test_ray_gives_the_shards_of_one_process(
         assert cli(*words_for(finished, path), "task.engine=ray") == 0
         assert first.stat().st_mtime_ns == kept
         assert answers_of(folder).equals(on_ray)
+        first.unlink()
         words = [word for word in words_for(finished, path) if "num_threads" not in word]
-        assert cli(*words, "task.engine=ray", "num_threads=64", "decode.beam_width=11") == 2
+        assert cli(*words, "task.engine=ray", "num_threads=64") == 2
         assert "no room for an actor with 64 CPU" in capfd.readouterr().err
     finally:
         ray.shutdown()
+    assert not first.exists()
     folder.rename(tmp_path / "on_ray")
     assert cli(*words_for(finished, path)) == 0
     assert_same_answers(on_ray, answers_of(only_folder(finished)))

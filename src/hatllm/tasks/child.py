@@ -1,11 +1,14 @@
-"""A cell's process, and how it learns that the user wants to stop."""
+"""A cell's process: how it learns that the user wants to stop, and when it is started again."""
 
 import signal
 import subprocess
 from contextlib import suppress
 from types import FrameType
 
+from hatllm.tasks.run_lock import BUSY
+
 INTERRUPTED = 130  # exit code after Ctrl-C
+REFUSED = 2  # exit code of run.py where a setting does not fit: it would not fit again
 
 
 def run_child(command: list[str]) -> int:
@@ -34,6 +37,24 @@ def run_child(command: list[str]) -> int:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_retried(command: list[str]) -> int:
+    """As `run_child`; a command that failed or was killed is started once more.
+
+    It goes on from its last checkpoint. What was refused, is busy elsewhere or was interrupted is
+    left alone.
+    """
+    code = run_child(command)
+    if code in (0, REFUSED, BUSY, INTERRUPTED):
+        return code
+    print(f"the cell ended early ({ending(code)}); once more", flush=True)
+    return run_child(command)
+
+
+def ending(code: int) -> str:
+    """An exit code in words."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
