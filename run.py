@@ -69,6 +69,10 @@ def errors_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:  # a launcher that lost a worker
+        if os.environ.get("HATLLM_TRACEBACK") or not Sweep.is_open():
+            raise
+        Sweep.running().finish(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from hatllm.config import Config
 # What may be changed when a finished run is used again; the rest is part of what it is.
 CHANGEABLE = ("task", "decode", "fast", "logger", "trainer.accelerator", "trainer.devices",
               "trainer.num_nodes", "trainer.strategy", "model.dtype", "model.backend",
-              "model.compile", "data.valid_rows", "data.test_rows",
+              "model.compile", "data.valid_rows", "data.test_rows", "data.histories",
               "data_root", "cache_root", "output_root", "num_threads", "sweep")  # fmt: skip
 PLACES = ("data_root", "cache_root", "output_root", "num_threads", "task", "sweep")
 

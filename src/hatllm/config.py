@@ -30,6 +30,7 @@ SEARCHES = ("beam", "exact", "d3", "grounding")
 NORMALIZATIONS = ("trie", "vocab")
 ACCELERATORS = ("cpu", "gpu", "auto")
 STRATEGIES = ("auto", "ddp", "fsdp")
+ENGINES = ("local", "ray")
 LOGGERS = ("csv", "wandb", "tensorboard")
 VIEWS = ("bars", "grid", "slices", "efficiency")
 SWEEP_METRICS = tuple(
@@ -93,7 +94,8 @@ class TaskConfig:
     run_folder: str | None  # evaluate, recommend: folder of a finished run; table: folder of runs
     split: str  # evaluate, masks, recommend, attention: valid or test
     history: list[str]  # recommend: item ids or titles, oldest first
-    histories_file: str | None  # recommend: a JSONL/CSV/Parquet file with one history a row
+    engine: str  # recommend, with data.histories: one of ENGINES
+    chunk_rows: int  # recommend, with data.histories: histories of a shard, at most
     example: int  # masks: which example of the split to draw
     force: bool  # train: run again although the folder holds a finished run
     num_users: int  # attention: rows of the split whose prompts are read
@@ -104,6 +106,8 @@ class TaskConfig:
         check_choice("task", self.name, TASKS)
         check_choice("task.split", self.split, ("valid", "test"))
         check_range("task.example", self.example, 0)
+        check_choice("task.engine", self.engine, ENGINES)
+        check_range("task.chunk_rows", self.chunk_rows, 1)
         check_range("task.num_users", self.num_users, 1)
         check_range("task.batches_a_shard", self.batches_a_shard, 1)
         if self.name in ("evaluate", "recommend") and self.run_folder is None:
@@ -160,6 +164,7 @@ class DataConfig:
     valid_rows: int | None
     test_rows: int | None
     sample_seed: int  # the sample stays the same over run seeds
+    histories: str | None  # task=recommend: Parquet, JSONL or CSV, one history a row
     prompt: PromptConfig
 
     def __post_init__(self) -> None:

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,3 +47,19 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
 def shop(tmp_path: Path) -> list[str]:
     """Overrides of a run of seconds on the small shop."""
     return smoke_words(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of seconds, made once."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        words = [*smoke_words(folder), "run_name=done", "trainer.learning_rate=0.01"]
+        assert call_cli(patch, folder, *words) == 0
+    return folder / "outputs" / "done"
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may write into."""
+    return shutil.copytree(finished_once, tmp_path / "outputs" / "done")

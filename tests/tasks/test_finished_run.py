@@ -1,32 +1,13 @@
 """evaluate, recommend, masks, prepare, experiment and table on a small shop."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from .conftest import call_cli, smoke_words
-
 Cli = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of seconds, made once."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        words = [*smoke_words(folder), "run_name=done", "trainer.learning_rate=0.01"]
-        assert call_cli(patch, folder, *words) == 0
-    return folder / "outputs" / "done"
-
-
-@pytest.fixture
-def finished(finished_once: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run that a test may write into."""
-    return shutil.copytree(finished_once, tmp_path / "outputs" / "done")
 
 
 def test_evaluating_again_gives_the_same_answers_and_numbers(cli: Cli, finished: Path) -> None:
@@ -72,38 +53,6 @@ def test_recommend_answers_for_titles_and_ids(
     assert "'Red Boat'" in capsys.readouterr().err
     assert cli(*words) == 2
     assert "task.history" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("form", ["jsonl", "parquet", "csv"])
-def test_recommend_answers_for_a_file_of_histories(
-    cli: Cli, finished: Path, tmp_path: Path, form: str
-) -> None:
-    histories = [["Red Boat", "Blue Book"], ["s5"]]
-    path = tmp_path / f"histories.{form}"
-    table = pl.DataFrame({"history": histories})
-    if form == "jsonl":
-        table.write_ndjson(path)
-    elif form == "parquet":
-        table.write_parquet(path)
-    else:
-        pl.DataFrame({"history": [json.dumps(h) for h in histories]}).write_csv(path)
-    words = ["task=recommend", f"task.run_folder={finished}", f"task.histories_file={path}"]
-    assert cli(*words) == 0
-    answers = pl.read_parquet(finished / "recommendations.parquet")
-    assert answers.group_by("row", maintain_order=True).len()["len"].to_list() == [10, 10]
-    assert answers["log_prob"].is_not_null().all()
-
-
-def test_recommend_says_what_is_wrong_with_a_file(
-    cli: Cli, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["task=recommend", f"task.run_folder={finished}"]
-    wrong = tmp_path / "wrong.csv"
-    wrong.write_text("items\n1\n")
-    for path, part in ((wrong, "column 'history'"), (tmp_path / "no.csv", "no such file"),
-                       (finished / "report.md", ".csv, .jsonl or .parquet")):  # fmt: skip
-        assert cli(*words, f"task.histories_file={path}") == 2
-        assert part in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mask", ["hatllm", "hatllm_segments"])

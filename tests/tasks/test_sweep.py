@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -14,10 +15,13 @@ import yaml
 from hydra import compose, initialize_config_dir
 from toys import CONF, Compose
 
+import run
 from hatllm.compose import checked
 from hatllm.config import SWEEP_METRICS, SweepConfig
 from hatllm.report.sweep import write_sweep
 from hatllm.tasks.run_lock import BUSY, run_lock
+from hatllm.tasks.sweep import Sweep
+from hatllm.tasks.sweep_cells import Cell
 
 from .test_resume import ROOT, command, environment
 
@@ -283,3 +287,104 @@ def test_an_interrupted_experiment_saves_its_cell_and_goes_on_there(
     assert again.returncode == 0, out
     assert out.count("resuming from") == 1
     assert (tmp_path / "tables" / "results.md").exists()
+
+
+def cell_processes(process: subprocess.Popen[str]) -> list[int]:
+    """Processes below a sweep's or an experiment's that run a cell."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            parent = (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
+            if b"-m" not in words and any(b"trainer.max_steps=60" in word for word in words):
+                if int(parent) == process.pid:
+                    found.append(int(path.parent.name))
+    return found
+
+
+def kill_the_cell(process: subprocess.Popen[str], tmp_path: Path) -> None:
+    wait_for_checkpoint(tmp_path)
+    (cell,) = cell_processes(process)
+    os.kill(cell, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the cell in /proc")
+@pytest.mark.parametrize("kind", ["sweep", "experiment"])
+def test_a_killed_cell_is_tried_once_more(kind: str, shop: list[str], tmp_path: Path) -> None:
+    long = ["trainer.max_epochs=99", "trainer.checkpoint_every_steps=1"]
+    cells = [f'"{word}"' for word in ("trainer.max_steps=60", *long)]
+    words = {
+        "sweep": half_a_sweep(shop),
+        "experiment": [*shop, "task=experiment", f"experiment.folder={tmp_path}/tables",
+                       f"experiment.cells={{long: [{','.join(cells)}], none: [model=popularity]}}"],
+    }[kind]  # fmt: skip
+    process = start(words, tmp_path)
+    kill_the_cell(process, tmp_path)
+    out, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, out
+    assert out.count("killed by SIGKILL") == 1
+    assert out.count("resuming from") == 1
+    assert len(stamps(tmp_path)) == 2
+
+
+def test_a_failing_cell_of_an_experiment_stops_no_other(
+    cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*shop, "task=experiment", f"experiment.folder={tmp_path}/tables",
+             "experiment.reference=bad", "+experiment.cells.bad=[mask.split_layer=9]",
+             "+experiment.cells.good=[model=popularity]"]  # fmt: skip
+    assert cli(*words) == 1
+    error = capfd.readouterr().err
+    assert "failed: bad on custom, seed 42: exit code 2" in error
+    assert "1 of 2 cells failed" in error
+    assert len(stamps(tmp_path)) == 1
+    assert "good" in (tmp_path / "tables/results.md").read_text()
+
+
+LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+    "ray": ("hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", []),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_gives_the_whole_table(
+    launcher: str, shop: list[str], tmp_path: Path
+) -> None:
+    package, words = LAUNCHERS[launcher]
+    pytest.importorskip(package, reason=f"needs hydra/launcher={launcher}; see docs/running.md")
+    words = ["-m", *shop, "model=popularity", "decode.top_k=10", "seed=1,2", "mask.split_layer=1",
+             "run_name=popular${seed}", f"hydra/launcher={launcher}", *words]  # fmt: skip
+    out, _ = (process := start(words, tmp_path)).communicate(timeout=250)
+    assert process.returncode == 0, out
+    assert len(before := stamps(tmp_path)) == 2
+    folder = sweep_folder(tmp_path)
+    assert pl.read_csv(folder / "cells.csv")["seed"].to_list() == [1, 2]
+    assert not list((folder / ".cells").iterdir())
+    out, _ = (process := start(words, tmp_path)).communicate(timeout=250)
+    assert process.returncode == 0, out
+    assert stamps(tmp_path) == before
+
+
+def test_cells_of_joblib_fail_and_resume_alone(shop: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", *shop, "mask.split_layer=9,1", "mask.num_cross_layers=1",
+             "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
+    out, _ = (process := start(words, tmp_path)).communicate(timeout=250)
+    assert process.returncode == 1, out
+    assert "1 of 2 cells failed" in out and "mask.split_layer=9" in out
+    assert len(stamps(tmp_path)) == 1
+
+
+def test_a_launcher_that_dies_leaves_the_table_of_what_is_finished(tmp_path: Path) -> None:
+    done = write_run(tmp_path / "done", 1, 0.5, 1.0)
+    sweep = Sweep()
+    sweep.folder, sweep.notes, sweep.settings = tmp_path / "sweep", tmp_path / "notes", GRID
+    Cell(0, ["seed=1"], [], done, None).note(sweep.notes)
+    Cell(1, ["seed=2"], [], tmp_path / "lost").note(sweep.notes)
+    with pytest.raises(SystemExit) as stop, run.errors_in_one_line():
+        raise RuntimeError("a worker was lost")
+    assert stop.value.code == 1
+    assert len(pl.read_csv(tmp_path / "sweep/cells.csv")) == 1
+    assert not Sweep.is_open()

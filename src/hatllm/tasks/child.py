@@ -1,18 +1,14 @@
-"""A cell's process, and how it learns that the user wants to stop."""
+"""A cell's process: how it learns that the user wants to stop, and when it is started again."""
 
 import signal
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
-
-from hatllm.tasks.run_lock import BUSY, run_lock
+from hatllm.tasks.run_lock import BUSY
 
 INTERRUPTED = 130  # exit code after Ctrl-C
-
-console = Console()
+REFUSED = 2  # exit code of run.py where a setting does not fit: it would not fit again
 
 
 def run_child(command: list[str]) -> int:
@@ -43,25 +39,22 @@ def run_child(command: list[str]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_when_free(command: list[str], folder: Path) -> int:
-    """As `run_child`, for a cell that another process may be running: waits until that has ended.
+def run_retried(command: list[str]) -> int:
+    """As `run_child`; a command that failed or was killed is started once more.
 
-    Args:
-        command: Program and its words.
-        folder: The cell's run folder.
-
-    Returns:
-        Exit code, 0 where the other process has finished the cell.
+    It goes on from its last checkpoint. What was refused, is busy elsewhere or was interrupted is
+    left alone.
     """
-    from hatllm.tasks.run_folder import is_finished
-
     code = run_child(command)
-    while code == BUSY:
-        console.print("waiting for the process that runs this cell")
-        with run_lock(folder):
-            pass
-        code = 0 if is_finished(folder) else run_child(command)
-    return code
+    if code in (0, REFUSED, BUSY, INTERRUPTED):
+        return code
+    print(f"the cell ended early ({ending(code)}); once more", flush=True)
+    return run_child(command)
+
+
+def ending(code: int) -> str:
+    """An exit code in words."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

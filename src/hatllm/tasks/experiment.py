@@ -1,7 +1,7 @@
 """task=experiment: run every cell of an experiment in a process of its own, then make its table.
 
 A finished cell is not run again, a broken one resumes, so the same command always goes on where it
-stopped.
+stopped. A cell that fails is tried once more and stops no other.
 """
 
 import sys
@@ -12,16 +12,20 @@ from rich.console import Console
 
 from hatllm.config import Config
 from hatllm.tasks.attention import write_attention_of
-from hatllm.tasks.cells import check_same_code, plan_cells
-from hatllm.tasks.child import INTERRUPTED, run_when_free
+from hatllm.tasks.cells import PlannedCell, check_same_code, plan_cells
+from hatllm.tasks.child import INTERRUPTED, ending, run_retried
 from hatllm.tasks.results import write_results_of
 from hatllm.tasks.run_folder import is_finished
+from hatllm.tasks.run_lock import BUSY, run_lock
 
 console = Console()
 
 
 def run_experiment(config: Config, compose: Callable[[list[str]], Config], script: Path) -> Path:
-    """Run the cells that are not finished, then write table and figures.
+    """Run the cells that are not finished, then write table and figures of those that are.
+
+    Cells that another process runs come last. Cells that failed are named at the end, with exit
+    code 1.
 
     Args:
         config: The experiment.
@@ -34,25 +38,48 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
 
     Raises:
         ValueError: If there are no cells, a cell's settings are wrong, finished cells were made by
-            other code, or a cell failed.
+            other code, or none could be finished.
     """
     cells = plan_cells(config, compose)
     check_same_code(cells)
+    failed: list[tuple[PlannedCell, str]] = []
+    busy = []
     for number, cell in enumerate(cells, start=1):
-        what = f"cell {number}/{len(cells)}: {cell.label} on {cell.data}, seed {cell.seed}"
+        what = f"cell {number}/{len(cells)}: {_name(cell)}"
         if is_finished(cell.folder):
             console.print(f"{what}: finished already")
             continue
         console.rule(what)
-        # A cell lives on where only its experiment was killed.
-        code = run_when_free([sys.executable, str(script), *cell.words], cell.folder)
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
-        if code != 0:
-            raise ValueError(
-                f"experiment.cells.{cell.label} seed {cell.seed} failed with exit code "
-                f"{code}; its message is above. The same command goes on with this cell"
-            )
+        code = _run(cell, script)
+        if code == BUSY:
+            busy.append(cell)
+        elif code != 0:
+            failed.append((cell, ending(code)))
+    for cell in busy:
+        console.print(f"waiting for the process that runs {_name(cell)}")
+        with run_lock(cell.folder):
+            pass
+        if not is_finished(cell.folder) and (code := _run(cell, script)) != 0:
+            failed.append((cell, ending(code)))
+    for cell, why in failed:
+        print(f"failed: {_name(cell)}: {why}; its message is above", file=sys.stderr)
     if config.task.attention:
-        write_attention_of(config, [(cell.label, cell.folder) for cell in cells])
-    return write_results_of(config, cells)
+        finished = [cell for cell in cells if is_finished(cell.folder)]
+        write_attention_of(config, [(cell.label, cell.folder) for cell in finished])
+    folder = write_results_of(config, cells)
+    if failed:
+        again = "the same command runs them again and nothing else"
+        print(f"{len(failed)} of {len(cells)} cells failed; {again}", file=sys.stderr)
+        sys.exit(1)
+    return folder
+
+
+def _run(cell: PlannedCell, script: Path) -> int:
+    code = run_retried([sys.executable, str(script), *cell.words])
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code
+
+
+def _name(cell: PlannedCell) -> str:
+    return f"{cell.label} on {cell.data}, seed {cell.seed}"

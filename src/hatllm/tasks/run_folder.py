@@ -26,6 +26,7 @@ NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_roo
 # Settings younger than some runs, and the value that stands for their absence: there a run keeps
 # the hash that it had before them.
 EXTRAS: dict[str, dict[str, Any]] = {
+    "data": {"histories": None},
     "model": {
         "knn": None,
         "sequence": None,
@@ -37,6 +38,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "loss": {"beta": None, "num_negatives": None},
     "decode": {"assistant_run": None, "llm_weight": None, "max_title_tokens": None},
 }
+# Settings that older runs have and that are gone; none of them could change a number.
+GONE = {"task": ("histories_file",)}
 WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 # Code that can change a run's predictions; tables and figures are made from those at any time.
 MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "decode/*.py",
@@ -124,7 +127,11 @@ def load_config(folder: Path, field: str = "task.run_folder") -> Any:
     if not is_finished(folder):
         there = "no such folder" if not folder.exists() else "the run there is not finished"
         raise ValueError(f"{field}={str(folder)!r}: {there}; give the folder of a finished run")
-    saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder / "config.yaml"))
+    written: Any = OmegaConf.load(folder / "config.yaml")
+    for group, names in GONE.items():
+        for name in names:
+            written.get(group, {}).pop(name, None)
+    saved = OmegaConf.merge(OmegaConf.structured(Config), written)
     _fill_newer_settings(saved, Config)
     return saved
 

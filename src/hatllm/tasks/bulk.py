@@ -1,0 +1,228 @@
+"""Recommendations for a file of histories, chunk by chunk, on one process, several, or Ray.
+
+A chunk's answers are one shard, written whole or not at all. So a run that was stopped goes on with
+the chunks that have none, and chunks may be answered anywhere, in any order: the shards are the
+same.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from filelock import Timeout
+from rich.console import Console
+from tqdm import tqdm
+
+from hatllm.config import Config
+from hatllm.tasks.answerer import Answerer, catalogue_of
+from hatllm.tasks.histories import Chunk, ItemFinder, as_parquet, chunks_of, read_chunk
+from hatllm.tasks.run_folder import config_hash, write_json, write_table
+from hatllm.tasks.run_lock import RunBusyError, run_lock
+
+console = Console()
+
+
+class ChunkWriter:
+    """Answers chunks into shards; made once in each process, it loads the model at the first."""
+
+    def __init__(self, config: Config, path: Path, folder: Path, num_histories: int | None) -> None:
+        """Know where things are.
+
+        Args:
+            config: A finished run's settings with the command line's on top.
+            path: The histories, as `as_parquet` gives them.
+            folder: Where shards go.
+            num_histories: As `Answerer`.
+        """
+        self.config, self.path, self.folder = config, path, folder
+        self.num_histories = num_histories
+        self.answerer: Answerer | None = None
+        items = catalogue_of(config)
+        self.find = ItemFinder(items)
+        ids = items["item_id"].to_list()
+        self.source = dict(zip(ids, items["source_id"].cast(pl.Utf8).to_list(), strict=True))
+        self.title = dict(zip(ids, items["title"].to_list(), strict=True))
+
+    def __call__(self, chunk: Chunk) -> int:
+        """Write a chunk's shard; rows that cannot be used are listed beside it, before it.
+
+        Returns:
+            How many histories were answered.
+        """
+        if self.answerer is None:
+            self.answerer = Answerer(self.config, self.num_histories)
+        read = read_chunk(self.path, chunk, self.find)
+        if read.refused.height:
+            write_table(refused_path(self.folder, chunk), read.refused)
+        rows: list[tuple[Any, ...]] = []
+        users = read.users.to_list()
+        for user, answers in zip(users, self.answerer(read.histories), strict=True):
+            for rank, answer in enumerate(answers, start=1):
+                item = answer.item_id
+                row = (user, rank, self.source[item], self.title[item])
+                rows.append((*row, answer.score, answer.log_prob))
+        schema = {
+            "user_id": read.users.dtype, "rank": pl.Int64, "item": pl.Utf8, "title": pl.Utf8,
+            "score": pl.Float64, "log_prob": pl.Float64,
+        }  # fmt: skip
+        write_table(shard_path(self.folder, chunk), pl.DataFrame(rows, schema=schema, orient="row"))
+        return len(read.histories)
+
+
+def shard_path(folder: Path, chunk: Chunk) -> Path:
+    """Where the answers of a chunk are."""
+    return folder / "shards" / f"{chunk.number:06d}.parquet"
+
+
+def refused_path(folder: Path, chunk: Chunk) -> Path:
+    """Where the rows of a chunk that could not be used are listed, if there are any."""
+    return folder / "refused" / f"{chunk.number:06d}.parquet"
+
+
+def recommend_in_bulk(config: Config) -> Path:
+    """Answer every history of ``data.histories`` that has no answer yet.
+
+    Args:
+        config: A finished run's settings with the command line's on top.
+
+    Returns:
+        Folder ``recommendations/NAME-HASH`` in the run's: ``shards/`` (user_id, rank, item, title,
+        score, log_prob), ``refused/`` (row, user_id, reason), and once all is answered
+        ``summary.json``. Another file, other settings or weights give another folder.
+
+    Raises:
+        ValueError: If the file, or a setting, does not fit.
+        RunBusyError: If another process does this process's share.
+    """
+    given = Path(str(config.data.histories)).expanduser()
+    if not given.is_file():
+        raise ValueError(f"data.histories={str(given)!r}: no such file")
+    config = _with_whole_paths(config, given)
+    folder = _folder(config, given)
+    for name in ("shards", "refused"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with run_lock(folder / "histories"):  # one process lays the file out, the others wait
+        path = as_parquet(given, folder)
+    chunks = chunks_of(path, config.task.chunk_rows)
+    if config.task.engine == "ray":
+        from hatllm.tasks.bulk_ray import answer_on_ray
+
+        answer_on_ray(config, path, folder, chunks)
+    else:
+        _answer_here(config, path, folder, chunks)
+    if all(shard_path(folder, chunk).exists() for chunk in chunks):
+        _sum_up(folder, chunks)
+    return folder
+
+
+def own_share() -> tuple[int, int]:
+    """This process and how many there are, as torchrun or SLURM's srun says."""
+    for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and world_size in os.environ:
+            return int(os.environ[rank]), int(os.environ[world_size])
+    return 0, 1
+
+
+def progress(chunks: list[Chunk], todo: list[Chunk], **options: Any) -> Any:
+    """A bar over histories: how many are done, the rate, and the time that is left."""
+    total, left = (sum(chunk.num_rows for chunk in some) for some in (chunks, todo))
+    return tqdm(total=total, initial=total - left, desc="recommend", unit="user", **options)
+
+
+def without_shard(folder: Path, chunks: list[Chunk]) -> list[Chunk]:
+    """The chunks that are still to be answered."""
+    return [chunk for chunk in chunks if not shard_path(folder, chunk).exists()]
+
+
+def _answer_here(config: Config, path: Path, folder: Path, chunks: list[Chunk]) -> None:
+    rank, world_size = own_share()
+    if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    mine = chunks[rank::world_size]
+    todo = without_shard(folder, mine)
+    if not todo:
+        return
+    lock = run_lock(folder / f"process-{rank}")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunBusyError(f"{folder} is being written by another process; wait for it") from None
+    num_histories = sum(chunk.num_rows for chunk in todo) if world_size == 1 else None
+    write = ChunkWriter(config, path, folder, num_histories)
+    with lock, progress(mine, todo, disable=rank > 0) as bar:
+        for chunk in todo:
+            write(chunk)
+            bar.update(chunk.num_rows)
+
+
+def _sum_up(folder: Path, chunks: list[Chunk]) -> None:
+    """Write ``summary.json``: how many histories were answered and refused, and why."""
+    reasons: dict[str, int] = {}
+    for frame in _refused(folder, chunks):
+        kinds = frame["reason"].str.replace(r"^(unknown item).*", "$1")
+        for kind, count in kinds.value_counts().rows():
+            reasons[kind] = reasons.get(kind, 0) + count
+    total, refused = sum(chunk.num_rows for chunk in chunks), sum(reasons.values())
+    summary = {
+        "histories": total,
+        "answered": total - refused,
+        "refused": dict(sorted(reasons.items())),
+        "shards": len(chunks),
+    }
+    write_json(folder / "summary.json", summary)
+    why = "; ".join(f"{kind}: {count}" for kind, count in summary["refused"].items())  # type: ignore[attr-defined]
+    listed = f" ({why}; listed in {folder / 'refused'})" if refused else ""
+    console.print(
+        f"{total - refused} of {total} histories answered, {refused} refused{listed}: "
+        f"{folder / 'shards'}",
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+def _refused(folder: Path, chunks: list[Chunk]) -> Iterator[pl.DataFrame]:
+    for chunk in chunks:
+        if (path := refused_path(folder, chunk)).exists():
+            yield pl.read_parquet(path)
+
+
+def _with_whole_paths(config: Config, histories: Path) -> Config:
+    """The same settings with paths that mean the same in every process and folder."""
+
+    def whole(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().resolve())
+
+    return replace(
+        config,
+        data=replace(config.data, histories=whole(str(histories))),
+        task=replace(config.task, run_folder=whole(config.task.run_folder)),
+        data_root=whole(config.data_root),
+        cache_root=str(whole(config.cache_root)),
+    )
+
+
+def _folder(config: Config, given: Path) -> Path:
+    """Named by the file and by all that can change an answer."""
+    assert config.task.run_folder is not None
+    run = Path(config.task.run_folder)
+    same_answers = replace(
+        config,
+        data=replace(config.data, histories=None),
+        decode=replace(config.decode, users_per_batch=1),
+    )
+    file = given.stat()
+    known = [config_hash(same_answers), config.task.chunk_rows, given.name, file.st_size,
+             file.st_mtime_ns, *map(_digest, sorted(run.glob("*/*.safetensors"))),
+             *map(_digest, sorted(run.glob("*.safetensors")))]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:8]
+    return run / "recommendations" / f"{given.stem}-{digest}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
