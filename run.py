@@ -11,6 +11,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach errors_in_one_line()
 
 import hydra  # noqa: E402
 from hydra import compose  # noqa: E402
+from hydra._internal.utils import get_args_parser  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
@@ -19,9 +20,11 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from hatllm.compose import checked, one_line, register_schema, with_finished_run  # noqa: E402
 from hatllm.config import Config  # noqa: E402
+from hatllm.redact import redacted  # noqa: E402
 from hatllm.tasks import run_task  # noqa: E402
 from hatllm.tasks.run_lock import BUSY, RunBusyError  # noqa: E402
 from hatllm.tasks.sweep import Sweep  # noqa: E402
+from hatllm.trusted import refuse_foreign_code  # noqa: E402
 
 register_schema()
 
@@ -56,6 +59,20 @@ def run(composed: DictConfig) -> float | None:
     return None
 
 
+def start() -> None:
+    """Look at the command line before Hydra does, then `run` it."""
+    given = get_args_parser().parse_args()
+    folders = [CONF]
+    for flag, folder in (("path", given.config_path), ("dir", given.config_dir)):
+        if folder is not None and not (Path(folder).is_absolute() and Path(folder).is_dir()):
+            raise ValueError(f"--config-{flag} {folder} must be the full path of a folder")
+        folders += [] if folder is None else [Path(folder)]
+    if Path(given.config_name or "").name != (given.config_name or ""):
+        raise ValueError(f"--config-name {given.config_name} must be the name of a file there")
+    refuse_foreign_code(given.overrides, folders)
+    run()
+
+
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Turn a wrong setting or a full disk into one line and exit code 2, Ctrl-C into 130."""
@@ -64,7 +81,7 @@ def errors_in_one_line() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, ValueError, OSError, MemoryError) as error:
         if os.environ.get("HATLLM_TRACEBACK"):
             raise
-        print(f"error: {one_line(error, CONF)}", file=sys.stderr)
+        print(f"error: {redacted(one_line(error, CONF))}", file=sys.stderr)
         sys.exit(BUSY if isinstance(error, RunBusyError) else 2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
@@ -77,4 +94,4 @@ def errors_in_one_line() -> Iterator[None]:
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        run()
+        start()

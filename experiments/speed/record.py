@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hatllm.report.figures import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
-from hatllm.tasks.run_folder import code_hash, environment, hardware, write_json
+from hatllm.tasks.run_folder import code_hash, environment, hardware
+from hatllm.whole_files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 # Where results go and how a run is launched: two runs that differ here measure the same.

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hatllm.config import Config
+from hatllm.redact import refuse_secrets_in
 
 # What may be changed when a finished run is used again; the rest is part of what it is.
 CHANGEABLE = ("task", "decode", "fast", "logger", "trainer.accelerator", "trainer.devices",
@@ -42,6 +43,7 @@ def checked(composed: DictConfig) -> Config:
             raise ValueError(str(error.__cause__)) from error
         raise
     assert isinstance(config, Config)
+    refuse_secrets_in(config)
     return config
 
 

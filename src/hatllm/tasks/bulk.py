@@ -22,8 +22,9 @@ from tqdm import tqdm
 from hatllm.config import Config
 from hatllm.tasks.answerer import Answerer, catalogue_of
 from hatllm.tasks.histories import Chunk, ItemFinder, as_parquet, chunks_of, read_chunk
-from hatllm.tasks.run_folder import config_hash, write_json, write_table
+from hatllm.tasks.run_folder import config_hash
 from hatllm.tasks.run_lock import RunBusyError, run_lock
+from hatllm.whole_files import write_json, write_table
 
 console = Console()
 
@@ -67,7 +68,7 @@ class ChunkWriter:
                 item = answer.item_id
                 row = (user, rank, self.source[item], self.title[item])
                 rows.append((*row, answer.score, answer.log_prob))
-        schema = {
+        schema: dict[str, Any] = {
             "user_id": read.users.dtype, "rank": pl.Int64, "item": pl.Utf8, "title": pl.Utf8,
             "score": pl.Float64, "log_prob": pl.Float64,
         }  # fmt: skip

@@ -17,8 +17,9 @@ from hatllm.tasks.assemble import Parts, assemble
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.requeue import Requeue
-from hatllm.tasks.run_folder import config_hash, environment, write_json, write_table
+from hatllm.tasks.run_folder import config_hash, environment
 from hatllm.tasks.run_lock import held_alone
+from hatllm.whole_files import write_json, write_table
 
 
 def load_run(config: Config) -> tuple[Parts, MaskedLM]:

@@ -17,7 +17,7 @@ from hatllm.data.report import data_report_table, write_data_report
 from hatllm.decode.catalogue import Catalogue
 from hatllm.model.backbone import load_tokenizer
 from hatllm.tasks.assemble import cache_root, load_dataset
-from hatllm.tasks.run_folder import write_json
+from hatllm.whole_files import write_json
 
 
 def prepare(config: Config) -> Path:

@@ -14,10 +14,11 @@ from typing import Any, get_args, get_origin
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from hatllm.config import Config
-from hatllm.whole_files import write_json as write_json
-from hatllm.whole_files import write_table as write_table
+from hatllm.redact import redacted
+from hatllm.trusted import settings_of
 from hatllm.whole_files import write_text
 
 # Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
@@ -127,12 +128,21 @@ def load_config(folder: Path, field: str = "task.run_folder") -> Any:
     if not is_finished(folder):
         there = "no such folder" if not folder.exists() else "the run there is not finished"
         raise ValueError(f"{field}={str(folder)!r}: {there}; give the folder of a finished run")
-    written: Any = OmegaConf.load(folder / "config.yaml")
-    for group, names in GONE.items():
-        for name in names:
-            written.get(group, {}).pop(name, None)
-    saved = OmegaConf.merge(OmegaConf.structured(Config), written)
-    _fill_newer_settings(saved, Config)
+    path = folder / "config.yaml"
+    content = settings_of(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{field}={str(folder)!r}: {path.name} must hold settings by name")
+    try:
+        for group, names in GONE.items():
+            for name in names:
+                content.get(group, {}).pop(name, None)
+        saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(content))
+        _fill_newer_settings(saved, Config)
+    except (OmegaConfBaseException, TypeError, AttributeError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{field}={str(folder)!r}: {path.name} is not a run's: {reason}"
+        ) from error
     return saved
 
 
@@ -158,7 +168,9 @@ def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "command": " ".join(["python", Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])]),
+        "command": redacted(
+            " ".join(["python", Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])])
+        ),
         "commit": _commit(),
         "code_hash": code_hash(),
         "python": platform.python_version(),

@@ -42,11 +42,10 @@ from hatllm.tasks.run_folder import (
     run_folder,
     run_label,
     write_config,
-    write_json,
-    write_table,
 )
 from hatllm.tasks.run_lock import held_alone
 from hatllm.tasks.trainer import build_trainer, num_optimizer_steps
+from hatllm.whole_files import write_json, write_table
 
 console = Console()
 
