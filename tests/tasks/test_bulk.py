@@ -124,9 +124,7 @@ def test_a_typed_history_and_a_file_get_the_same_answer(
     assert places == sorted(places)
 
 
-def test_what_is_answered_is_not_answered_again(
-    cli: Cli, finished: Path, tmp_path: Path
-) -> None:
+def test_what_is_answered_is_not_answered_again(cli: Cli, finished: Path, tmp_path: Path) -> None:
     words = words_for(finished, write_histories(tmp_path / "h.parquet", 23))
     assert cli(*words) == 0
     folder = only_folder(finished)
@@ -231,7 +229,7 @@ def test_recommend_says_what_is_wrong_with_a_file(
     pl.DataFrame({"history": [1, 2]}).write_parquet(numbers)
     for path, part in ((wrong, "needs a column 'history'"), (tmp_path / "no.csv", "no such file"),
                        (finished / "report.md", ".parquet, .jsonl or .csv"),
-                       (cut, "cannot be read"), (numbers, "must hold lists of titles")):  # fmt: skip
+                       (cut, "cannot be read"), (numbers, "must hold lists")):  # fmt: skip
         assert cli(*words_for(finished, path)) == 2
         assert part in capsys.readouterr().err
     assert cli("task=recommend", f"task.run_folder={finished}", "task.engine=spark") == 2
@@ -266,5 +264,3 @@ def test_ray_gives_the_shards_of_one_process(
     folder.rename(tmp_path / "on_ray")
     assert cli(*words_for(finished, path)) == 0
     assert_same_answers(on_ray, answers_of(only_folder(finished)))
-
-

@@ -8,7 +8,6 @@ same.
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,13 +67,11 @@ class ChunkWriter:
                 item = answer.item_id
                 row = (user, rank, self.source[item], self.title[item])
                 rows.append((*row, answer.score, answer.log_prob))
-        schema = {
+        schema: dict[str, Any] = {
             "user_id": read.users.dtype, "rank": pl.Int64, "item": pl.Utf8, "title": pl.Utf8,
             "score": pl.Float64, "log_prob": pl.Float64,
         }  # fmt: skip
-        write_table(
-            shard_path(self.folder, chunk), pl.DataFrame(rows, schema=schema, orient="row")
-        )
+        write_table(shard_path(self.folder, chunk), pl.DataFrame(rows, schema=schema, orient="row"))
         return len(read.histories)
 
 
@@ -175,14 +172,14 @@ def _sum_up(folder: Path, chunks: list[Chunk]) -> None:
         for kind, count in kinds.value_counts().rows():
             reasons[kind] = reasons.get(kind, 0) + count
     total, refused = sum(chunk.num_rows for chunk in chunks), sum(reasons.values())
-    summary = {
+    summary: dict[str, Any] = {
         "histories": total,
         "answered": total - refused,
         "refused": dict(sorted(reasons.items())),
         "shards": len(chunks),
     }
     write_json(folder / "summary.json", summary)
-    why = "; ".join(f"{kind}: {count}" for kind, count in summary["refused"].items())  # type: ignore[attr-defined]
+    why = "; ".join(f"{kind}: {count}" for kind, count in summary["refused"].items())
     listed = f" ({why}; listed in {folder / 'refused'})" if refused else ""
     console.print(
         f"{total - refused} of {total} histories answered, {refused} refused{listed}: "

@@ -30,8 +30,7 @@ def recommend(config: Config) -> None:
         return
     if not config.task.history:
         raise ValueError(
-            'task=recommend needs task.history=\'["Title one","Title two"]\' or '
-            "data.histories=FILE"
+            'task=recommend needs task.history=\'["Title one","Title two"]\' or data.histories=FILE'
         )
     items = catalogue_of(config)
     history = resolve_history(config.task.history, items)
