@@ -14,6 +14,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# Hydra's Ray launcher without what it declares for AWS alone: boto3 wants an older python-dateutil.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt hydra-ray-launcher
 	touch $@
 
 setup: $(STAMP) ## virtual environment, pinned packages, data and backbone fetched

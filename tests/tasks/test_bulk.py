@@ -232,7 +232,7 @@ def test_recommend_says_what_is_wrong_with_a_file(
         (tmp_path / "no.csv", "no such file"),
         (finished / "report.md", ".parquet, .jsonl or .csv"),
         (cut, "cannot be read"),
-        (numbers, "must hold lists of titles"),
+        (numbers, "must hold lists"),
     ):
         assert cli(*words_for(finished, path)) == 2
         assert part in capsys.readouterr().err

@@ -117,14 +117,17 @@ def recommend_in_bulk(config: Config) -> Path:
         answer_on_ray(config, path, folder, chunks)
     else:
         _answer_here(config, path, folder, chunks)
-    if all(shard_path(folder, chunk).exists() for chunk in chunks):
+    if left := without_shard(folder, chunks):
+        console.print(f"this share is done; {len(left)} of {len(chunks)} chunks are left to others")
+    else:
         _sum_up(folder, chunks)
     return folder
 
 
 def own_share() -> tuple[int, int]:
     """This process and how many there are, as torchrun or SLURM's srun says."""
-    for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+    # A batch script without srun has SLURM_NTASKS too, and is alone.
+    for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in os.environ and world_size in os.environ:
             return int(os.environ[rank]), int(os.environ[world_size])
     return 0, 1
@@ -170,14 +173,14 @@ def _sum_up(folder: Path, chunks: list[Chunk]) -> None:
         for kind, count in kinds.value_counts().rows():
             reasons[kind] = reasons.get(kind, 0) + count
     total, refused = sum(chunk.num_rows for chunk in chunks), sum(reasons.values())
-    summary = {
+    summary: dict[str, Any] = {
         "histories": total,
         "answered": total - refused,
         "refused": dict(sorted(reasons.items())),
         "shards": len(chunks),
     }
     write_json(folder / "summary.json", summary)
-    why = "; ".join(f"{kind}: {count}" for kind, count in summary["refused"].items())  # type: ignore[attr-defined]
+    why = "; ".join(f"{kind}: {count}" for kind, count in summary["refused"].items())
     listed = f" ({why}; listed in {folder / 'refused'})" if refused else ""
     console.print(
         f"{total - refused} of {total} histories answered, {refused} refused{listed}: "
