@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
@@ -139,9 +140,9 @@ def _answer(config: Config, histories: list[list[int]], items: pl.DataFrame) -> 
 
 def _table(answers: pl.DataFrame, history: list[int], items: pl.DataFrame) -> Table:
     title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
-    table = Table(title="history: " + " → ".join(title[i] for i in history))
+    table = Table(title=escape("history: " + " → ".join(title[i] for i in history)))
     for column in ("rank", "title", "log-probability", "item id"):
         table.add_column(column)
     for row in answers.to_dicts():
-        table.add_row(str(row["rank"]), row["title"], f"{row['log_prob']:.2f}", str(row["item_id"]))
+        table.add_row(str(row["rank"]), escape(row["title"]), f"{row['log_prob']:.2f}", str(row["item_id"]))
     return table
