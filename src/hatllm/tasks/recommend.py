@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hatllm.config import Config
@@ -36,11 +37,11 @@ def recommend(config: Config) -> None:
     history = resolve_history(config.task.history, items)
     (answers,) = Answerer(config, num_histories=1)([history])
     title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
-    table = Table(title="history: " + " → ".join(title[item] for item in history))
+    table = Table(title=escape("history: " + " → ".join(title[item] for item in history)))
     for column in ("rank", "title", "log-probability", "item id"):
         table.add_column(column)
     for rank, answer in enumerate(answers, start=1):
-        cells = (title[answer.item_id], f"{answer.log_prob:.2f}", str(answer.item_id))
+        cells = (escape(title[answer.item_id]), f"{answer.log_prob:.2f}", str(answer.item_id))
         table.add_row(str(rank), *cells)
     console.print(table)
 

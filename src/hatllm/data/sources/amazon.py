@@ -140,6 +140,7 @@ def read_amazon(reviews_file: Path, metadata_file: Path, release_name: str) -> S
         items=tables.items,
         users=tables.users,
         bad_rows=bad_rows,
+        untouched_items=tables.untouched_items,
     )
 
 
@@ -176,7 +177,8 @@ def _python_records(
             try:
                 record = ast.literal_eval(line)
                 asin, title = record["asin"], record.get("title")
-            except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, MemoryError):
+            except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, MemoryError,
+                    RecursionError):  # fmt: skip
                 bad_rows.add(reason, [line], 1)
                 continue
             if asin in reviewed:

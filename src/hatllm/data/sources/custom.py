@@ -10,7 +10,13 @@ from hatllm.config import DataConfig
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.json_lines import line_blocks, read_json_lines
 from hatllm.data.sources.csv_table import read_csv_texts
-from hatllm.data.sources.tables import SourceTables, parquet_schema, with_ids
+from hatllm.data.sources.tables import (
+    SourceTables,
+    as_text,
+    parquet_schema,
+    read_parquet,
+    with_ids,
+)
 from hatllm.data.sources.timestamps import MICROSECONDS, to_microseconds
 
 FORMATS = ".csv, .csv.gz, .tsv, .parquet, .jsonl, .jsonl.gz"
@@ -64,9 +70,7 @@ def read_custom(interactions_file: Path, items_file: Path, config: DataConfig) -
     interactions = bad_rows.drop(interactions, missing_id, "interaction without user or item")
     bad_time = pl.col("timestamp").is_null() | (pl.col("timestamp") < 0)
     interactions = bad_rows.drop(interactions, bad_time, "interaction with a bad timestamp")
-    items = items.select(
-        item=_id_text(items[item]), title=pl.col(config.title_column).cast(pl.Utf8)
-    )
+    items = items.select(item=_id_text(items[item]), title=as_text(items[config.title_column]))
     items = bad_rows.drop(items, pl.col("item").is_null(), "item without id")
     tables = with_ids(interactions, items, bad_rows, notes=[note])
     in_order = tables.interactions.sort("timestamp", maintain_order=True)  # before rounding
@@ -76,14 +80,17 @@ def read_custom(interactions_file: Path, items_file: Path, config: DataConfig) -
         users=tables.users,
         bad_rows=bad_rows,
         notes=tables.notes,
+        untouched_items=tables.untouched_items,
     )
 
 
 def _id_text(ids: pl.Series) -> pl.Series:
     """Ids as text, 12.0 (an integer column that once had a gap) as 12; blank ones null."""
-    if ids.dtype.is_float() and (ids.drop_nulls() % 1 == 0).all():
-        ids = ids.cast(pl.Int64)
-    text = ids.cast(pl.Utf8).str.strip_chars()
+    if ids.dtype.is_float():
+        ids = ids.set(~ids.is_finite(), None)
+        whole = ids.cast(pl.Int64, strict=False)
+        ids = whole if (whole.cast(pl.Float64) == ids).all() else ids
+    text = as_text(ids).str.strip_chars()
     return text.set(text == "", None)
 
 
@@ -93,11 +100,11 @@ def _read_table(path: Path, fields: dict[str, str], bad_rows: BadRows) -> pl.Dat
     columns = list(dict.fromkeys(fields.values()))
     if suffix == ".parquet":
         _check_columns(path, list(parquet_schema(path)), fields)
-        return pl.read_parquet(path, columns=columns)
+        return read_parquet(path, columns)
     if suffix in (".csv", ".tsv"):
         table = read_csv_texts(path, "," if suffix == ".csv" else "\t", bad_rows)
         _check_columns(path, table.columns, fields)
-        return table.select(columns)
+        return pl.DataFrame([table[column] for column in columns])
     if suffix in (".jsonl", ".ndjson", ".json"):
         _check_columns(path, _json_fields(path), fields)
         return read_json_lines(path, dict.fromkeys(columns, pl.Utf8), bad_rows)
@@ -120,7 +127,7 @@ def _json_fields(path: Path) -> list[str]:
         for line in block.splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict):
                 return list(record)

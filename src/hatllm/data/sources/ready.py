@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from hatllm.data.bad_rows import BadRows
-from hatllm.data.sources.tables import SourceTables, parquet_schema
+from hatllm.data.sources.tables import SourceTables, as_text, parquet_schema, read_parquet
 
 INTERACTIONS_FILE = "interactions.parquet"
 ITEMS_FILE = "items.parquet"
@@ -33,11 +33,13 @@ def read_ready_tables(interactions_file: Path, items_file: Path) -> SourceTables
     items = bad_rows.drop(items, pl.col("item_id").is_null(), "item without id")
     items = bad_rows.drop(items, ~pl.col("item_id").is_first_distinct(), "item listed twice")
     own_id = pl.col("item_id").cast(pl.Utf8)
+    items = items.with_columns(as_text(items[name]) for name in ("asin", "title")
+                               if name in items.columns)  # fmt: skip
     source_id = pl.coalesce("asin", own_id) if "asin" in items.columns else own_id
     users = interactions.select(pl.col("user_id").unique().sort())
     return SourceTables(
         interactions=interactions,
-        items=items.select("item_id", pl.col("title").cast(pl.Utf8), source_id=source_id),
+        items=items.select("item_id", "title", source_id=source_id),
         users=users.with_columns(source_id=pl.col("user_id").cast(pl.Utf8)),
         bad_rows=bad_rows,
     )
@@ -52,9 +54,11 @@ def _integers(path: Path, columns: list[str]) -> pl.DataFrame:
         if not schema[column].is_integer():
             raise ValueError(f"{path}: column {column!r} is {schema[column]}, must be integers")
     optional: list[str] = [name for name in ("asin", "title") if name in schema]
-    return pl.read_parquet(path, columns=columns + optional).with_columns(
-        pl.col(columns).cast(pl.Int64)
-    )
+    table = read_parquet(path, columns + optional)
+    try:
+        return table.with_columns(pl.col(columns).cast(pl.Int64))
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: an integer does not fit 64 bits with a sign") from error
 
 
 def find_ready_tables(folder: Path) -> tuple[Path, Path] | None:

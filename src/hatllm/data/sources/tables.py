@@ -23,6 +23,7 @@ class SourceTables:
         users: user_id Int64 (unique), source_id Utf8.
         bad_rows: What was dropped on the way.
         notes: Anything a reader of the results should know.
+        untouched_items: Items that were listed and left out because nobody touched them.
     """
 
     interactions: pl.DataFrame
@@ -30,6 +31,7 @@ class SourceTables:
     users: pl.DataFrame
     bad_rows: BadRows
     notes: list[str] = field(default_factory=list)
+    untouched_items: int = 0  # listed, but in no interaction
 
 
 def dense_ids(source_ids: Sequence[pl.Series]) -> pl.DataFrame:
@@ -65,7 +67,7 @@ def with_ids(
     items = bad_rows.drop(items, ~pl.col("item").is_first_distinct(), "item listed twice")
     item_ids = dense_ids([interactions["item"], items["item"]])
     known = items.join(item_ids, left_on="item", right_on="source_id", how="left")
-    known = known.filter(pl.col("item").is_in(interactions["item"].unique().implode()))
+    touched = known.filter(pl.col("item").is_in(interactions["item"].unique().implode()))
     dense = interactions.join(
         users, left_on="user", right_on="source_id", how="left", maintain_order="left"
     ).rename({"id": "user_id"})
@@ -74,12 +76,13 @@ def with_ids(
     ).rename({"id": "item_id"})
     return SourceTables(
         interactions=dense.select("user_id", "item_id", "timestamp"),
-        items=known.select(pl.col("id").alias("item_id"), "title", source_id="item").sort(
+        items=touched.select(pl.col("id").alias("item_id"), "title", source_id="item").sort(
             "item_id"
         ),
         users=users.select(pl.col("id").alias("user_id"), "source_id").sort("user_id"),
         bad_rows=bad_rows,
         notes=notes,
+        untouched_items=known.height - touched.height,
     )
 
 
@@ -90,6 +93,31 @@ def parquet_schema(path: Path) -> dict[str, pl.DataType]:
         ValueError: If it is no Parquet file, or a cut-off one.
     """
     try:
-        return dict(pl.read_parquet_schema(path))
+        with path.open("rb") as file:
+            return dict(pl.read_parquet_schema(file))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error
+
+
+def read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
+    """Return some columns of a Parquet file.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        with path.open("rb") as file:  # not by name: a name with * would stand for many files
+            return pl.read_parquet(file, columns=columns)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def as_text(values: pl.Series) -> pl.Series:
+    """Return plain values as Utf8.
+
+    Raises:
+        ValueError: If they are lists, structures or bytes.
+    """
+    if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
+        raise ValueError(f"column {values.name!r} holds {values.dtype}, must be texts or numbers")
+    return values.cast(pl.Utf8)

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 MICROSECONDS = 1_000_000  # in a second
+LARGEST = 2**63 - 1  # microseconds that fit
 # A number below the limit counts in this unit: 1e11 seconds is the year 5138, 1e11 ms is 1973.
 UNITS = (
     (1e11, "seconds", 1e6),
@@ -26,8 +27,12 @@ def to_microseconds(times: pl.Series) -> tuple[pl.Series, str]:
         Int64 of the same length, null where a value cannot be read, and the note.
 
     Raises:
-        ValueError: If not one value can be read as a time.
+        ValueError: If not one value can be read as a time, or they are no numbers, dates or texts.
     """
+    if not (times.dtype.is_numeric() or times.dtype in (pl.Date, pl.Datetime, pl.Utf8, pl.Null)):
+        raise ValueError(
+            f"data.time_column={times.name!r} holds {times.dtype}, must be numbers, dates or texts"
+        )
     if isinstance(times.dtype, pl.Date | pl.Datetime):
         return times.dt.epoch("us"), "times were read as dates (UTC)"
     numbers = times.cast(pl.Int64 if times.dtype.is_integer() else pl.Float64, strict=False)
@@ -55,6 +60,8 @@ def _scaled(times: pl.Series, numbers: pl.Series) -> tuple[pl.Series, str]:
     scaled = (numbers.cast(pl.Float64) * factor).round().cast(pl.Int64, strict=False)
     if not times.dtype.is_float():
         whole = times.cast(pl.Int64, strict=False)
+        fits = whole.is_between(-LARGEST // max(1, int(factor)), LARGEST // max(1, int(factor)))
+        whole = whole.set(~fits, None)
         scaled = (whole * int(factor) if factor >= 1 else whole // 1000).fill_null(scaled)
     return scaled.alias(times.name), f"times were read as Unix {unit}"
 

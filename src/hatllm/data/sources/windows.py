@@ -7,6 +7,7 @@ item ids to titles. This is the form in which the authors of MSL publish their d
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -65,7 +66,8 @@ def read_windows(split_files: dict[str, Path], titles_file: Path) -> WindowTable
     """
     bad_rows = BadRows()
     splits = {name: _read_split(path, bad_rows) for name, path in split_files.items()}
-    return WindowTables(splits=splits, items=_read_titles(titles_file), bad_rows=bad_rows)
+    items = _read_titles(titles_file, bad_rows)
+    return WindowTables(splits=splits, items=items, bad_rows=bad_rows)
 
 
 def _read_split(path: Path, bad_rows: BadRows) -> pl.DataFrame:
@@ -93,13 +95,41 @@ def _read_split(path: Path, bad_rows: BadRows) -> pl.DataFrame:
     return parsed.select("user_id", "item_ids", "timestamp")
 
 
-def _read_titles(path: Path) -> pl.DataFrame:
+def _read_titles(path: Path, bad_rows: BadRows) -> pl.DataFrame:
     try:
-        titles = json.loads(path.read_text(encoding="utf-8"))
-        rows = [(int(key), None if title is None else str(title)) for key, title in titles.items()]
-    except (ValueError, AttributeError) as error:
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+        rows = [(_row_id(key), title) for key, title in pairs.pairs]
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} must be a JSON object of item id -> title, got {type(error).__name__}: {error}"
         ) from error
-    items = pl.DataFrame(rows, schema={"item_id": pl.Int64, "title": pl.Utf8}, orient="row")
+    texts = [(item_id, None if title is None else str(title)) for item_id, title in rows
+             if title is None or isinstance(title, str | int | float)]  # fmt: skip
+    strange = [repr(title) for _, title in rows
+               if not (title is None or isinstance(title, str | int | float))]  # fmt: skip
+    bad_rows.add("item whose title is no text", strange, len(strange))
+    schema = {"item_id": pl.Int64, "title": pl.Utf8}
+    items = pl.DataFrame(
+        [(item_id, _whole(title)) for item_id, title in texts], schema=schema, orient="row"
+    )
+    items = bad_rows.drop(items, ~pl.col("item_id").is_first_distinct(), "item listed twice")
     return items.with_columns(source_id=pl.col("item_id").cast(pl.Utf8)).sort("item_id")
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """A JSON object with its repeated keys."""
+
+    pairs: list[tuple[str, Any]]
+
+
+def _row_id(key: str) -> int:
+    item_id = int(key)
+    if not -(2**63) <= item_id < 2**63:
+        raise ValueError(f"item id {key} does not fit 64 bits")
+    return item_id
+
+
+def _whole(title: str | None) -> str | None:
+    """Half a character, as ``\\ud800`` makes one, replaced."""
+    return None if title is None else title.encode("utf-8", "replace").decode()
