@@ -57,7 +57,7 @@ TASKS = {
     "evaluate": ["task=evaluate", "task.run_folder=outputs/finished", "decode.beam_width=12"],
     "table": [*SHOP, "task=table"],
     "experiment": [*SMALL, "task=experiment", "experiment.name=soak", "experiment.seeds=[1,2]",
-                   "experiment.cells={popularity:['model=popularity'],causal:['mask=causal'],"
+                   "++experiment.cells={popularity:['model=popularity'],causal:['mask=causal'],"
                    "ids:['model=gru4rec','model.sequence.max_epochs=4']}"],
     "sweep": [*SMALL, "-m", "mask=hatllm,reversed", "seed=1,2"],
 }  # fmt: skip
@@ -166,6 +166,8 @@ def _soak_task(task: str, num_kills: int, draw: random.Random, begin: Path, work
             for name in {*expected, *found}
             if expected.get(name) != found.get(name)
         )
+        verdict = "equal" if outcome.is_green else "NOT GREEN"
+        print(f"{task}: round {outcome.rounds}: {verdict}", flush=True)
         if outcome.is_green:
             shutil.rmtree(folder)
     return outcome
