@@ -4,8 +4,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as lightning
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
 
 from hatllm.whole_files import written_whole
 
@@ -29,6 +31,48 @@ class WholeCheckpoints(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint; only tensors and plain values are taken from it."""
         return load_checkpoint(Path(path))
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes ``last.ckpt``: where the same command goes on.
+
+    Always between two optimizer steps, and never at a step whose validation is still to come:
+    Lightning does not make up for a validation that was cut off, and the best weights would be
+    others than without the interruption.
+    """
+
+    def __init__(self, path: Path, every_steps: int, validate_every_steps: int | None) -> None:
+        """Say where and when.
+
+        Args:
+            path: The file.
+            every_steps: Optimizer steps between two writes; every validation writes too.
+            validate_every_steps: Optimizer steps between two validations; None = an epoch's.
+        """
+        self.path, self.every_steps = path, every_steps
+        self.validate_every_steps = validate_every_steps
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Write after every so many optimizer steps."""
+        accumulation = trainer.accumulate_grad_batches
+        if (batch_idx + 1) % accumulation or trainer.global_step % self.every_steps:
+            return
+        validates = self.validate_every_steps or trainer.num_training_batches // accumulation
+        if trainer.global_step % validates:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        """Write what validation has found out."""
+        trainer.save_checkpoint(self.path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from hatllm.config import Config, TrainerConfig
-from hatllm.tasks.checkpoints import WholeCheckpoints
+from hatllm.tasks.checkpoints import LastCheckpoint, WholeCheckpoints
 from hatllm.tasks.faults import FiniteLoss
 from hatllm.tasks.loggers import KeepCurve
 from hatllm.tasks.requeue import Requeue
@@ -77,10 +77,9 @@ def build_trainer(
     best = ModelCheckpoint(
         checkpoints, "best", monitor="val/NDCG@10", mode="max", enable_version_counter=False
     )
-    last = ModelCheckpoint(
-        checkpoints, "last", every_n_train_steps=trainer.checkpoint_every_steps,
-        save_on_train_epoch_end=True, enable_version_counter=False,
-    )  # fmt: skip
+    last = LastCheckpoint(
+        checkpoints / "last.ckpt", trainer.checkpoint_every_steps, trainer.validate_every_steps
+    )
     callbacks: list[Callback] = [
         FiniteLoss(config, folder), best, last, requeue, KeepCurve(), LearningRateMonitor("step"),
     ]  # fmt: skip
