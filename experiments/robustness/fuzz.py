@@ -29,7 +29,8 @@ from experiments.robustness.bad_folders import FinishedRun
 from experiments.robustness.bad_settings import settings_input
 from experiments.robustness.inputs import data_files_input
 from hatllm.compose import one_line
-from hatllm.tasks.run_folder import code_hash, hardware, write_json
+from hatllm.tasks.run_folder import code_hash, hardware
+from hatllm.whole_files import write_json
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
