@@ -17,73 +17,15 @@ import polars as pl
 import torch
 from filelock import Timeout
 from rich.console import Console
-from tqdm import tqdm
 
 from hatllm.config import Config
-from hatllm.tasks.answerer import Answerer, catalogue_of
-from hatllm.tasks.histories import Chunk, ItemFinder, as_parquet, chunks_of, read_chunk
+from hatllm.tasks.chunk_writer import ChunkWriter, progress, refused_path, without_shard
+from hatllm.tasks.histories import Chunk, as_parquet, chunks_of
 from hatllm.tasks.run_folder import config_hash
 from hatllm.tasks.run_lock import RunBusyError, run_lock
-from hatllm.whole_files import write_json, write_table
+from hatllm.whole_files import write_json
 
 console = Console()
-
-
-class ChunkWriter:
-    """Answers chunks into shards; made once in each process, it loads the model at the first."""
-
-    def __init__(self, config: Config, path: Path, folder: Path, num_histories: int | None) -> None:
-        """Know where things are.
-
-        Args:
-            config: A finished run's settings with the command line's on top.
-            path: The histories, as `as_parquet` gives them.
-            folder: Where shards go.
-            num_histories: As `Answerer`.
-        """
-        self.config, self.path, self.folder = config, path, folder
-        self.num_histories = num_histories
-        self.answerer: Answerer | None = None
-        items = catalogue_of(config)
-        self.find = ItemFinder(items)
-        ids = items["item_id"].to_list()
-        self.source = dict(zip(ids, items["source_id"].cast(pl.Utf8).to_list(), strict=True))
-        self.title = dict(zip(ids, items["title"].to_list(), strict=True))
-
-    def __call__(self, chunk: Chunk) -> int:
-        """Write a chunk's shard; rows that cannot be used are listed beside it, before it.
-
-        Returns:
-            How many histories were answered.
-        """
-        if self.answerer is None:
-            self.answerer = Answerer(self.config, self.num_histories)
-        read = read_chunk(self.path, chunk, self.find)
-        if read.refused.height:
-            write_table(refused_path(self.folder, chunk), read.refused)
-        rows: list[tuple[Any, ...]] = []
-        users = read.users.to_list()
-        for user, answers in zip(users, self.answerer(read.histories), strict=True):
-            for rank, answer in enumerate(answers, start=1):
-                item = answer.item_id
-                row = (user, rank, self.source[item], self.title[item])
-                rows.append((*row, answer.score, answer.log_prob))
-        schema: dict[str, Any] = {
-            "user_id": read.users.dtype, "rank": pl.Int64, "item": pl.Utf8, "title": pl.Utf8,
-            "score": pl.Float64, "log_prob": pl.Float64,
-        }  # fmt: skip
-        write_table(shard_path(self.folder, chunk), pl.DataFrame(rows, schema=schema, orient="row"))
-        return len(read.histories)
-
-
-def shard_path(folder: Path, chunk: Chunk) -> Path:
-    """Where the answers of a chunk are."""
-    return folder / "shards" / f"{chunk.number:06d}.parquet"
-
-
-def refused_path(folder: Path, chunk: Chunk) -> Path:
-    """Where the rows of a chunk that could not be used are listed, if there are any."""
-    return folder / "refused" / f"{chunk.number:06d}.parquet"
 
 
 def recommend_in_bulk(config: Config) -> Path:
@@ -131,17 +73,6 @@ def own_share() -> tuple[int, int]:
         if rank in os.environ and world_size in os.environ:
             return int(os.environ[rank]), int(os.environ[world_size])
     return 0, 1
-
-
-def progress(chunks: list[Chunk], todo: list[Chunk], **options: Any) -> Any:
-    """A bar over histories: how many are done, the rate, and the time that is left."""
-    total, left = (sum(chunk.num_rows for chunk in some) for some in (chunks, todo))
-    return tqdm(total=total, initial=total - left, desc="recommend", unit="user", **options)
-
-
-def without_shard(folder: Path, chunks: list[Chunk]) -> list[Chunk]:
-    """The chunks that are still to be answered."""
-    return [chunk for chunk in chunks if not shard_path(folder, chunk).exists()]
 
 
 def _answer_here(config: Config, path: Path, folder: Path, chunks: list[Chunk]) -> None:

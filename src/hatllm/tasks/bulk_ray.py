@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hatllm.config import Config
-from hatllm.tasks.bulk import ChunkWriter, progress, without_shard
+from hatllm.tasks.chunk_writer import ChunkWriter, progress, without_shard
 from hatllm.tasks.histories import Chunk
 
 
