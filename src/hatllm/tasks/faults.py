@@ -90,7 +90,7 @@ class FiniteLoss(lightning.Callback):
         ids = sorted(set(self.batch.example_id_B.tolist()))
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         stop_at_non_finite_loss(
-            self.folder, self.config, ids, trainer.global_step, rate, float(loss)
+            self.folder, self.config, ids, trainer.global_step, rate, float(loss.detach())
         )
 
 

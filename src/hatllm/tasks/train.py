@@ -31,6 +31,7 @@ from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.loggers import build_loggers, log_results
 from hatllm.tasks.run_folder import (
+    RUN_FILE,
     config_hash,
     environment,
     is_finished,
@@ -65,6 +66,8 @@ def train(config: Config) -> Path:
         if is_finished(folder) and not config.task.force:
             console.print(f"finished already, not run again (task.force=true does): {folder}")
             return folder
+        # Made again: nobody may take old and new files together for one finished run.
+        (folder / RUN_FILE).unlink(missing_ok=True)
         torch.manual_seed(config.seed)
         if config.model.kind == "llm":
             return _run_llm(config, folder)
@@ -229,7 +232,7 @@ def _finish(
         "seconds": rounded,
     }
     write_run_report(folder)
-    write_json(folder / "run.json", run)
+    write_json(folder / RUN_FILE, run)
     console.print(metrics_table(metrics))
     console.print(f"report: {folder / 'report.md'}")
     return metrics
