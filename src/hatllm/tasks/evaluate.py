@@ -10,10 +10,10 @@ from hatllm.config import Config
 from hatllm.decode.predict import predict
 from hatllm.model.export import load_exported
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.terminal import metrics_table
 from hatllm.tasks.assemble import Parts, assemble
-from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.run_folder import config_hash, environment, write_json, write_table
 
 

@@ -16,8 +16,8 @@ from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.decode.scorer import build_scorers
 from hatllm.decode.search import Search
+from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.tasks.evaluate import load_run
-from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.run_folder import write_table
 
 console = Console()

@@ -14,6 +14,7 @@ from hatllm.data.datamodule import Examples, TrainingData
 from hatllm.data.prepare import Dataset
 from hatllm.model.export import export_adapter, load_exported
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.model.processes import process_rank
 from hatllm.model.recommender import Recommender
 from hatllm.report.evaluation import evaluate_predictions
@@ -28,7 +29,6 @@ from hatllm.tasks.assemble import (
 )
 from hatllm.tasks.baseline import baseline_predictions, popularity_of
 from hatllm.tasks.checkpoints import load_checkpoint
-from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.loggers import build_loggers, log_results
 from hatllm.tasks.run_folder import (
     RUN_FILE,
@@ -183,7 +183,7 @@ def fit(
         console.print(f"resuming from {last}")
     recommender.train()
     try:
-        with naming_what_to_lower(config, decoding=False, trainer=trainer):
+        with naming_what_to_lower(config, decoding=False):
             trainer.fit(
                 recommender, data, ckpt_path=str(last) if last.exists() else None, weights_only=True
             )

@@ -16,7 +16,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 
 from hatllm.config import Config, TrainerConfig
 from hatllm.tasks.checkpoints import LastCheckpoint, WholeCheckpoints
-from hatllm.tasks.faults import FiniteLoss
+from hatllm.tasks.finite_loss import FiniteLoss
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
 for upstream in ("LeafSpec", "is_gradient_checkpointing", "does not have many workers",
