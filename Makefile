@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo bench test slow lint types format masks clean
+.PHONY: help setup demo bench soak test slow lint types format masks clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -33,6 +33,9 @@ slow: setup ## the tests with the real backbone
 BENCHMARKS := decode train trie curves prepare profile
 bench: setup ## a short version of each benchmark, into experiments/speed/results/quick
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.speed.$$name --quick --fresh || exit 1; done
+
+soak: setup ## kill -9 at 50 random moments, the same command again, the same numbers
+	$(BIN)/python -m experiments.robustness.soak --kills 50
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -51,15 +51,15 @@ SHOP = ["data=custom", "data.interactions_file=shop/interactions.csv",
 SMALL = [*SHOP, "scale=smoke", "num_threads=1", "data.train_rows=24", "data.test_rows=8",
          "trainer.max_epochs=2", "trainer.validate_every_steps=2",
          "trainer.checkpoint_every_steps=1", "trainer.learning_rate=0.01"]  # fmt: skip
-TASKS = {
+TASKS = {  # the longest first
+    "sweep": ["-m", *SMALL, "mask=hatllm,reversed"],
+    "experiment": [*SMALL, "task=experiment", "experiment.name=soak", "experiment.seeds=[1]",
+                   "++experiment.cells={popularity:['model=popularity'],causal:['mask=causal'],"
+                   "ids:['model=gru4rec','model.sequence.max_epochs=4']}"],
     "prepare": [*SMALL, "task=prepare"],
     "train": [*SMALL, "run_name=trained"],
     "evaluate": ["task=evaluate", "task.run_folder=outputs/finished", "decode.beam_width=12"],
     "table": [*SHOP, "task=table"],
-    "experiment": [*SMALL, "task=experiment", "experiment.name=soak", "experiment.seeds=[1]",
-                   "++experiment.cells={popularity:['model=popularity'],causal:['mask=causal'],"
-                   "ids:['model=gru4rec','model.sequence.max_epochs=4']}"],
-    "sweep": [*SMALL, "-m", "mask=hatllm,reversed"],
 }  # fmt: skip
 NUMBERS = ("metrics.json", "table.csv", "cells.csv", "results.csv", "table.md")
 HASHES = ("data_hash", "split_hash", "split_hashes", "rows")  # of a manifest that has timings too

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from hatllm.report.figures import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
 from hatllm.tasks.run_folder import code_hash, environment, hardware
-from hatllm.whole_files import write_json
+from hatllm.whole_files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 # Where results go and how a run is launched: two runs that differ here measure the same.
@@ -157,14 +157,11 @@ class Record:
                 "",
             ]
         )
-        partial = self.folder / f"{self.name}.md.part"
-        partial.write_text(text)
-        partial.replace(self.folder / f"{self.name}.md")
+        write_text(self.folder / f"{self.name}.md", text)
 
     def draw(self, figure: Figure) -> None:
         """Write the plot beside the JSON file."""
-        partial = self.folder / f"{self.name}.part.png"
-        save_figure(figure, partial).replace(self.folder / f"{self.name}.png")
+        save_figure(figure, self.folder / f"{self.name}.png")
 
 
 def machine() -> dict[str, Any]:

@@ -190,15 +190,10 @@ def _saying_which(path: Path) -> Iterator[None]:
     """Name the target in any error of the system, whichever library met it."""
     try:
         yield
-    except OSError as error:
-        raise _cannot_write(path, error.errno, error.strerror) from error
     except Exception as error:  # polars and safetensors have errors of their own for a full disk
         found = re.search(r"\(os error (\d+)\)", str(error))
-        if found is None:
+        number = int(found.group(1)) if found else getattr(error, "errno", None)
+        if number is None:
             raise
-        number = int(found.group(1))
-        raise _cannot_write(path, number, os.strerror(number)) from error
-
-
-def _cannot_write(path: Path, number: int | None, reason: str | None) -> OSError:
-    return OSError(number, f"cannot write {path}: {reason}; what was there is kept")
+        reason = f"cannot write {path}: {os.strerror(number)}; what was there is kept"
+        raise OSError(number, reason) from error

@@ -7,14 +7,37 @@ from rows import padded
 from toys import Compose, schedule_of
 
 from hatllm.masks.patterns import PREFIX
-from hatllm.model.backbone import load_masked_lm
+from hatllm.model.backbone import load_masked_lm, smollm2_folder
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.whole_files import folder_written_whole, record_checksums
 
 
 def test_the_output_layer_takes_no_adapter(compose_config: Compose, tmp_path: Path) -> None:
     config = compose_config("model=tiny", "model.lora.target_modules=[q_proj,lm_head]").model
     with pytest.raises(ValueError, match=r"model.lora.target_modules holds lm_head"):
         load_masked_lm(config, schedule_of("IFFC"), tmp_path, seed=0)
+
+
+def test_a_damaged_converted_model_is_converted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(folder: Path, _: Path) -> None:
+        converted.append(folder)
+        with folder_written_whole(folder) as partial:
+            for name in ("config.json", "model.safetensors"):
+                (partial / name).write_text("content")
+            record_checksums(partial)
+
+    converted: list[Path] = []
+    monkeypatch.setattr("hatllm.model.backbone._convert_smollm2", convert)
+    for _ in range(2):
+        folder = smollm2_folder(tmp_path)
+    assert converted == [folder]
+    (folder / "model.safetensors").write_text("c0ntent")
+    assert smollm2_folder(tmp_path) == folder and len(converted) == 2
+    (folder / "checksums.json").unlink()  # as older versions left it
+    assert smollm2_folder(tmp_path) == folder and len(converted) == 2
+    assert (folder / "checksums.json").exists()
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from hatllm.losses.lml import lml_loss
 from hatllm.losses.msl import ats_temperature, legal_statistics, msl_loss, smooth
 from hatllm.losses.sdpo import sdpo_loss
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.model.packed_prompts import hidden_at
 from hatllm.model.reference import Reference
 from hatllm.model.sharding import shard_layers, whole
@@ -194,7 +195,7 @@ class Recommender(lightning.LightningModule):
 
     def validation_step(self, *_: Any) -> None:
         """Decode every validation row (each process its share) and log val/ metrics."""
-        with whole(self.lm):
+        with whole(self.lm), naming_what_to_lower(self.config, decoding=True):
             predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
         metrics = evaluate_predictions(predictions, self.items, self.full_train)
         for name in ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL"):

@@ -14,7 +14,7 @@ from hatllm.decode.beam import Answers
 from hatllm.decode.scorer import Scorers, build_scorers
 from hatllm.decode.search import Search
 from hatllm.tasks.evaluate import load_run
-from hatllm.tasks.faults import naming_what_to_lower
+from hatllm.model.out_of_memory import naming_what_to_lower
 
 
 class Answer(NamedTuple):

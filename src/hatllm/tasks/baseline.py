@@ -23,8 +23,9 @@ from hatllm.baselines.ranking import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset
+from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.tasks.assemble import load_dataset
-from hatllm.tasks.faults import naming_what_to_lower, stop_at_non_finite_loss
+from hatllm.tasks.finite_loss import stop_at_non_finite_loss
 from hatllm.tasks.run_folder import WEIGHTS_FILE
 from hatllm.whole_files import written_whole
 

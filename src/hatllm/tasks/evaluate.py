@@ -11,11 +11,11 @@ from rich.console import Console
 from hatllm.config import Config
 from hatllm.model.export import load_exported
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.terminal import metrics_table
 from hatllm.tasks.assemble import Parts, assemble
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
-from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import config_hash, environment
 from hatllm.tasks.run_lock import held_alone

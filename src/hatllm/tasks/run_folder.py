@@ -41,6 +41,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
 }
 # Settings that older runs have and that are gone; none of them could change a number.
 GONE = {"task": ("histories_file",)}
+RUN_FILE = "run.json"  # written last: it says that the run is finished
 WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 # Code that can change a run's predictions; tables and figures are made from those at any time.
 MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "decode/*.py",
@@ -104,7 +105,7 @@ def run_folder(config: Config) -> Path:
 
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds a finished run."""
-    return (folder / "run.json").exists()
+    return (folder / RUN_FILE).exists()
 
 
 def write_config(folder: Path, config: Config) -> None:

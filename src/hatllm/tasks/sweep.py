@@ -130,6 +130,10 @@ class Sweep(Callback):
                 if cell.is_busy:
                     self._wait_for(cell)
             self._write_table(cells)
+        except OSError as error:  # such as a full disk
+            conf = Path(cells[0].command[1]).parent / "conf"
+            print(f"error: {one_line(error, conf)}", file=sys.stderr)
+            sys.exit(2)
         except Exception:  # Hydra would make a warning of it and exit code 0
             traceback.print_exc()
             sys.exit(1)

@@ -16,6 +16,7 @@ from hatllm.data.datamodule import Examples, TrainingData
 from hatllm.data.prepare import Dataset
 from hatllm.model.export import export_adapter, load_exported
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.model.processes import agreed
 from hatllm.model.recommender import Recommender
 from hatllm.report.evaluation import evaluate_predictions
@@ -31,10 +32,10 @@ from hatllm.tasks.assemble import (
 from hatllm.tasks.baseline import baseline_predictions, popularity_of
 from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
-from hatllm.tasks.faults import naming_what_to_lower
 from hatllm.tasks.loggers import build_loggers, log_results
 from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import (
+    RUN_FILE,
     config_hash,
     environment,
     is_finished,
@@ -70,6 +71,8 @@ def train(config: Config) -> Path:
         if is_finished(folder) and not config.task.force:
             console.print(f"finished already, not run again (task.force=true does): {folder}")
             return folder
+        # Made again: nobody may take old and new files together for one finished run.
+        (folder / RUN_FILE).unlink(missing_ok=True)
         torch.manual_seed(config.seed)
         if config.model.kind == "llm":
             return _run_llm(config, folder)
@@ -190,7 +193,7 @@ def fit(
         console.print(f"resuming from {last}")
     recommender.train()
     try:
-        with naming_what_to_lower(config, decoding=False, trainer=trainer):
+        with naming_what_to_lower(config, decoding=False):
             trainer.fit(
                 recommender, data, ckpt_path=str(last) if last.exists() else None, weights_only=True
             )
@@ -243,7 +246,7 @@ def _finish(
         "seconds": rounded,
     }
     write_run_report(folder)
-    write_json(folder / "run.json", run)
+    write_json(folder / RUN_FILE, run)
     console.print(metrics_table(metrics))
     console.print(f"report: {folder / 'report.md'}")
     return metrics

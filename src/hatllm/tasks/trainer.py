@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from hatllm.config import Config, TrainerConfig
 from hatllm.tasks.checkpoints import LastCheckpoint, WholeCheckpoints
-from hatllm.tasks.faults import FiniteLoss
+from hatllm.tasks.finite_loss import FiniteLoss
 from hatllm.tasks.loggers import KeepCurve
 from hatllm.tasks.requeue import Requeue
 

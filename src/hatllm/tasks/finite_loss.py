@@ -1,13 +1,10 @@
-"""Faults of training and decoding, turned into one line that says which setting to change."""
+"""A training loss that is not finite: what it was made of is saved, and the run stops."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.trainer.states import RunningStage
 from torch import Tensor
 
 from hatllm.config import Config
@@ -19,10 +16,6 @@ NON_FINITE_FILE = "non_finite_loss.json"
 
 class StoppedByLossError(ValueError):
     """A training loss is NaN or infinite."""
-
-
-class OutOfMemoryError(ValueError):
-    """The machine or the GPU has no memory left."""
 
 
 def stop_at_non_finite_loss(
@@ -90,54 +83,5 @@ class FiniteLoss(lightning.Callback):
         ids = sorted(set(self.batch.example_id_B.tolist()))
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         stop_at_non_finite_loss(
-            self.folder, self.config, ids, trainer.global_step, rate, float(loss)
+            self.folder, self.config, ids, trainer.global_step, rate, float(loss.detach())
         )
-
-
-@contextmanager
-def naming_what_to_lower(
-    config: Config, decoding: bool, trainer: lightning.Trainer | None = None
-) -> Iterator[None]:
-    """Turn running out of memory into one line that names the setting to lower.
-
-    Args:
-        config: The run.
-        decoding: Whether users are decoded inside; else rows are trained on.
-        trainer: Trains inside; it decodes where it validates.
-
-    Raises:
-        OutOfMemoryError: Where memory ran out.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if trainer is not None and trainer.state.stage == RunningStage.VALIDATING:
-            decoding = True
-        raise OutOfMemoryError(f"out of memory {_advice(config, decoding)}") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: the GPU's, Python's or torch's on the CPU."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "can't allocate memory" in text
-        or "out of memory" in text
-    )
-
-
-def _advice(config: Config, decoding: bool) -> str:
-    if config.model.kind != "llm":
-        sequence = config.model.sequence
-        size = "" if sequence is None else f" (it is {sequence.batch_size})"
-        return f"in model={config.model.name}: lower model.sequence.batch_size{size}"
-    if decoding:
-        return (
-            f"while decoding: lower decode.users_per_batch (it is {config.decode.users_per_batch})"
-        )
-    advice = f"while training: lower trainer.micro_batch_size (it is {config.trainer.rows_a_pass})"
-    if not config.model.gradient_checkpointing:
-        advice += " or set model.gradient_checkpointing=true"
-    return advice
