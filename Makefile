@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo bench test slow lint types format masks clean
+.PHONY: help setup demo bench fuzz test slow lint types format masks clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -31,6 +31,9 @@ slow: setup ## the tests with the real backbone
 BENCHMARKS := decode train trie curves prepare profile
 bench: setup ## a short version of each benchmark, into experiments/speed/results/quick
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.speed.$$name --quick --fresh || exit 1; done
+
+fuzz: $(STAMP) ## thousands of wrong inputs, into experiments/robustness/results
+	$(BIN)/python -m experiments.robustness.fuzz
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -89,7 +89,7 @@ def test_a_file_of_settings_may_repeat_itself(tmp_path: Path) -> None:
 
 
 def test_a_secret_that_reaches_a_setting_another_way_is_refused() -> None:
-    with pytest.raises(ValueError, match="logger.project holds the value of .* WANDB_API_KEY"):
+    with pytest.raises(ValueError, match=r"logger\.project holds the value of .* WANDB_API_KEY"):
         config_of([f"logger.project={SECRET}"], run.CONF)
 
 
@@ -126,7 +126,7 @@ def test_nothing_is_loaded_that_could_run_code(path: Path) -> None:
         assert last not in ("extractall", "extract", "unpack_archive"), name
         assert keywords.get("allow_pickle") != "True", name
         assert keywords.get("shell") != "True", name
-        if name == "torch.load" or last == "fit" and "ckpt_path" in keywords:
+        if name == "torch.load" or (last == "fit" and "ckpt_path" in keywords):
             assert keywords.get("weights_only") == "True", name
     source = path.read_text()
     assert "trust_remote_code=True" not in source.replace(" ", "").replace('"', "")

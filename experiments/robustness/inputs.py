@@ -57,9 +57,7 @@ def one_step(config: Config) -> str:
         lm, parts.catalogue, config, 1, dataset.items, dataset.full_train, dataset.splits["valid"]
     )
     rows = Examples.of(dataset.splits["train"][:2], config.data.max_history_items)
-    batch = rows.batch(
-        parts.catalogue.book, np.arange(len(rows)), config.mask.target_is_item, True
-    )
+    batch = rows.batch(parts.catalogue.book, np.arange(len(rows)), config.mask.target_is_item, True)
     loss = recommender.title_loss(batch)
     assert torch.isfinite(loss), f"the loss is {loss}"
     if loss.requires_grad:  # no title branches: nothing to learn

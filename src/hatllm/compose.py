@@ -18,6 +18,7 @@ from hatllm.redact import refuse_secrets_in
 CHANGEABLE = ("task", "decode", "fast", "logger", "trainer.accelerator", "trainer.devices",
               "model.dtype", "model.backend", "model.compile", "data.valid_rows", "data.test_rows",
               "data_root", "cache_root", "output_root", "num_threads", "sweep")  # fmt: skip
+LONGEST_LINE = 1000  # characters of a message
 PLACES = ("data_root", "cache_root", "output_root", "num_threads", "task", "sweep")
 
 
@@ -101,6 +102,11 @@ def one_line(error: BaseException, conf: Path) -> str:
     Returns:
         Field, value, and the nearest valid name where there is one.
     """
+    line = _line(error, conf)
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+
+
+def _line(error: BaseException, conf: Path) -> str:
     text = str(error).strip()
     causes = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
     if "hydra/sweeper/optuna" in causes:

@@ -21,6 +21,7 @@ IN_WORDS = ("launcher", "sweeper", "sweep", "run", "mode", "verbose", "output_su
 IN_FILES = (*IN_WORDS, "callbacks", "help", "job.chdir")
 IN_DEFAULTS = ("launcher", "sweeper", "job_logging", "hydra_logging")
 COMMANDS = ("setup", "python")  # of a cluster's launcher: shell, typed but not read from a file
+LONGEST_NAME = 200  # characters of a setting or a choice
 BUILDERS = re.compile(r"oc\.(create|decode)\b")  # resolvers that make settings out of a text
 ENVIRONMENT = re.compile(r"oc\.env:\s*['\"]?(\w+)")
 
@@ -37,9 +38,13 @@ def refuse_foreign_code(words: list[str], folders: list[Path]) -> None:
     """
     for word in words:
         _check_word(word)
-        group, _, choice = word.lstrip("+~").partition("=")
-        if ".." in choice and any((folder / group.split("@")[0]).is_dir() for folder in folders):
-            raise ValueError(f"{word} must not lead out of the folder of settings")
+        group, equals, choice = word.lstrip("+~").partition("=")
+        if not any((folder / group.split("@")[0]).is_dir() for folder in folders):
+            continue
+        if ".." in choice or len(choice) > LONGEST_NAME:
+            raise ValueError(f"{group}={choice[:LONGEST_NAME]} must name a file of {group}/")
+        if equals and choice.strip() in ("", "null"):
+            raise ValueError(f"{word} must name a file of {group}/")
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
             _check_file(path, folder)
@@ -49,6 +54,8 @@ def _check_word(word: str) -> None:
     key = word.split("=")[0].lstrip("+~")
     where = f"{key}=..." if "=" in word else key
     refuse_secret(where, word)
+    if len(key) > LONGEST_NAME:
+        raise ValueError(f"{key[:LONGEST_NAME]}... is not a setting; see python run.py --help")
     if "_target_" in word:
         raise ValueError(f"{where} must not name code to run (_target_)")
     _check_text(where, word)

@@ -18,7 +18,7 @@ from hatllm.data.datamodule import Examples
 from hatllm.decode.scorer import build_scorers
 from hatllm.decode.search import Search
 from hatllm.tasks.evaluate import load_run
-from hatllm.tasks.run_folder import write_table
+from hatllm.tasks.run_folder import load_items, write_table
 
 console = Console()
 
@@ -38,7 +38,7 @@ def recommend(config: Config) -> pl.DataFrame:
     """
     assert config.task.run_folder is not None
     folder = Path(config.task.run_folder)
-    items = pl.read_parquet(folder / "items.parquet")
+    items = load_items(folder)
     histories = [resolve_history(row, items) for row in _typed_histories(config)]
     answers = _answer(config, histories, items)
     if config.task.histories_file is not None:
@@ -119,6 +119,8 @@ def _answer(config: Config, histories: list[list[int]], items: pl.DataFrame) -> 
     anything = np.full(len(newest), book.item_id_I[0])
     examples = Examples(np.arange(len(newest)), newest, anything)
     title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
+    if title.keys() != set(book.item_id_I.tolist()):
+        raise ValueError(f"{config.task.run_folder}/items.parquet has other items than the data")
     scorers = build_scorers(lm, parts.catalogue, config, examples.prompt_lengths(book, False))
     find = Search(scorers, parts.catalogue, config.decode)
     rows = []
@@ -144,5 +146,7 @@ def _table(answers: pl.DataFrame, history: list[int], items: pl.DataFrame) -> Ta
     for column in ("rank", "title", "log-probability", "item id"):
         table.add_column(column)
     for row in answers.to_dicts():
-        table.add_row(str(row["rank"]), escape(row["title"]), f"{row['log_prob']:.2f}", str(row["item_id"]))
+        table.add_row(
+            str(row["rank"]), escape(row["title"]), f"{row['log_prob']:.2f}", str(row["item_id"])
+        )
     return table

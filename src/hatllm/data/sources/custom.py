@@ -13,6 +13,7 @@ from hatllm.data.sources.csv_table import read_csv_texts
 from hatllm.data.sources.tables import (
     SourceTables,
     as_text,
+    names_shown,
     parquet_schema,
     read_parquet,
     with_ids,
@@ -70,9 +71,7 @@ def read_custom(interactions_file: Path, items_file: Path, config: DataConfig) -
     interactions = bad_rows.drop(interactions, missing_id, "interaction without user or item")
     bad_time = pl.col("timestamp").is_null() | (pl.col("timestamp") < 0)
     interactions = bad_rows.drop(interactions, bad_time, "interaction with a bad timestamp")
-    items = items.select(
-        item=_id_text(items[item]), title=as_text(items[config.title_column])
-    )
+    items = items.select(item=_id_text(items[item]), title=as_text(items[config.title_column]))
     items = bad_rows.drop(items, pl.col("item").is_null(), "item without id")
     tables = with_ids(interactions, items, bad_rows, notes=[note])
     in_order = tables.interactions.sort("timestamp", maintain_order=True)  # before rounding
@@ -119,7 +118,8 @@ def _check_columns(path: Path, found: list[str], fields: dict[str, str]) -> None
             near = difflib.get_close_matches(column, found, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"{field}={column!r} is not a column of {path}, which has {', '.join(found)}{hint}"
+                f"{field}={column!r} is not a column of {path}, which has "
+                f"{names_shown(found)}{hint}"
             )
 
 
