@@ -21,6 +21,7 @@ IN_WORDS = ("launcher", "sweeper", "sweep", "run", "mode", "verbose", "output_su
 IN_FILES = (*IN_WORDS, "callbacks", "help", "job.chdir")
 IN_DEFAULTS = ("launcher", "sweeper", "job_logging", "hydra_logging")
 COMMANDS = ("setup", "python")  # of a cluster's launcher: shell, typed but not read from a file
+NO_NAME = re.compile(r"|null|true|false|\{.*|[-+]?(nan|inf|[\d._]+(e[-+]?\d+)?)", re.I | re.S)
 LONGEST_NAME = 200  # characters of a setting or a choice
 BUILDERS = re.compile(r"oc\.(create|decode)\b")  # resolvers that make settings out of a text
 ENVIRONMENT = re.compile(r"oc\.env:\s*['\"]?(\w+)")
@@ -43,7 +44,7 @@ def refuse_foreign_code(words: list[str], folders: list[Path]) -> None:
             continue
         if ".." in choice or len(choice) > LONGEST_NAME:
             raise ValueError(f"{group}={choice[:LONGEST_NAME]} must name a file of {group}/")
-        if equals and choice.strip() in ("", "null"):
+        if equals and NO_NAME.fullmatch(choice.strip()):
             raise ValueError(f"{word} must name a file of {group}/")
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
