@@ -104,7 +104,7 @@ def write_results(found: dict[str, Counter[str]], seed: int, seconds: float, fol
     write_json(
         folder / "fuzz.json",
         {
-            "command": f"python -m experiments.robustness.fuzz --seed {seed}",
+            "command": f"python -m experiments.robustness.fuzz {_counts_of(found)} --seed {seed}",
             "seed": seed,
             "seconds": round(seconds, 1),
             "code_hash": code_hash(),
@@ -122,6 +122,13 @@ def write_results(found: dict[str, Counter[str]], seed: int, seconds: float, fol
     ]
     facts = f"Seed {seed}, {seconds:.0f} s on {machine['processor']}, code hash {code_hash()}."
     (folder / "fuzz.md").write_text("\n".join([*lines, "", facts, ""]), encoding="utf-8")
+
+
+def _counts_of(found: dict[str, Counter[str]]) -> str:
+    """The options that give as many inputs."""
+    tried = {part.split()[-1]: counts["tried"] for part, counts in found.items()}
+    names = ("files", "settings", "folders")
+    return " ".join(f"--{name} {tried.get(name, 0)}" for name in names)
 
 
 def main(argv: list[str]) -> int:
