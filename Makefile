@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo bench soak test slow lint types format masks clean
+.PHONY: help setup demo bench soak fuzz test slow lint types format masks clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -36,6 +36,9 @@ bench: setup ## a short version of each benchmark, into experiments/speed/result
 
 soak: setup ## kill -9 at 50 random moments, the same command again, the same numbers
 	$(BIN)/python -m experiments.robustness.soak --kills 50
+
+fuzz: $(STAMP) ## thousands of wrong inputs, into experiments/robustness/results
+	$(BIN)/python -m experiments.robustness.fuzz
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

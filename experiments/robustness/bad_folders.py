@@ -42,9 +42,11 @@ class FinishedRun:
         made = tables(random.Random(3))
         for stem, rows in (("plays", made.plays), ("songs", made.songs)):
             (place / f"{stem}.csv").write_bytes(encoded(rows, "csv"))
-        words = [*SHOP, f"data.interactions_file={place}/plays.csv", f"data.items_file={place}/songs.csv",
-                 "decode.top_k=3", f"cache_root={place}/cache", f"output_root={place}/out", "data_root=null",
-                 "data.protocol=all_prefixes", "run_name=done"]  # fmt: skip
+        words = [*SHOP, f"data.interactions_file={place}/plays.csv",
+                 f"data.items_file={place}/songs.csv", "decode.top_k=3",
+                 f"cache_root={place}/cache", f"output_root={place}/out", "data_root=null",
+                 "data.protocol=all_prefixes", "run_name=done",
+                 "trainer.global_batch_size=4"]  # fmt: skip
         return cls(train(composed(words)))
 
     def input(self, random_: random.Random, folder: Path) -> tuple[str, Callable[[], str]]:

@@ -14,19 +14,25 @@ from hatllm.tasks.assemble import check_hardware
 from hatllm.tasks.run_folder import config_hash, run_folder
 from hatllm.trusted import refuse_foreign_code
 
-VALUES = ("0", "1", "-1", "2", "3", "7", "0.5", "1.0", "-0.0", "1e-9", "1e300", "nan", "inf", "-inf", "null",
-          "true", "false", "''", "abc", "[]", "{}", "[1]", "[a,b]", "{a:1}", "{a:{b:[1,{c:2}]}}", "[[[[1]]]]",
-          "9223372036854775807", "9223372036854775808", "-9223372036854775809", "1000000000000000000000000000000",
-          "0x10", "1_000", "'1'", "' '", "/", "../x", "a/b", "~nobody/x", "🎉", "'\\x00'", "${seed}", "${nope}",
-          "${oc.env:NOPE}", "${oc.env:NOPE,1}", "${", "run:x", "IFFC", "IIFFFFCC", "IXC", "{title}", "'{title}'",
-          "x{title}\\n", "intra", "cross", "full", "beam", "msl", "lml", "vocab", "trie", "segments", "float32",
-          "bfloat16", "lora", "none", "q_proj", "[q_proj]", "[lm_head]", "['']", "ddp", "gpu", "sdpa", "eager",
-          "flex")  # fmt: skip
-WHOLE_WORDS = ("=", "=1", "a", "a=b=c", "++", "+a.b.c=1", "~mask", "~data.name", "mask@x=hatllm", "mask=[a,b]", "-x",
-               "mask=hatllm,causal", "data.name=", "x" * 5000 + "=1", "data.prompt.prefix=" + "é" * 5000,
-               "[1]=2", "seed=1=2", "seed==1", "data.prompt={}", "model.lora=null", "model=null", "loss=[]", "scale=../x",
-               "experiment.cells={a:[b]}", "+experiment.cells.x=[seed=1]", "experiment.grid={}", "\x00=1",
-               "mask.layers=" + "F" * 100_000, "model.sequence={}", "data.prompt.target='a{title}b'")  # fmt: skip
+VALUES = (
+    "0", "1", "-1", "2", "3", "7", "0.5", "1.0", "-0.0", "1e-9", "1e300", "nan", "inf", "-inf",
+    "null", "true", "false", "''", "abc", "[]", "{}", "[1]", "[a,b]", "{a:1}",
+    "{a:{b:[1,{c:2}]}}", "[[[[1]]]]", "9223372036854775807", "9223372036854775808",
+    "-9223372036854775809", "1000000000000000000000000000000", "0x10", "1_000", "'1'", "' '",
+    "/", "../x", "a/b", "~nobody/x", "🎉", "'\\x00'", "${seed}", "${nope}", "${oc.env:NOPE}",
+    "${oc.env:NOPE,1}", "${", "run:x", "IFFC", "IIFFFFCC", "IXC", "{title}", "'{title}'",
+    "x{title}\\n", "intra", "cross", "full", "beam", "msl", "lml", "vocab", "trie", "segments",
+    "float32", "bfloat16", "lora", "none", "q_proj", "[q_proj]", "[lm_head]", "['']", "ddp",
+    "gpu", "sdpa", "eager", "flex",
+)  # fmt: skip
+WHOLE_WORDS = (
+    "=", "=1", "a", "a=b=c", "++", "+a.b.c=1", "~mask", "~data.name", "mask@x=hatllm",
+    "mask=[a,b]", "-x", "mask=hatllm,causal", "data.name=", "x" * 5000 + "=1",
+    "data.prompt.prefix=" + "é" * 5000, "[1]=2", "seed=1=2", "seed==1", "data.prompt={}",
+    "model.lora=null", "model=null", "loss=[]", "scale=../x", "experiment.cells={a:[b]}",
+    "+experiment.cells.x=[seed=1]", "experiment.grid={}", "\x00=1",
+    "mask.layers=" + "F" * 100_000, "model.sequence={}", "data.prompt.target='a{title}b'",
+)  # fmt: skip
 LARGEST_RUN = 10_000  # settings above it are checked, not run
 
 
@@ -76,7 +82,7 @@ def settings_input(random_: random.Random, folder: Path) -> tuple[str, Callable[
             f"data.interactions_file={folder}/plays.csv",
             f"data.items_file={folder}/songs.csv",
         ]
-        refuse_foreign_code(words, [])
+        refuse_foreign_code(words, [CONF])
         config = composed([*SHOP, *files, "decode.top_k=3", f"cache_root={folder}/cache",
                            f"output_root={folder}/out", "data_root=null", *words])  # fmt: skip
         run_folder(config), config_hash(config)

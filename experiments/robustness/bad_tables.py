@@ -14,9 +14,10 @@ import polars as pl
 FORMS = ("csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz")
 Value = Any
 ODD_TITLES = (
-    "", " ", "\u200b", "👩‍👩‍👧‍👦 🎉", "מלחמה ושלום", "\u202eتفاح\u202c", "Cafe\u0301", "Café", "[/red] [bold]",
-    "$x^{$ \\frac", "</s>", "<s>", "{title}", '"quoted", twice ""', "a\nb\tc", "a\x00b", "&amp;quot;",
-    "&nbsp;", "\x1b[31mred", "NaN", "null", "-1", "a" * 3000, "\ufffd", "\U0010ffff", "|pipe|`tick`",
+    "", " ", "\u200b", "👩‍👩‍👧‍👦 🎉", "מלחמה ושלום", "\u202eتفاح\u202c", "Cafe\u0301", "Café",
+    "[/red] [bold]", "$x^{$ \\frac", "</s>", "<s>", "{title}", '"quoted", twice ""', "a\nb\tc",
+    "a\x00b", "&amp;quot;", "&nbsp;", "\x1b[31mred", "NaN", "null", "-1", "a" * 3000, "\ufffd",
+    "\U0010ffff", "|pipe|`tick`",
 )  # fmt: skip
 ODD_TIMES = (-1, 0, 2**62, -(2**62), 1e300, float("nan"), float("inf"), "soon", "", None, "1e5",
              "2024-01-01", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00")  # fmt: skip
@@ -227,7 +228,8 @@ def write_files(random_: random.Random, folder: Path) -> Files:
     """One input: tables with none to three changes, in two forms, with changed bytes or not."""
     made = tables(random_)
     for name in random_.sample(list(TABLE_CHANGES), random_.choice((0, 1, 1, 2, 3))):
-        TABLE_CHANGES[name](made, random_)
+        if made.plays and made.songs:
+            TABLE_CHANGES[name](made, random_)
         made.changes.append(name)
     paths = []
     bytes_changed = random_.random() < 0.4

@@ -1,6 +1,6 @@
 """Thousands of wrong inputs: each is refused in one clear line, or works to the end.
 
-    python -m experiments.robustness.fuzz            # make fuzz; --files, --settings, --folders, --seed
+    python -m experiments.robustness.fuzz    # make fuzz; --files, --settings, --folders, --seed
 
 What is accepted trains one step and decodes. A traceback, or a row that is in the files and neither
 in the data nor in the report of what was dropped, is a failure: it is printed with the seed that
@@ -105,7 +105,7 @@ def write_results(found: dict[str, Counter[str]], seed: int, seconds: float, fol
     write_json(
         folder / "fuzz.json",
         {
-            "command": f"python -m experiments.robustness.fuzz --seed {seed}",
+            "command": f"python -m experiments.robustness.fuzz {_counts_of(found)} --seed {seed}",
             "seed": seed,
             "seconds": round(seconds, 1),
             "code_hash": code_hash(),
@@ -123,6 +123,13 @@ def write_results(found: dict[str, Counter[str]], seed: int, seconds: float, fol
     ]
     facts = f"Seed {seed}, {seconds:.0f} s on {machine['processor']}, code hash {code_hash()}."
     (folder / "fuzz.md").write_text("\n".join([*lines, "", facts, ""]), encoding="utf-8")
+
+
+def _counts_of(found: dict[str, Counter[str]]) -> str:
+    """The options that give as many inputs."""
+    tried = {part.split()[-1]: counts["tried"] for part, counts in found.items()}
+    names = ("files", "settings", "folders")
+    return " ".join(f"--{name} {tried.get(name, 0)}" for name in names)
 
 
 def main(argv: list[str]) -> int:

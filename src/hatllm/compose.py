@@ -20,6 +20,7 @@ CHANGEABLE = ("task", "decode", "fast", "logger", "trainer.accelerator", "traine
               "trainer.num_nodes", "trainer.strategy", "model.dtype", "model.backend",
               "model.compile", "data.valid_rows", "data.test_rows", "data.histories",
               "data_root", "cache_root", "output_root", "num_threads", "sweep")  # fmt: skip
+LONGEST_LINE = 1000  # characters of a message
 PLACES = ("data_root", "cache_root", "output_root", "num_threads", "task", "sweep")
 
 
@@ -103,6 +104,11 @@ def one_line(error: BaseException, conf: Path) -> str:
     Returns:
         Field, value, and the nearest valid name where there is one.
     """
+    line = _line(error, conf)
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+
+
+def _line(error: BaseException, conf: Path) -> str:
     if isinstance(error, MemoryError):
         return "out of memory: lower scale, model or decode.users_per_batch"
     if isinstance(error, OSError) and error.strerror is not None:

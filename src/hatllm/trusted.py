@@ -21,6 +21,9 @@ IN_WORDS = ("launcher", "sweeper", "sweep", "run", "mode", "verbose", "output_su
 IN_FILES = (*IN_WORDS, "callbacks", "help", "job.chdir")
 IN_DEFAULTS = ("launcher", "sweeper", "job_logging", "hydra_logging")
 COMMANDS = ("setup", "python")  # of a cluster's launcher: shell, typed but not read from a file
+NO_NAME = re.compile(r"|null|true|false|\{.*|[-+]?(nan|inf|[\d._]+(e[-+]?\d+)?)", re.I | re.S)
+LONGEST_NAME = 200  # characters of a setting or a choice
+BUILT = re.compile(r"(?<!\w)_target_(?!\w)")  # as a key of its own
 BUILDERS = re.compile(r"oc\.(create|decode)\b")  # resolvers that make settings out of a text
 ENVIRONMENT = re.compile(r"oc\.env:\s*['\"]?(\w+)")
 
@@ -37,9 +40,13 @@ def refuse_foreign_code(words: list[str], folders: list[Path]) -> None:
     """
     for word in words:
         _check_word(word)
-        group, _, choice = word.lstrip("+~").partition("=")
-        if ".." in choice and any((folder / group.split("@")[0]).is_dir() for folder in folders):
-            raise ValueError(f"{word} must not lead out of the folder of settings")
+        group, equals, choice = word.lstrip("+~").partition("=")
+        if not any((folder / group.split("@")[0]).is_dir() for folder in folders):
+            continue
+        if ".." in choice or len(choice) > LONGEST_NAME:
+            raise ValueError(f"{group}={choice[:LONGEST_NAME]} must name a file of {group}/")
+        if equals and NO_NAME.fullmatch(choice.strip()):
+            raise ValueError(f"{word} must name a file of {group}/")
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
             _check_file(path, folder)
@@ -49,7 +56,9 @@ def _check_word(word: str) -> None:
     key = word.split("=")[0].lstrip("+~")
     where = f"{key}=..." if "=" in word else key
     refuse_secret(where, word)
-    if "_target_" in word:
+    if len(key) > LONGEST_NAME:
+        raise ValueError(f"{key[:LONGEST_NAME]}... is not a setting; see python run.py --help")
+    if BUILT.search(word):
         raise ValueError(f"{where} must not name code to run (_target_)")
     _check_text(where, word)
     if "@hydra" in key or (re.match(r"hydra[./]", key) and not _starts(key[6:], IN_WORDS)):
@@ -127,7 +136,7 @@ def _check_value(path: str, keys: tuple[str, ...], value: Any) -> None:
         if "@hydra" in "".join(keys) or (group and not _starts(group.group(1), IN_DEFAULTS)):
             raise ValueError(f"{path}: {keys[-1]!r} must not be there: it would change Hydra")
     if isinstance(value, str):
-        if "_target_" in value or "@hydra" in value:
+        if BUILT.search(value) or "@hydra" in value:
             raise ValueError(f"{path}: {name} must not name code to run")
         _check_text(f"{path}: {name}", value)
 

@@ -221,7 +221,7 @@ def _weights_path(config: "ModelConfig", cache_root: Path) -> str:
 
 def _not_found(config: "ModelConfig") -> str:
     return (
-        f"model.source={config.source!r} is neither a local folder with a model nor one that the "
+        f"model.source={config.source!r} is neither a folder with a model nor one that the "
         "Hugging Face hub gave, with weights as safetensors and no code of its own; check the "
         "name, the network and your access, or give a folder"
     )

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from hatllm.masks.schedule import Schedule
 from hatllm.model.item_tokens import ItemTokens
@@ -71,22 +73,51 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
     path = folder / name
     if not path.exists():
         raise ValueError(f"task.run_folder={str(folder)!r} has no {name}")
-    if config.model.tuning == "lora":
-        set_peft_model_state_dict(lm.model, load_file(path))
-        return
-    state = {
-        k: v for shard in sorted(path.glob("*.safetensors")) for k, v in load_file(shard).items()
-    }
-    lm.backbone[0].load_state_dict(state, strict=False)  # tied embeddings are saved once
+    try:
+        if config.model.tuning == "lora":
+            found = set_peft_model_state_dict(lm.model, read_tensors(path))
+            missing = [name for name in found.missing_keys if "lora_" in name]
+        else:
+            shards = sorted(path.glob("*.safetensors"))
+            state = {k: v for shard in shards for k, v in read_tensors(shard).items()}
+            found = lm.backbone[0].load_state_dict(state, strict=False)
+            # Tied embeddings are saved once.
+            missing = [name for name in found.missing_keys if "lm_head" not in name]
+    except RuntimeError as error:  # other shapes
+        raise ValueError(f"{path} does not fit model={config.model.name}: {error}") from error
+    if missing or found.unexpected_keys:
+        raise ValueError(
+            f"{path} does not fit model={config.model.name}: it lacks {len(missing)} tensors "
+            f"({', '.join(missing[:2])}) and has {len(found.unexpected_keys)} others"
+        )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: If it is missing or damaged, or a number in it is not finite.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds numbers that are not finite")
+    return tensors
 
 
 def _load_projector(item_tokens: ItemTokens, path: Path) -> None:
     if not path.exists():
         raise ValueError(f"{str(path.parent)!r} has no {path.name}")
-    saved = load_file(path)
-    if not torch.equal(saved["vector_IE"], item_tokens.vector_IE.cpu()):
+    saved = read_tensors(path)
+    if "vector_IE" not in saved or not torch.equal(saved["vector_IE"], item_tokens.vector_IE.cpu()):
         raise ValueError(
             f"the projector in {path} was trained on other item vectors than model.item_vectors' "
             "run has; give that run"
         )
-    item_tokens.load_state_dict(saved)
+    try:
+        item_tokens.load_state_dict(saved)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this model: {error}") from error

@@ -14,6 +14,7 @@ from hatllm.decode.beam import Answers
 from hatllm.decode.scorer import Scorers, build_scorers
 from hatllm.decode.search import Search
 from hatllm.tasks.evaluate import load_run
+from hatllm.tasks.run_folder import load_items
 from hatllm.model.out_of_memory import naming_what_to_lower
 
 
@@ -100,4 +101,4 @@ def _of_user(answers: Answers, user: int, scorers: Scorers) -> list[Answer]:
 def catalogue_of(config: Config) -> pl.DataFrame:
     """The finished run's items: item_id, title, source_id."""
     assert config.task.run_folder is not None
-    return pl.read_parquet(Path(config.task.run_folder) / "items.parquet")
+    return load_items(Path(config.task.run_folder))

@@ -4,12 +4,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hatllm.config import Config
 from hatllm.data.prompt import IntArray
-from hatllm.model.export import ITEM_TOKENS_FILE
+from hatllm.model.export import ITEM_TOKENS_FILE, read_tensors
 from hatllm.tasks.sequence_run import check_same_items, load_sequence_run
 
 FIELD = "model.item_vectors"
@@ -61,4 +60,7 @@ def exported_item_vectors(finished: Path, item_id_I: IntArray) -> Tensor:
     if not path.exists():
         raise ValueError(f"task.run_folder={str(finished)!r} has no {ITEM_TOKENS_FILE}")
     check_same_items(finished, item_id_I, "task.run_folder")
-    return load_file(path)["vector_IE"]
+    tensors = read_tensors(path)
+    if "vector_IE" not in tensors:
+        raise ValueError(f"{path} has no vector_IE")
+    return tensors["vector_IE"]

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+import polars as pl
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatllm.config import Config
+from hatllm.data.sources.tables import read_parquet
 from hatllm.redact import redacted
 from hatllm.trusted import settings_of
 from hatllm.whole_files import write_text
@@ -42,6 +44,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
 # Settings that older runs have and that are gone; none of them could change a number.
 GONE = {"task": ("histories_file",)}
 RUN_FILE = "run.json"  # written last: it says that the run is finished
+CATALOGUE = {"item_id": pl.Int64, "title": pl.Utf8, "source_id": pl.Utf8}
 WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 # Code that can change a run's predictions; tables and figures are made from those at any time.
 MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "decode/*.py",
@@ -145,6 +148,19 @@ def load_config(folder: Path, field: str = "task.run_folder") -> Any:
             f"{field}={str(folder)!r}: {path.name} is not a run's: {reason}"
         ) from error
     return saved
+
+
+def load_items(folder: Path) -> pl.DataFrame:
+    """The catalogue of a finished run: item_id, title, source_id.
+
+    Raises:
+        ValueError: If it is missing, damaged, or not what a run writes.
+    """
+    path = folder / "items.parquet"
+    items = read_parquet(path, list(CATALOGUE))
+    if items.schema != CATALOGUE or items.is_empty() or any(items.null_count().row(0)):
+        raise ValueError(f"{path} must hold {', '.join(CATALOGUE)} of every item, with no gap")
+    return items
 
 
 def _fill_newer_settings(saved: Any, schema: Any) -> None:

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import polars as pl
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 from hatllm.baselines.fit import SequenceModel, build_sequence_model
 from hatllm.config import SEQUENCE_KINDS, Config, SequenceConfig
 from hatllm.data.prompt import IntArray
-from hatllm.tasks.run_folder import WEIGHTS_FILE, load_config
+from hatllm.model.export import read_tensors
+from hatllm.tasks.run_folder import WEIGHTS_FILE, load_config, load_items
 
 
 def load_sequence_run(
@@ -44,8 +43,15 @@ def load_sequence_run(
     model = build_sequence_model(saved.model.kind, len(item_id_I), length, settings)
     if folder not in coming:
         check_same_items(Path(folder), item_id_I, field)
-        model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+        _load_weights(model, Path(folder) / WEIGHTS_FILE)
     return model.eval(), saved
+
+
+def _load_weights(model: SequenceModel, path: Path) -> None:
+    try:
+        model.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the settings beside it: {error}") from error
 
 
 def check_same_items(folder: Path, item_id_I: IntArray, field: str) -> None:
@@ -54,7 +60,7 @@ def check_same_items(folder: Path, item_id_I: IntArray, field: str) -> None:
     Raises:
         ValueError: If its item ids are not the catalogue's.
     """
-    known_I = pl.read_parquet(folder / "items.parquet")["item_id"].sort().to_numpy()
+    known_I = load_items(folder)["item_id"].sort().to_numpy()
     if not np.array_equal(known_I, item_id_I):
         raise ValueError(
             f"{field}={str(folder)!r} knows {len(known_I)} items that are not the {len(item_id_I)} "

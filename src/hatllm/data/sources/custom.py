@@ -13,6 +13,7 @@ from hatllm.data.sources.csv_table import read_csv_texts
 from hatllm.data.sources.tables import (
     SourceTables,
     as_text,
+    names_shown,
     parquet_schema,
     read_parquet,
     with_ids,
@@ -117,7 +118,8 @@ def _check_columns(path: Path, found: list[str], fields: dict[str, str]) -> None
             near = difflib.get_close_matches(column, found, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"{field}={column!r} is not a column of {path}, which has {', '.join(found)}{hint}"
+                f"{field}={column!r} is not a column of {path}, which has "
+                f"{names_shown(found)}{hint}"
             )
 
 

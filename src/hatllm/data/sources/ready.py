@@ -9,7 +9,13 @@ from pathlib import Path
 import polars as pl
 
 from hatllm.data.bad_rows import BadRows
-from hatllm.data.sources.tables import SourceTables, as_text, parquet_schema, read_parquet
+from hatllm.data.sources.tables import (
+    SourceTables,
+    as_text,
+    names_shown,
+    parquet_schema,
+    read_parquet,
+)
 
 INTERACTIONS_FILE = "interactions.parquet"
 ITEMS_FILE = "items.parquet"
@@ -24,7 +30,7 @@ def read_ready_tables(interactions_file: Path, items_file: Path) -> SourceTables
     interactions = _integers(interactions_file, ["user_id", "item_id", "timestamp"])
     items = _integers(items_file, ["item_id"])
     if "title" not in items.columns:
-        raise ValueError(f"{items_file} has no column 'title', only {', '.join(items.columns)}")
+        raise ValueError(f"{items_file} has no column 'title', only {names_shown(items.columns)}")
     bad_rows = BadRows()
     missing_id = pl.col("user_id").is_null() | pl.col("item_id").is_null()
     interactions = bad_rows.drop(interactions, missing_id, "interaction without user or item")
@@ -50,7 +56,7 @@ def _integers(path: Path, columns: list[str]) -> pl.DataFrame:
     schema = parquet_schema(path)
     for column in columns:
         if column not in schema:
-            raise ValueError(f"{path} has no column {column!r}, only {', '.join(schema)}")
+            raise ValueError(f"{path} has no column {column!r}, only {names_shown(schema)}")
         if not schema[column].is_integer():
             raise ValueError(f"{path}: column {column!r} is {schema[column]}, must be integers")
     optional: list[str] = [name for name in ("asin", "title") if name in schema]

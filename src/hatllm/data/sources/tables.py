@@ -1,6 +1,6 @@
 """What every source returns, and the integer ids of sources that name things by strings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import polars as pl
 from hatllm.data.bad_rows import BadRows
 
 CANONICAL_INTEGER = r"^(0|[1-9][0-9]{0,17})$"  # its text and its value say the same
+MAX_NAMES, MAX_NAME = 20, 40  # columns in a message, and characters of each
 FIRST_ID = 1  # ids given to strings, like those of the published tables, leave 0 free
 
 
@@ -110,6 +111,13 @@ def read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
             return pl.read_parquet(file, columns=columns)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def names_shown(columns: Iterable[str]) -> str:
+    """The columns of a file for a message; of a broken file these may be anything."""
+    names = [ascii(name)[1:-1][:MAX_NAME] if len(name) > MAX_NAME else name for name in columns]
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def as_text(values: pl.Series) -> pl.Series:

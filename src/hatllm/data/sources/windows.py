@@ -14,6 +14,7 @@ import polars as pl
 from hatllm.config import DataConfig
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.sources.csv_table import read_csv_texts
+from hatllm.data.sources.tables import names_shown
 
 TITLES_FILE = "id2name4Rec.json"
 COLUMNS = ("user_id", "item_ids", "timestamp")
@@ -74,7 +75,7 @@ def _read_split(path: Path, bad_rows: BadRows) -> pl.DataFrame:
     raw = read_csv_texts(path, ",", bad_rows)
     for column in COLUMNS:
         if column not in raw.columns:
-            raise ValueError(f"{path} has no column {column!r}, only {', '.join(raw.columns)}")
+            raise ValueError(f"{path} has no column {column!r}, only {names_shown(raw.columns)}")
     parsed = raw.select(
         pl.col("user_id").cast(pl.Int64, strict=False),
         pl.col("item_ids").str.strip_chars("[] ").str.split(",").alias("texts"),
@@ -131,5 +132,5 @@ def _row_id(key: str) -> int:
 
 
 def _whole(title: str | None) -> str | None:
-    """Half a character, as ``\\ud800`` makes one, replaced."""
+    """Half a character (a lone surrogate of an escape), replaced."""
     return None if title is None else title.encode("utf-8", "replace").decode()

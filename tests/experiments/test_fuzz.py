@@ -1,0 +1,88 @@
+"""A short version of the fuzz run, and laws over made-up titles and rows."""
+
+import random
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toys import toy_catalogue
+
+from experiments.robustness import fuzz
+from hatllm.data.bad_rows import BadRows
+from hatllm.data.sources.csv_table import read_csv_texts
+from hatllm.data.titles import clean_title, prepared_titles
+
+QUICK = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+TITLES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@pytest.mark.parametrize("part", ["data files", "settings", "run folders"])
+def test_wrong_input_is_refused_in_one_line_or_works(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if part == "run folders":
+        make, count = fuzz.FinishedRun.made_in(tmp_path).input, 12
+    else:
+        make = {"data files": fuzz.data_files_input, "settings": fuzz.settings_input}[part]
+        count = {"data files": 40, "settings": 25}[part]
+    found, num_failed = fuzz.fuzz({part: (make, count)}, seed=7)
+    assert num_failed == 0, capsys.readouterr().out
+    assert found[part]["tried"] == count
+    assert found[part]["refused"] > 0
+
+
+def test_a_traceback_and_a_foreign_message_count_as_failures(tmp_path: Path) -> None:
+    def ours() -> str:
+        fuzz.one_line(ValueError("x"), fuzz.CONF)
+        raise ValueError("not from inside the package")
+
+    def broken() -> str:
+        raise KeyError("x")
+
+    for use in (ours, broken):
+        _, outcome, message = fuzz.try_input(lambda *_, use=use: ("it", use), "1", tmp_path)
+        assert outcome == "failed"
+        assert "Traceback" in message
+
+
+@QUICK
+@given(st.lists(TITLES, min_size=1, max_size=20))
+def test_cleaned_titles_are_clean_and_no_blank_one_is_left(titles: list[str]) -> None:
+    cleaned = prepared_titles(pl.Series("title", titles, dtype=pl.Utf8), True)
+    assert len(cleaned) == len(titles)
+    for title in cleaned.drop_nulls():
+        assert title.strip()
+        assert title == " ".join(title.split())
+
+
+@QUICK
+@given(st.dictionaries(st.integers(0, 99), TITLES.map(clean_title).filter(bool), min_size=1))
+def test_items_share_a_leaf_exactly_where_they_share_a_title(titles: dict[int, str]) -> None:
+    titles = {item: title for item, title in titles.items() if "<s>" not in title}
+    titles = {item: title for item, title in titles.items() if "</s>" not in title} or {1: "a"}
+    trie = toy_catalogue(titles).trie
+    leaf = dict(zip(trie.item_id_I.tolist(), trie.item_leaf_I.tolist(), strict=True))
+    assert trie.num_leaves == len(set(titles.values()))
+    for item, title in titles.items():
+        same = {other for other in titles if titles[other] == title}
+        assert set(trie.items_of_leaf(leaf[item]).tolist()) == same
+
+
+@QUICK
+@given(st.binary(max_size=200), st.integers(0, 2**32))
+def test_every_line_of_a_csv_file_is_a_row_or_a_bad_row(
+    tmp_path: Path, noise: bytes, seed: int
+) -> None:
+    lines = [b"a,b", *(b"%d,x%d" % (i, i) for i in range(5))]
+    lines.insert(1 + random.Random(seed).randrange(5), noise.replace(b'"', b"'"))
+    path = tmp_path / "t.csv"
+    content = b"\n".join(lines)
+    path.write_bytes(content)
+    bad_rows = BadRows()
+    rows = read_csv_texts(path, ",", bad_rows)
+    num_lines = sum(1 for line in content.replace(b"\r", b"\n").split(b"\n") if line)
+    assert rows.height + sum(bad_rows.counts.values()) == num_lines - 1
