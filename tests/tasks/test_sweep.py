@@ -311,12 +311,12 @@ def kill_the_cell(process: subprocess.Popen[str], tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the cell in /proc")
 @pytest.mark.parametrize("kind", ["sweep", "experiment"])
 def test_a_killed_cell_is_tried_once_more(kind: str, shop: list[str], tmp_path: Path) -> None:
-    long = ["trainer.max_epochs=99", "trainer.checkpoint_every_steps=1"]
-    cells = [f'"{word}"' for word in ("trainer.max_steps=60", *long)]
+    cell = '["trainer.max_steps=60","trainer.max_epochs=99","trainer.checkpoint_every_steps=1"]'
     words = {
         "sweep": half_a_sweep(shop),
         "experiment": [*shop, "task=experiment", f"experiment.folder={tmp_path}/tables",
-                       f"experiment.cells={{long: [{','.join(cells)}], none: [model=popularity]}}"],
+                       f"+experiment.cells.long={cell}",
+                       '+experiment.cells.popular=["model=popularity"]'],
     }[kind]  # fmt: skip
     process = start(words, tmp_path)
     kill_the_cell(process, tmp_path)
@@ -331,8 +331,8 @@ def test_a_failing_cell_of_an_experiment_stops_no_other(
     cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = [*shop, "task=experiment", f"experiment.folder={tmp_path}/tables",
-             "experiment.reference=bad", "+experiment.cells.bad=[mask.split_layer=9]",
-             "+experiment.cells.good=[model=popularity]"]  # fmt: skip
+             "experiment.reference=bad", '+experiment.cells.bad=["mask.split_layer=9"]',
+             '+experiment.cells.good=["model=popularity"]']  # fmt: skip
     assert cli(*words) == 1
     error = capfd.readouterr().err
     assert "failed: bad on custom, seed 42: exit code 2" in error
