@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from hatllm.config import Config, TrainerConfig
+from hatllm.tasks.checkpoints import LastCheckpoint
 from hatllm.tasks.loggers import KeepCurve
 from hatllm.tasks.requeue import Requeue
 
@@ -75,10 +76,7 @@ def build_trainer(
     best = ModelCheckpoint(
         checkpoints, "best", monitor="val/NDCG@10", mode="max", enable_version_counter=False
     )
-    last = ModelCheckpoint(
-        checkpoints, "last", every_n_train_steps=trainer.checkpoint_every_steps,
-        save_on_train_epoch_end=True, enable_version_counter=False,
-    )  # fmt: skip
+    last = LastCheckpoint(checkpoints / "last.ckpt", trainer.checkpoint_every_steps)
     callbacks: list[Callback] = [
         best, last, requeue, KeepCurve(), LearningRateMonitor("step"),
     ]  # fmt: skip
