@@ -16,7 +16,7 @@ def ends_step(trainer: lightning.Trainer, batch_idx: int) -> bool:
     if (batch_idx + 1) % trainer.accumulate_grad_batches:
         return False
     between = int(trainer.val_check_batch) // trainer.accumulate_grad_batches
-    return trainer.global_step % between != 0
+    return bool(trainer.global_step % between)
 
 
 class LastCheckpoint(Checkpoint):
