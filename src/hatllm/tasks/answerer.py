@@ -13,9 +13,9 @@ from hatllm.data.prompt import IntArray
 from hatllm.decode.beam import Answers
 from hatllm.decode.scorer import Scorers, build_scorers
 from hatllm.decode.search import Search
+from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.tasks.evaluate import load_run
 from hatllm.tasks.run_folder import load_items
-from hatllm.model.out_of_memory import naming_what_to_lower
 
 
 class Answer(NamedTuple):

@@ -33,45 +33,34 @@ class WholeCheckpoints(TorchCheckpointIO):
         return load_checkpoint(Path(path))
 
 
-class LastCheckpoint(Checkpoint):
-    """Writes ``last.ckpt``: where the same command goes on.
+def ends_step(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """Whether a micro-batch is the last of an optimizer step after which nothing is due.
 
-    Always between two optimizer steps, and never at a step whose validation is still to come:
-    Lightning does not make up for a validation that was cut off, and the best weights would be
-    others than without the interruption.
+    Lightning takes the validation after a step for done when it goes on from a checkpoint of that
+    step; so such a step is saved after its validation.
+    """
+    if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        return False
+    between = int(trainer.val_check_batch) // trainer.accumulate_grad_batches
+    return bool(trainer.global_step % between)
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves every so many optimizer steps, and after every validation.
+
+    Stands after the callback of the best checkpoint, whose state is in it.
     """
 
-    def __init__(self, path: Path, every_steps: int, validate_every_steps: int | None) -> None:
-        """Say where and when.
-
-        Args:
-            path: The file.
-            every_steps: Optimizer steps between two writes; every validation writes too.
-            validate_every_steps: Optimizer steps between two validations; None = an epoch's.
-        """
+    def __init__(self, path: Path, every_steps: int) -> None:
         self.path, self.every_steps = path, every_steps
-        self.validate_every_steps = validate_every_steps
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Write after every so many optimizer steps."""
-        accumulation = trainer.accumulate_grad_batches
-        if (batch_idx + 1) % accumulation or trainer.global_step % self.every_steps:
-            return
-        validates = self.validate_every_steps or trainer.num_training_batches // accumulation
-        if trainer.global_step % validates:
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *rest: Any) -> None:
+        """After a step."""
+        if ends_step(trainer, rest[-1]) and trainer.global_step % self.every_steps == 0:
             trainer.save_checkpoint(self.path)
 
-    def on_validation_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule
-    ) -> None:
-        """Write what validation has found out."""
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """After the validation that follows a step."""
         trainer.save_checkpoint(self.path)
 
 

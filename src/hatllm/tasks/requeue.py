@@ -15,6 +15,7 @@ import pytorch_lightning as lightning
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
+from hatllm.tasks.checkpoints import ends_step
 from hatllm.tasks.child import INTERRUPTED
 
 
@@ -50,11 +51,12 @@ class Requeue(lightning.Callback):
     def on_train_end(self, *_: Any) -> None:
         """Nothing is lost from here on."""
         self.is_training = False
+        if self.is_asked:
+            self._end()
 
     def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
         """Save and end after a whole step, on all processes after the same one."""
-        batch_idx = rest[-1]
-        if not SLURMEnvironment.detect() or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not SLURMEnvironment.detect() or not ends_step(trainer, rest[-1]):
             return
         if trainer.strategy.reduce_boolean_decision(self.is_asked, all=False):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")

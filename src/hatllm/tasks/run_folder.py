@@ -49,8 +49,8 @@ WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 # Code that can change a run's predictions; tables and figures are made from those at any time.
 MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "decode/*.py",
                  "baselines/*.py", "tasks/assemble.py", "tasks/assistant.py", "tasks/baseline.py",
-                 "tasks/decoding.py", "tasks/item_vectors.py", "tasks/sequence_run.py",
-                 "tasks/train.py", "tasks/trainer.py")  # fmt: skip
+                 "tasks/checkpoints.py", "tasks/decoding.py", "tasks/item_vectors.py",
+                 "tasks/sequence_run.py", "tasks/train.py", "tasks/trainer.py")  # fmt: skip
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
             "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
 

@@ -77,9 +77,7 @@ def build_trainer(
     best = ModelCheckpoint(
         checkpoints, "best", monitor="val/NDCG@10", mode="max", enable_version_counter=False
     )
-    last = LastCheckpoint(
-        checkpoints / "last.ckpt", trainer.checkpoint_every_steps, trainer.validate_every_steps
-    )
+    last = LastCheckpoint(checkpoints / "last.ckpt", trainer.checkpoint_every_steps)
     callbacks: list[Callback] = [
         FiniteLoss(config, folder), best, last, requeue, KeepCurve(), LearningRateMonitor("step"),
     ]  # fmt: skip
