@@ -264,22 +264,3 @@ def test_the_words_of_a_wandb_agent_compose() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = checked(compose("config", overrides=[*fixed, *words]))
     assert (config.mask.split_layer, config.seed, config.logger.name) == (20, 3, "wandb")
-
-
-def test_an_interrupted_experiment_saves_its_cell_and_goes_on_there(
-    shop: list[str], tmp_path: Path
-) -> None:
-    cell = "trainer.max_steps=60, trainer.max_epochs=99, trainer.checkpoint_every_steps=1"
-    words = [*shop, "task=experiment", f"experiment.cells={{long: [{cell}]}}",
-             f"experiment.folder={tmp_path}/tables"]  # fmt: skip
-    process = start(words, tmp_path)
-    wait_for_checkpoint(tmp_path)
-    os.kill(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, out
-    assert "resume with the same command" in out
-    again = start(words, tmp_path)
-    out, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, out
-    assert out.count("resuming from") == 1
-    assert (tmp_path / "tables" / "results.md").exists()
