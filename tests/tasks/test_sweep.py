@@ -273,8 +273,8 @@ def test_the_words_of_a_wandb_agent_compose() -> None:
 def test_an_interrupted_experiment_saves_its_cell_and_goes_on_there(
     shop: list[str], tmp_path: Path
 ) -> None:
-    cell = "trainer.max_steps=60, trainer.max_epochs=99, trainer.checkpoint_every_steps=1"
-    words = [*shop, "task=experiment", f"experiment.cells={{long: [{cell}]}}",
+    cell = '["trainer.max_steps=60","trainer.max_epochs=99","trainer.checkpoint_every_steps=1"]'
+    words = [*shop, "task=experiment", f"+experiment.cells.long={cell}",
              f"experiment.folder={tmp_path}/tables"]  # fmt: skip
     process = start(words, tmp_path)
     wait_for_checkpoint(tmp_path)
