@@ -69,7 +69,7 @@ def _use(words: list[str], folder: Path) -> str:
         command = compose("config", overrides=words)
     config = checked(with_finished_run(command, words, load_config(folder)))
     if config.task.name == "recommend":
-        assert recommend(config).height > 0
+        recommend(config)
     else:
         assert evaluate(config).is_dir()
     return DONE

@@ -17,7 +17,10 @@ from hatllm.redact import is_secret_name, refuse_secret
 TARGETS = ("hatllm.tasks.sweep.Sweep",)  # what a file in conf/ may have built
 # What may be set of Hydra itself; the rest could load code (callbacks, logging), change the
 # environment of child processes (job.env_set) or add folders of settings (searchpath).
-IN_WORDS = ("launcher", "sweeper", "sweep", "run", "mode", "verbose", "output_subdir")
+# Lightning gives each process that it starts a job.name of its own.
+IN_WORDS = (
+    "launcher", "sweeper", "sweep", "run", "mode", "verbose", "output_subdir", "job.name",
+)  # fmt: skip
 IN_FILES = (*IN_WORDS, "callbacks", "help", "job.chdir")
 IN_DEFAULTS = ("launcher", "sweeper", "job_logging", "hydra_logging")
 COMMANDS = ("setup", "python")  # of a cluster's launcher: shell, typed but not read from a file

@@ -64,11 +64,12 @@ def test_a_baselines_loss_that_is_not_finite_stops_it(
 
 
 @pytest.mark.parametrize(
-    ("method", "error", "setting"),
+    ("name", "error", "setting"),
     [
-        ("title_loss", RuntimeError(NO_MEMORY), "lower trainer.micro_batch_size (it is 4) or set "
-         "model.gradient_checkpointing=true"),
-        ("title_loss", torch.OutOfMemoryError("CUDA out of memory"), "trainer.micro_batch_size"),
+        ("Recommender.title_loss", RuntimeError(NO_MEMORY),
+         "lower trainer.micro_batch_size (it is 4) or set model.gradient_checkpointing=true"),
+        ("Recommender.title_loss", torch.OutOfMemoryError("CUDA out of memory"),
+         "trainer.micro_batch_size"),
         ("predict", MemoryError(), "while decoding: lower decode.users_per_batch (it is 16)"),
     ],
 )  # fmt: skip
@@ -77,14 +78,14 @@ def test_out_of_memory_says_which_setting_to_lower(
     shop: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    method: str,
+    name: str,
     error: Exception,
     setting: str,
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(Recommender, method, fail)
+    monkeypatch.setattr(f"hatllm.model.recommender.{name}", fail)
     assert cli(*shop) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: out of memory while ") and setting in message
@@ -164,7 +165,7 @@ def test_a_damaged_checkpoint_is_named(
     damage: str,
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Recommender, "predict", lambda *_: 1 / 0)
+        patched.setattr("hatllm.tasks.train.decode_splits", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             cli(*shop, "trainer.checkpoint_every_steps=1", "run_name=run")
     last = tmp_path / "outputs/run/checkpoints/last.ckpt"
@@ -176,6 +177,17 @@ def test_a_damaged_checkpoint_is_named(
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{last.relative_to(tmp_path)} is damaged" in message
     assert "delete the folder" in message
+
+
+def test_a_forced_run_starts_over(
+    cli: Cli, shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*shop, "run_name=run", "trainer.checkpoint_every_steps=1"]
+    assert cli(*words) == 0
+    before = (tmp_path / "outputs/run/curves.csv").read_text()
+    assert cli(*words, "task.force=true") == 0
+    assert "resuming from" not in capsys.readouterr().out
+    assert (tmp_path / "outputs/run/curves.csv").read_text() == before
 
 
 def test_a_run_made_again_is_not_finished_until_it_is_whole(

@@ -12,6 +12,7 @@ from hatllm.data.datamodule import Examples, micro_batches
 from hatllm.data.prompt import IntArray
 from hatllm.tasks.assemble import Parts
 from hatllm.tasks.checkpoints import load_checkpoint
+from hatllm.tasks.run_folder import is_finished
 from hatllm.tasks.trainer import num_optimizer_steps
 
 MEASURED_AT = (1 / 6, 3 / 6, 5 / 6)  # of the batches in the order of their tokens
@@ -63,9 +64,9 @@ def trains(config: Config) -> bool:
 
 
 def steps_done(config: Config, folder: Path) -> int:
-    """Optimizer steps that a broken run has behind it."""
+    """Optimizer steps that a broken run has behind it; a finished one starts over."""
     last = folder / "checkpoints" / "last.ckpt"
-    if not trains(config) or not last.exists():
+    if not trains(config) or is_finished(folder) or not last.exists():
         return 0
     return int(load_checkpoint(last)["global_step"])
 

@@ -71,13 +71,20 @@ def train(config: Config) -> Path:
         if is_finished(folder) and not config.task.force:
             console.print(f"finished already, not run again (task.force=true does): {folder}")
             return folder
-        # Made again: nobody may take old and new files together for one finished run.
-        (folder / RUN_FILE).unlink(missing_ok=True)
+        if is_finished(folder) and is_first:
+            _start_over(folder)
         torch.manual_seed(config.seed)
         if config.model.kind == "llm":
             return _run_llm(config, folder)
         # One process makes a baseline, however many torchrun or SLURM has started.
         return _run_baseline(config, folder) if is_first else folder
+
+
+def _start_over(folder: Path) -> None:
+    # First: nobody may take old and new files together for one finished run.
+    (folder / RUN_FILE).unlink()
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "curves.csv").unlink(missing_ok=True)
 
 
 def _run_baseline(config: Config, folder: Path) -> Path:

@@ -13,6 +13,7 @@ from hatllm.data.bad_rows import BadRows
 from hatllm.data.json_lines import BLOCK_BYTES, line_blocks
 
 MAX_FIELD_CHARACTERS = 1 << 30
+EMPTY_LINE = re.compile(rb"(?:^|\n)\r?\n")
 UNDECODED = re.compile("[\ud800-\udfff]")  # bytes that are no UTF-8, under surrogateescape
 
 
@@ -35,7 +36,8 @@ def read_csv_texts(path: Path, separator: str, bad_rows: BadRows) -> pl.DataFram
         raise ValueError(f"{path} is empty; its first line must name the columns")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path} is UTF-16; save it as UTF-8")
-    if _quotes_are_closed(content):  # polars does not tell what it makes of a stray quote
+    # polars does not tell what it makes of a stray quote, and takes an empty line for a row.
+    if _quotes_are_closed(content) and not EMPTY_LINE.search(content):
         try:
             return pl.read_csv(content, separator=separator, infer_schema=False)
         except pl.exceptions.PolarsError:  # one bad row fails the file: find it
