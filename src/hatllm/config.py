@@ -616,6 +616,7 @@ class ExperimentConfig:
     datasets: list[str]  # choices of data, each run with every cell; empty = the composed data
     data_overrides: dict[str, list[str]]  # choice of data -> what its cells change besides
     cells: dict[str, list[str]]  # label -> overrides of this config
+    only: list[str]  # labels to run now, in this order; empty = all
     grid: GridConfig | None  # more cells
     compared_with: dict[str, str]  # label -> the cell it is compared with, where not reference
     views: list[str]  # some of VIEWS: tables and figures beside the main one

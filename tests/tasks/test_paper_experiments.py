@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 from toys import CONF, Compose
 
-from hatllm.tasks.cells import PlannedCell, grid_cells, plan_cells
+from hatllm.tasks.cells import PlannedCell, chosen_cells, grid_cells, plan_cells
 from hatllm.tasks.results import write_results_of
 from hatllm.tasks.train import train
 
@@ -129,6 +129,21 @@ def test_the_arms_of_one_experiment_are_the_runs_of_another(
     )
     assert main == unseen
     assert ablation["causal"] == main["msl"] and ablation["hatllm"] == main["msl_hatllm"]
+
+
+def test_chosen_cells_run_in_the_order_given_within_a_seed(
+    compose_config: Compose, root: Path
+) -> None:
+    words = [*words_of("main", root), "experiment.seeds=[1,2]"]
+    cells = cells_of(compose_config, words)
+    config = compose_config(*words, "experiment.only=[msl_hatllm,msl]")
+    chosen = [(cell.seed, cell.label) for cell in chosen_cells(config, cells)]
+    each = [(seed, label) for seed in (1, 2) for label in ("msl_hatllm", "msl")]
+    assert chosen == each * (len(chosen) // 4) and chosen
+    assert chosen_cells(compose_config(*words), cells) == cells
+    config.experiment.only = ["mls"]
+    with pytest.raises(ValueError, match=r"experiment\.only='mls' .* did you mean 'msl'"):
+        chosen_cells(config, cells)
 
 
 def test_the_grid_of_a_laptop_has_sixteen_cells_that_fit(compose_config: Compose) -> None:

@@ -79,6 +79,22 @@ def plan_cells(
     return cells
 
 
+def chosen_cells(config: Config, cells: list[PlannedCell]) -> list[PlannedCell]:
+    """The cells to run now: those of ``experiment.only``, in its order within a seed, or all.
+
+    Raises:
+        ValueError: If a label is that of no cell.
+    """
+    only = config.experiment.only
+    for label in only:
+        check_choice("experiment.only", label, {cell.label for cell in cells})
+    if not only:
+        return cells
+    place = {(cell.data, cell.seed): number for number, cell in reversed([*enumerate(cells)])}
+    chosen = [cell for cell in cells if cell.label in only]
+    return sorted(chosen, key=lambda cell: (place[cell.data, cell.seed], only.index(cell.label)))
+
+
 def grid_cells(config: Config) -> dict[str, list[str]]:
     """The cells of ``experiment.grid``: label -> overrides; pairs that do not fit are left out.
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hatllm.config import Config
 from hatllm.tasks.attention import write_attention_of
-from hatllm.tasks.cells import PlannedCell, check_same_code, plan_cells
+from hatllm.tasks.cells import PlannedCell, check_same_code, chosen_cells, plan_cells
 from hatllm.tasks.child import INTERRUPTED, ending, run_retried
 from hatllm.tasks.results import write_results_of
 from hatllm.tasks.run_folder import is_finished
@@ -44,8 +44,9 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
     check_same_code(cells)
     failed: list[tuple[PlannedCell, str]] = []
     busy = []
-    for number, cell in enumerate(cells, start=1):
-        what = f"cell {number}/{len(cells)}: {_name(cell)}"
+    chosen = chosen_cells(config, cells)
+    for number, cell in enumerate(chosen, start=1):
+        what = f"cell {number}/{len(chosen)}: {_name(cell)}"
         if is_finished(cell.folder):
             console.print(f"{what}: finished already")
             continue
@@ -69,7 +70,7 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
     folder = write_results_of(config, cells)
     if failed:
         again = "the same command runs them again and nothing else"
-        print(f"{len(failed)} of {len(cells)} cells failed; {again}", file=sys.stderr)
+        print(f"{len(failed)} of {len(chosen)} cells failed; {again}", file=sys.stderr)
         sys.exit(1)
     return folder
 

@@ -30,7 +30,7 @@ from hatllm.report.plan_table import (
 )
 from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, load_dataset
 from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
-from hatllm.tasks.cells import plan_cells
+from hatllm.tasks.cells import chosen_cells, plan_cells
 from hatllm.tasks.load import Load, loads_of, steps_done, trains
 from hatllm.tasks.run_folder import (
     config_hash,
@@ -68,7 +68,7 @@ def plan(config: Config, compose: Callable[[list[str]], Config]) -> list[RunPlan
     measured: dict[str, Measured] = {}
     plans = []
     coming: dict[str, Config] = {}  # what later cells start from, or read items by
-    for planned in plan_cells(config, compose):
+    for planned in chosen_cells(config, plan_cells(config, compose)):
         cell = compose(planned.words)
         cell.task.force = False  # an experiment never runs a finished cell again
         plans.append(plan_run(cell, measured, coming))
