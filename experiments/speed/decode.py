@@ -59,7 +59,7 @@ VARIANTS = (FIELD, *PLAIN, *FAST)
 NEEDS_OF = {FIELD: "causal/vocab"} | {name: name.removeprefix("plain ") for name in PLAIN}
 TOLERANCE = {FIELD: 1e-3, "plain": 1e-4}  # nats, whole title
 QUICK = {
-    "users": 8, "check_users": 4, "plain_users": 4, "other_users": 1, "repeats": 2, "memory": False,
+    "users": 8, "check_users": 4, "plain_users": 4, "other_users": 1, "repeats": 1, "memory": False,
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Preparing data: source files to examples, titles to tokens and trie.
 
     python -m experiments.speed.prepare                             # sports, toys, msl_books
-    python -m experiments.speed.prepare --names msl_books --quick
+    python -m experiments.speed.prepare --quick                    # ml100k, which needs no folder
 
 Each data set in a process of its own with an empty cache; files are read from `data_root` (or
 HATLLM_DATA_ROOT), nothing is fetched but the tokenizer, where it is not there yet.
@@ -43,7 +43,7 @@ PARTS = ("tables_s", "tokenise_s", "trie_s", "lengths_s")
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark with a command line."""
-    arguments = parse(_parser(), argv, {"names": ["sports", "msl_books"]})
+    arguments = parse(_parser(), argv, {"names": ["ml100k"]})
     if arguments.prepare is not None:
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
@@ -123,7 +123,7 @@ def _prepare(arguments: argparse.Namespace) -> Row:
 
 def _draw(rows: Sequence[Row]) -> Figure:
     """A stacked bar a data set."""
-    figure = Figure(figsize=(7.0, 1.3 + 0.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7.0, 1.6 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
     tidy(axes, "seconds from source files to prompts' lengths")
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
@@ -141,7 +141,7 @@ def _draw(rows: Sequence[Row]) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.25 * max(row["seconds"] for row in rows))
     axes.set_xlabel("seconds", color=GREY)
-    axes.legend(frameon=False, fontsize=8.5, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return figure
 
 

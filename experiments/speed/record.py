@@ -46,7 +46,8 @@ def parse(
 ) -> argparse.Namespace:
     """The parsed command line; under --quick other defaults hold."""
     if "--quick" in argv:
-        parser.set_defaults(**quick)
+        of_workload = {"data": "ml100k"} if parser.get_default("data") else {}  # fetched by itself
+        parser.set_defaults(**of_workload, **quick)
     return parser.parse_args(argv)
 
 
@@ -83,26 +84,29 @@ class Record:
         self.settings = {
             key: value for key, value in vars(arguments).items() if key not in NOT_SETTINGS
         } | {"code": code_hash(), "torch_threads": torch.get_num_threads()}
+        here = machine()
+        self.load_before: float = here["load_before"]
         found = environment({"data_hash": None, "split_hash": None}, {})
         self.content: dict[str, Any] = {
             "benchmark": name,
             "command": shlex.join(["python", "-m", f"experiments.speed.{name}", *argv]),
             "settings": self.settings,
-            "hardware": machine(),
+            "hardware": here,
             "commit": found["commit"],
             "versions": {"python": found["python"], **found["versions"]},
             "rows": [],
             "measured": {},
         }
         if self.path.exists() and not arguments.fresh:
-            self.content["measured"] = self._measured_before()
+            self._go_on()
 
     @property
     def path(self) -> Path:
         """The JSON file."""
         return self.folder / f"{self.name}.json"
 
-    def _measured_before(self) -> dict[str, Any]:
+    def _go_on(self) -> None:
+        """Take over what the file holds: measurements, and where and from what they were made."""
         old = json.loads(self.path.read_text())
         settings = json.loads(json.dumps(self.settings, default=str))
         other = sorted(
@@ -115,13 +119,14 @@ class Record:
                 f"{self.path.name} holds results of other settings ({', '.join(other)}); "
                 "--fresh starts over, --output FOLDER keeps both"
             )
-        measured: dict[str, Any] = old["measured"]
-        return measured
+        self.content = old
 
     def measure(self, key: str, make: Callable[[], Row]) -> Row:
         """One raw measurement, JSON-able: read back where it is there already, made otherwise."""
         if key not in self.content["measured"]:
             self.content["measured"][key] = make()
+            hardware = self.content["hardware"]  # of a run in several goes: the busiest
+            hardware["load_before"] = max(hardware["load_before"], self.load_before)
             self.save()
         found: Row = self.content["measured"][key]
         return found

@@ -86,7 +86,7 @@ VARIANTS = {
 FAST = [variant for variant in VARIANTS.values() if not variant.is_plain]
 TOLERANCE = 1e-4  # relative, float32
 QUICK = {
-    "steps": 1, "check_batches": 2, "large_batches": 1, "large_rows": 32, "dtype": ["float32"],
+    "steps": 1, "check_batches": 1, "large_batches": 1, "large_rows": 16, "dtype": ["float32"],
     "memory": False,
 }  # fmt: skip
 

@@ -66,9 +66,14 @@ class TestDecode:
         assert rows["causal/vocab"]["equality"]["to"] == "generate"
         spared = rows["hatllm_segments/trie+states"], rows["hatllm_segments/trie"]
         assert spared[0]["layers_run"] < spared[1]["layers_run"] == 4
-        # The same command reads its measurements back; another one is not mixed with them.
+        # The same command reads its measurements back, with the machine as they found it; another
+        # one is not mixed with them.
+        content["hardware"]["load_before"] = 123.0
+        (tmp_path / "results/decode.json").write_text(json.dumps(content))
         decode.main([*words, *DECODE])
-        assert written(tmp_path, "decode")["measured"] == content["measured"]
+        again = written(tmp_path, "decode")
+        assert again["measured"] == content["measured"]
+        assert again["hardware"] == content["hardware"]
         with pytest.raises(ValueError, match=r"other settings \(users\)"):
             decode.main([*words, *DECODE, "--users", "2"])
 
