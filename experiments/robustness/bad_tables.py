@@ -74,7 +74,7 @@ def _huge_title(made: Tables, random_: random.Random) -> None:
 def _one_item(made: Tables, random_: random.Random) -> None:
     made.songs = made.songs[:1]
     for row in made.plays:
-        row["song"] = made.songs[0]["song"]
+        row["song"] = made.songs[0].get("song")
 
 
 def _one_play_each(made: Tables, random_: random.Random) -> None:
@@ -82,7 +82,9 @@ def _one_play_each(made: Tables, random_: random.Random) -> None:
 
 
 def _some_users_one_play(made: Tables, random_: random.Random) -> None:
-    made.plays += [{"who": f"new{i}", "song": made.songs[0]["song"], "when": i} for i in range(3)]
+    made.plays += [
+        {"who": f"new{i}", "song": made.songs[0].get("song"), "when": i} for i in range(3)
+    ]
 
 
 def _no_rows(made: Tables, random_: random.Random) -> None:

@@ -64,7 +64,9 @@ def try_input(make: Input, seed: str, folder: Path) -> tuple[str, str, str]:
         if is_clean(error) and 0 < len(message) <= LONGEST_MESSAGE:
             return what, "refused", message
         return what, "failed", "".join(traceback.format_exception(error))
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of polars' Rust code is no Exception
         return what, "failed", "".join(traceback.format_exception(error))
 
 

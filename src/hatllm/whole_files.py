@@ -24,6 +24,8 @@ from typing import Any
 import polars as pl
 
 CHECKSUMS_FILE = "checksums.json"
+# What polars raises for a file it cannot read; a panic of its Rust code is no Exception.
+POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 STALE_S = 3600.0  # a temporary file that nobody has written to for so long is a killed process's
 
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import polars as pl
 
 from hatllm.data.bad_rows import BadRows
+from hatllm.whole_files import POLARS_ERRORS
 
 BLOCK_BYTES = 32 << 20
 
@@ -56,7 +57,7 @@ def read_json_lines(path: Path, schema: dict[str, Any], bad_rows: BadRows) -> pl
     for block in line_blocks(path, BLOCK_BYTES):
         try:
             frames.append(pl.read_ndjson(block, schema=schema))
-        except pl.exceptions.PolarsError:  # one bad line fails the block: find it
+        except POLARS_ERRORS:  # one bad line fails the block: find it
             frames.append(_read_line_by_line(block, schema, bad_rows, path.name))
     return pl.concat(frames)
 

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from hatllm.whole_files import (
+    POLARS_ERRORS,
     damaged_file,
     folder_written_whole,
     record_checksums,
@@ -54,7 +55,7 @@ def load_prepared(folder: Path) -> PreparedTables | None:
     try:
         tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in TABLES}
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, *POLARS_ERRORS) as error:
         logger.warning("prepared tables in %s cannot be read and are built anew: %s", folder, error)
         return None
     return PreparedTables(tables=tables, manifest=manifest)

@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from hatllm.model.processes import process_rank
+from hatllm.whole_files import POLARS_ERRORS
 
 SECONDS_BETWEEN_LOOKS = 0.2  # while other processes are still decoding
 
@@ -41,7 +42,7 @@ class Shards:
             if path not in self.tables:
                 try:
                     self.tables[path] = pl.read_parquet(path)
-                except (OSError, pl.exceptions.PolarsError):
+                except (OSError, *POLARS_ERRORS):
                     path.unlink(missing_ok=True)  # cut off by a power failure: decoded again
         if not self.tables:
             return None

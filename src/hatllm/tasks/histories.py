@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hatllm.data.json_lines import BLOCK_BYTES, line_blocks
+from hatllm.whole_files import POLARS_ERRORS
 
 FORMS = (".parquet", ".jsonl", ".csv")
 PROBLEM = "problem"  # column of a file laid out here: why a line could not be read, else null
@@ -94,7 +95,7 @@ def as_parquet(path: Path, folder: Path) -> Path:
                 _lay_out_json_lines(path, partial)
             partial.replace(found)
         schema = pq.read_schema(found)
-    except (pa.ArrowException, pl.exceptions.PolarsError) as error:
+    except (pa.ArrowException, *POLARS_ERRORS) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{name} cannot be read: {first}") from error
     if "history" not in schema.names:

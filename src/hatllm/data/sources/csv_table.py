@@ -11,6 +11,7 @@ import polars as pl
 
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.json_lines import BLOCK_BYTES, line_blocks
+from hatllm.whole_files import POLARS_ERRORS
 
 MAX_FIELD_CHARACTERS = 1 << 30
 EMPTY_LINE = re.compile(rb"(?:^|\n)\r?\n")
@@ -40,7 +41,7 @@ def read_csv_texts(path: Path, separator: str, bad_rows: BadRows) -> pl.DataFram
     if _quotes_are_closed(content) and not EMPTY_LINE.search(content):
         try:
             return pl.read_csv(content, separator=separator, infer_schema=False)
-        except pl.exceptions.PolarsError:  # one bad row fails the file: find it
+        except POLARS_ERRORS:  # one bad row fails the file: find it
             pass
     return _read_row_by_row(content, separator, bad_rows, path)
 

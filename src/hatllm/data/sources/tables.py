@@ -5,10 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hatllm.data.bad_rows import BadRows
+from hatllm.whole_files import POLARS_ERRORS
 
 CANONICAL_INTEGER = r"^(0|[1-9][0-9]{0,17})$"  # its text and its value say the same
+# UnicodeDecodeError, Arrow's own invalid and not implemented, and types polars does not know.
+PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, *POLARS_ERRORS)
 MAX_NAMES, MAX_NAME = 20, 40  # columns in a message, and characters of each
 FIRST_ID = 1  # ids given to strings, like those of the published tables, leave 0 free
 
@@ -95,22 +100,32 @@ def parquet_schema(path: Path) -> dict[str, pl.DataType]:
     """
     try:
         with path.open("rb") as file:
-            return dict(pl.read_parquet_schema(file))
-    except (pl.exceptions.PolarsError, OSError) as error:
+            return dict(_in_polars(pq.ParquetFile(file).schema_arrow.empty_table()).schema)
+    except PARQUET_ERRORS as error:
         raise ValueError(f"{path} is no readable Parquet file: {error}") from error
 
 
 def read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
     """Return some columns of a Parquet file.
 
+    Arrow's reader, because that of polars ends the whole process at some damaged files.
+
     Raises:
         ValueError: If it is damaged.
     """
     try:
-        with path.open("rb") as file:  # not by name: a name with * would stand for many files
-            return pl.read_parquet(file, columns=columns)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        with path.open("rb") as file:
+            table = pq.ParquetFile(file).read(columns=columns)
+            table.validate(full=True)  # text is UTF-8, offsets lie within
+            return _in_polars(table)
+    except PARQUET_ERRORS as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _in_polars(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def names_shown(columns: Iterable[str]) -> str:
