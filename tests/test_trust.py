@@ -53,6 +53,12 @@ def test_a_word_cannot_run_code_or_carry_a_secret(word: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("word", ["loss=[1]", "model=[tiny]", "mask={a: 1}", "data=7", "loss="])
+def test_a_choice_is_one_name(word: str) -> None:
+    with pytest.raises(ValueError, match=r"must name a file of \w+/$"):
+        refuse_foreign_code([word], [run.CONF])
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -52,7 +52,8 @@ class FinishedRun:
     def input(self, random_: random.Random, folder: Path) -> tuple[str, Callable[[], str]]:
         """A copy of the folder with one or two files changed."""
         copy = shutil.copytree(self.folder, folder / "run")
-        changes = [_change(random_, copy) for _ in range(random_.choice((1, 1, 2)))]
+        names = random_.sample(FILES, random_.choice((1, 1, 2)))
+        changes = [_change(random_, copy, name) for name in names]
         task = random_.choice(("recommend", "recommend", "evaluate"))
         cache = self.folder.parents[1] / "cache"
         words = [f"task={task}", f"task.run_folder={copy}", "data_root=null", f"cache_root={cache}",
@@ -75,8 +76,7 @@ def _use(words: list[str], folder: Path) -> str:
     return DONE
 
 
-def _change(random_: random.Random, folder: Path) -> str:
-    name = random_.choice(FILES)
+def _change(random_: random.Random, folder: Path, name: str) -> str:
     path = folder / name
     if not path.exists():
         return f"{name} is not there"

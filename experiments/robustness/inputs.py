@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from experiments.robustness.bad_tables import Files, write_files
 from hatllm.compose import checked, register_schema
 from hatllm.config import Config
-from hatllm.data.datamodule import Examples
+from hatllm.data.datamodule import Examples, TrainingBatches
 from hatllm.data.prepare import Dataset
 from hatllm.data.report import data_report_table, write_data_report
 from hatllm.decode.predict import predict
@@ -57,8 +57,8 @@ def one_step(config: Config) -> str:
         lm, parts.catalogue, config, 1, dataset.items, dataset.full_train, dataset.splits["valid"]
     )
     rows = Examples.of(dataset.splits["train"][:2], config.data.max_history_items)
-    batch = rows.batch(parts.catalogue.book, np.arange(len(rows)), config.mask.target_is_item, True)
-    loss = recommender.title_loss(batch)
+    batches = TrainingBatches(rows, parts.catalogue.book, config)
+    loss = recommender.title_loss(batches.batch(np.arange(len(rows))))
     assert torch.isfinite(loss), f"the loss is {loss}"
     if loss.requires_grad:  # no title branches: nothing to learn
         loss.backward()

@@ -136,6 +136,11 @@ def test_the_adaptive_temperature_reads_the_first_choice_of_every_title(
         d, c = positive - mean, math.log(len(TRIE) * 0.25)
         expected = (d + math.sqrt(max(d * d - 2 * c * variance, 0.0))) / (2 * c)
         expected = min(max(expected, 0.01), 5.0)
+    without_trainer = recommender_of(
+        compose_config, "mask=causal", "loss=msl_ats", "loss.min_tau=0.01"
+    )
+    without_trainer.title_loss(batch)
+    torch.testing.assert_close(float(without_trainer.tau), expected, rtol=1e-4, atol=0.0)
     trainer = lightning.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,

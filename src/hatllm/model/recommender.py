@@ -23,6 +23,7 @@ from hatllm.losses.sdpo import sdpo_loss
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.model.packed_prompts import hidden_at
+from hatllm.model.processes import process_rank
 from hatllm.model.reference import Reference
 from hatllm.model.sharding import shard_layers, whole
 from hatllm.report.evaluation import evaluate_predictions
@@ -160,7 +161,7 @@ class Recommender(lightning.LightningModule):
         sums_5 = legal_statistics(
             positive_T[is_first_T], logit_C[chosen_C], renumbered_T[row_C[chosen_C]]
         )
-        if self.trainer.world_size > 1:
+        if process_rank()[1] > 1:
             dist.all_reduce(sums_5)
         loss = self.config.loss
         tau = ats_temperature(sums_5, loss.eta, loss.min_tau, loss.max_tau)
