@@ -1,6 +1,7 @@
 """evaluate, recommend, masks, prepare, experiment and table on a small shop."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,17 @@ def test_recommend_answers_for_titles_and_ids(
     assert "'Red Boat'" in capsys.readouterr().err
     assert cli(*words) == 2
     assert "task.history" in capsys.readouterr().err
+
+
+def test_a_catalogue_that_is_not_the_datas_is_refused(
+    cli: Cli, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "edited"
+    shutil.copytree(finished, folder)
+    items = pl.read_parquet(folder / "items.parquet")
+    items.head(items.height // 2).write_parquet(folder / "items.parquet")
+    assert cli("task=recommend", f"task.run_folder={folder}", "task.history=[Red Boat]") == 2
+    assert "items.parquet is not the catalogue" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mask", ["hatllm", "hatllm_segments"])

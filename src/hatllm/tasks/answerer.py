@@ -39,7 +39,8 @@ class Answerer:
                 same states beside this one: only states that lie ready are used.
 
         Raises:
-            ValueError: If the run is not an LLM's, or its weights are missing.
+            ValueError: If the run is not an LLM's, its weights are missing, or its items are not
+                those of its data.
         """
         if config.model.kind != "llm":
             raise ValueError(
@@ -47,6 +48,13 @@ class Answerer:
             )
         self.config, self.num_histories = config, num_histories
         self.parts, self.lm = load_run(config)
+        columns = ["item_id", "title"]
+        if not catalogue_of(config)[columns].equals(self.parts.dataset.items[columns]):
+            raise ValueError(
+                f"task.run_folder={config.task.run_folder}: its items.parquet is not the catalogue "
+                f"of data={config.data.name} as it lies here; give the folder and the data as they "
+                "were when the run was made"
+            )
         self._tools: tuple[Scorers, Search] | None = None
 
     @torch.inference_mode()
