@@ -1,5 +1,8 @@
 """The learned baselines: what they can see, what they learn, and that seeds decide."""
 
+from copy import deepcopy
+from typing import Any
+
 import polars as pl
 import pytest
 import torch
@@ -107,6 +110,32 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(arm: str) -> None:
     first, second, other = (trained(kind, config, seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_training_stopped_after_any_epoch_goes_on_to_the_same_weights(arm: str) -> None:
+    kind, config = ARMS[arm]
+    config = settings(**{**vars(config), "max_epochs": 9, "patience": 4, "dropout": 0.2})
+    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
+    saved: list[dict[str, Any]] = []
+    curve: list[dict[str, float]] = []
+    model = built(kind, config)
+    whole = fit(
+        model, rows, rows, INDEX, config,
+        lambda metrics, _: curve.append(metrics), save=lambda state: saved.append(deepcopy(state)),
+    )  # fmt: skip
+    assert len(saved) == whole.num_epochs > 2
+    for stopped in (saved[0], saved[1], saved[-1]):
+        again = built(kind, config, seed=5)
+        rest: list[dict[str, float]] = []
+        found = fit(
+            again, rows, rows, INDEX, config,
+            lambda metrics, _, rest=rest: rest.append(metrics), saved=deepcopy(stopped),
+        )  # fmt: skip
+        assert found == whole
+        assert rest == curve[stopped["epoch"] :]
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name])
 
 
 def test_training_stops_when_valid_stops_rising_and_keeps_the_best_weights() -> None:

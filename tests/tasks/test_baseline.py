@@ -4,12 +4,16 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from safetensors.torch import load_file
 from toys import Compose
 
+from hatllm.baselines.sasrec import SASRec
+from hatllm.tasks import baseline
 from hatllm.tasks.experiment import plan_cells
 
 Cli = Callable[..., int]
@@ -65,6 +69,37 @@ def test_a_run_that_is_made_again_starts_its_curves_anew(cli: Cli, shop: list[st
     before = (folder / "curves.csv").read_text()
     runs(cli, shop, "again", "model=gru4rec", *SHORT, "task.force=true")
     assert (folder / "curves.csv").read_text() == before
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(
+    cli: Cli, shop: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    whole = runs(cli, shop, "whole", "model=sasrec", *SHORT)
+    steps: list[int] = []
+
+    class Killed(BaseException):
+        pass
+
+    def killed(
+        self: SASRec, *rows: torch.Tensor, was: Any = SASRec.training_states
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        steps.append(1)
+        if len(steps) == num_steps // 2 + 1:
+            raise Killed
+        result: tuple[torch.Tensor, torch.Tensor] = was(self, *rows)
+        return result
+
+    num_steps = pl.read_csv(whole / "curves.csv")["step"].to_list()[-1]
+    monkeypatch.setattr(SASRec, "training_states", killed)
+    with pytest.raises(Killed):
+        runs(cli, shop, "broken", "model=sasrec", *SHORT)
+    assert (whole.parent / "broken" / "checkpoints" / "last.ckpt").exists()
+    again = runs(cli, shop, "broken", "model=sasrec", *SHORT)
+    assert len(steps) < num_steps // 2 + 1 + num_steps  # it did not start over
+    for name in ("curves.csv", "model.safetensors"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes()
+    assert files_of(again) == files_of(whole)
 
 
 def test_the_saved_vectors_are_those_of_the_catalogue(cli: Cli, shop: list[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,10 +73,13 @@ def fit(
     index: TitleIndex,
     config: SequenceConfig,
     log: Callable[[dict[str, float], int], None],
+    *,
+    save: Callable[[dict[str, Any]], None] = lambda state: None,
+    saved: dict[str, Any] | None = None,
 ) -> Fitted:
     """Train until valid NDCG@10 stops rising and leave the best epoch's weights in the model.
 
-    Equal seeds of torch's global generator give equal weights.
+    Equal seeds of torch's global generator give equal weights, stopped on the way or not.
 
     Args:
         model: A model of :func:`build_sequence_model`, on its device.
@@ -84,6 +88,9 @@ def fit(
         index: The catalogue.
         config: Loss, optimizer, epochs.
         log: Called once an epoch with metrics and the number of optimizer steps so far.
+        save: Called once an epoch with all that is needed to go on: tensors, dicts and numbers,
+            good until it returns.
+        saved: What `save` was given by a run that was stopped; None = start.
 
     Returns:
         The best epoch and what was done.
@@ -100,9 +107,18 @@ def fit(
     if config.dros is not None:
         nominal_N = nominal_distribution(train.target_R, train.num_items, config.dros)
         nominal_N = nominal_N.to(_device(model))
-    best, best_epoch, best_weights, steps = -1.0, 0, deepcopy(model.state_dict()), 0
-    bar = tqdm(range(1, config.max_epochs + 1), desc="train", unit="epoch")
-    for epoch in bar:
+    epoch, steps, best, best_epoch = 0, 0, -1.0, 0
+    best_weights = deepcopy(model.state_dict())
+    if saved is not None:
+        epoch, steps, best, best_epoch = (
+            saved[name] for name in ("epoch", "steps", "best", "best_epoch")
+        )
+        best_weights = saved["best_weights"]
+        model.load_state_dict(saved["weights"])
+        optimizer.load_state_dict(saved["optimizer"])
+        _set_generators(saved["generators"])
+    bar = tqdm(total=config.max_epochs, initial=epoch, desc="train", unit="epoch")
+    while epoch < config.max_epochs and epoch - best_epoch < (config.patience or epoch + 1):
         losses = []
         for row_B in torch.split(torch.randperm(len(train)), config.batch_size):
             loss = _step(model, optimizer, train, row_B, config, nominal_N)
@@ -110,17 +126,29 @@ def fit(
                 raise NonFiniteLossError(loss, steps, row_B)
             losses.append(loss)
             steps += 1
+        epoch += 1
         metrics = {
             "train/loss": sum(losses) / len(losses),
             f"val/NDCG@{VALID_K}": _valid_ndcg(model, valid, index, config),
         }
         log(metrics, steps)
+        bar.update()
         bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
         if metrics[f"val/NDCG@{VALID_K}"] > best:
             best, best_epoch = metrics[f"val/NDCG@{VALID_K}"], epoch
             best_weights = deepcopy(model.state_dict())
-        if config.patience is not None and epoch - best_epoch >= config.patience:
-            break
+        save(
+            {
+                "epoch": epoch,
+                "steps": steps,
+                "best": best,
+                "best_epoch": best_epoch,
+                "best_weights": best_weights,
+                "weights": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generators": _generators(),
+            }
+        )
     bar.close()
     model.load_state_dict(best_weights)
     return Fitted(best_epoch, epoch, steps)
@@ -182,3 +210,15 @@ def _optimizer(model: SequenceModel, config: SequenceConfig) -> torch.optim.Opti
 
 def _device(model: SequenceModel) -> torch.device:
     return next(model.parameters()).device
+
+
+def _generators() -> list[Tensor]:
+    """State of torch's global generators: the CPU's, then each GPU's."""
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def _set_generators(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states[1:])

@@ -1,5 +1,6 @@
 """The part of task=train that answers for a model that knows items by id only."""
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +26,14 @@ from hatllm.config import Config
 from hatllm.data.prepare import Dataset
 from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.tasks.assemble import load_dataset
+from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.finite_loss import stop_at_non_finite_loss
 from hatllm.tasks.run_folder import WEIGHTS_FILE
 from hatllm.whole_files import written_whole
 
 SPLITS = ("valid", "test")
+CHECKPOINT_FILE = Path("checkpoints") / "last.ckpt"  # until the run is finished
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 console = Console()
 
@@ -62,6 +66,7 @@ def baseline_predictions(
             start = time.perf_counter()
             found = {split: _answers(config, dataset, split, model, index) for split in SPLITS}
     seconds["evaluate"] = time.perf_counter() - start
+    shutil.rmtree((folder / CHECKPOINT_FILE).parent, ignore_errors=True)
     return found
 
 
@@ -102,9 +107,21 @@ def _trained(
         for logger in loggers:
             logger.log_metrics(metrics, step)
 
+    checkpoint = folder / CHECKPOINT_FILE
+    if checkpoint.exists():
+        console.print(f"resuming from {checkpoint}")
     try:
         with naming_what_to_lower(config, decoding=False):
-            fitted = fit(model, sequences["train"], sequences["valid"], index, settings, log)
+            fitted = fit(
+                model,
+                sequences["train"],
+                sequences["valid"],
+                index,
+                settings,
+                log,
+                save=_Saver(checkpoint),
+                saved=load_checkpoint(checkpoint) if checkpoint.exists() else None,
+            )
     except NonFiniteLossError as error:
         ids = train["example_id"].gather(error.row_B.tolist()).sort().to_list()
         stop_at_non_finite_loss(folder, config, ids, error.step, settings.learning_rate, error.loss)
@@ -114,6 +131,21 @@ def _trained(
     with written_whole(folder / WEIGHTS_FILE) as partial:
         save_file(model.state_dict(), partial)
     return model
+
+
+class _Saver:
+    """Writes what `fit` needs to go on, but not more often than pays."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.due = path, time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
+
+    def __call__(self, state: dict[str, Any]) -> None:
+        if time.monotonic() < self.due:
+            return
+        self.path.parent.mkdir(exist_ok=True)
+        with written_whole(self.path) as partial:
+            torch.save(state, partial)
+        self.due = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
 
 
 def _answers(

@@ -29,7 +29,7 @@ from hatllm.tasks.assemble import (
     check_hardware,
     load_dataset,
 )
-from hatllm.tasks.baseline import baseline_predictions, popularity_of
+from hatllm.tasks.baseline import CHECKPOINT_FILE, baseline_predictions, popularity_of
 from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.loggers import build_loggers, log_results
@@ -95,7 +95,8 @@ def _run_baseline(config: Config, folder: Path) -> Path:
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     write_config(folder, config)
-    (folder / "curves.csv").unlink(missing_ok=True)  # a baseline starts over, it does not resume
+    if not (folder / CHECKPOINT_FILE).exists():
+        (folder / "curves.csv").unlink(missing_ok=True)
     loggers = build_loggers(config, folder)
     seconds = {"prepare": time.perf_counter() - start}
     predictions = baseline_predictions(config, folder, dataset, loggers, seconds)
