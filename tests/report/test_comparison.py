@@ -77,6 +77,20 @@ def test_bold_needs_an_interval_without_zero(folders: list[Path], comparison: Co
     assert "NDCG@10" not in close.best
 
 
+def test_bold_needs_the_better_side_on_shared_seeds(tmp_path: Path) -> None:
+    # "a" has the better mean of all seeds, "bb" is better on the seed that both have.
+    folders = [tmp_path / name for name in ("a1", "a2", "bb1")]
+    for folder, label, seed, skill in zip(
+        folders, ("a", "a", "bb"), (1, 2, 1), (0.4, 0.9, 0.55), strict=True
+    ):
+        make_run(folder, label, seed=seed, skill=skill)
+    found = compare_runs(folders, "a")
+    mean = {row.label: row.cells["NDCG@10"].mean for row in found.rows}
+    assert mean["a"] > mean["bb"]
+    assert found.rows[1].differences["NDCG@10"].low > 0
+    assert found.best == {}
+
+
 def test_lower_nll_is_better(folders: list[Path]) -> None:
     comparison = compare_runs(folders[:6], "causal")
     assert comparison.best["trie_NLL"] == "hatllm"

@@ -8,6 +8,7 @@ share none, as with a baseline that has a single one), then subtracted.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Comparison:
 
     rows: tuple[Row, ...]
     reference: str | None
-    best: dict[str, str]  # metric -> the label that is better than the runner-up beyond chance
+    best: dict[str, str]  # metric -> the label that is better than every other beyond chance
     split_hash: str
 
 
@@ -285,13 +286,29 @@ def _mean(values: pl.DataFrame, metric: str) -> float:
 def _clear_winner(
     metric: str, rows: Sequence[Row], by_label: Mapping[str, Mapping[int, pl.DataFrame]]
 ) -> str | None:
-    """The best label, if its difference to the runner-up has an interval without 0."""
-    ranked = sorted(
-        (row for row in rows if metric in row.cells),
+    """The best label, if its interval to every other one lies on the good side of 0.
+
+    To every other one, not to the runner-up alone: where some have more seeds than others, means
+    over all seeds may stand in another order than those over the shared ones.
+    """
+    labels = [row.label for row in ranked(metric, rows)]
+    if len(labels) < 2:
+        return None
+    best, *others = labels
+    found = [_difference(metric, by_label[best], by_label[other]) for other in others]
+    clear = all(difference is not None and is_better(metric, difference) for difference in found)
+    return best if clear else None
+
+
+def ranked(metric: str, rows: Sequence[Row]) -> list[Row]:
+    """The rows that have the metric, best mean first."""
+    return sorted(
+        (row for row in rows if metric in row.cells and not isnan(row.cells[metric].mean)),
         key=lambda row: row.cells[metric].mean,
         reverse=not metric.endswith("NLL"),
     )
-    if len(ranked) < 2:
-        return None
-    difference = _difference(metric, by_label[ranked[0].label], by_label[ranked[1].label])
-    return ranked[0].label if difference is not None and difference.excludes_zero else None
+
+
+def is_better(metric: str, difference: PairedDifference) -> bool:
+    """Whether the whole interval says that the first is better than the second."""
+    return difference.high < 0 if metric.endswith("NLL") else difference.low > 0

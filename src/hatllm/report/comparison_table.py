@@ -137,7 +137,7 @@ def _stacked(text: str) -> str:
 def _legend(comparison: Comparison) -> str:
     lines = [
         "Means over seeds ± standard error over users (standard deviation over seeds).",
-        "Bold: better than the runner-up, the 95 % interval of the paired difference without 0.",
+        "Bold: better than every other, the 95 % intervals of the paired differences without 0.",
         f"NLL in nats a title. Split {comparison.split_hash}.",
     ]
     if comparison.reference is not None:

@@ -5,7 +5,6 @@ Wilcoxon's signed-rank test, and Holm's correction over the arms of the table.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ import polars as pl
 
 from hatllm.report.comparison import (
     Row,
+    is_better,
     label_row,
     load_alike_runs,
     paired_examples,
+    ranked,
     values_by_label,
 )
 from hatllm.report.significance import LEVEL, holm, wilcoxon_p_value
@@ -207,24 +208,19 @@ def _tests(
 
 
 def _best(metric: str, by_label: Mapping[str, Mapping[int, pl.DataFrame]]) -> str | None:
-    """The arm with the best mean, if it beats the runner-up after correction over all arms."""
-    rows = [label_row(label, by_label, None) for label in by_label]
-    ranked = sorted(
-        (row for row in rows if metric in row.cells and not math.isnan(row.cells[metric].mean)),
-        key=lambda row: row.cells[metric].mean,
-        reverse=not metric.endswith("NLL"),
+    """The arm with the best mean, if it beats every other after correction over all arms."""
+    rows = ranked(metric, [label_row(label, by_label, None) for label in by_label])
+    if len(rows) < 2:
+        return None
+    best = rows[0].label
+    differences = {}
+    for row in rows[1:]:
+        found = paired_examples(metric, by_label[best], by_label[row.label])
+        if found is None:
+            return None
+        differences[row.label] = found
+    p_values = {label: wilcoxon_p_value(values) for label, values in differences.items()}
+    clear = all(p < LEVEL for p in holm(p_values).values()) and all(
+        is_better(metric, summarize_differences(values)) for values in differences.values()
     )
-    if len(ranked) < 2:
-        return None
-    first, runner_up = ranked[0].label, ranked[1].label
-    differences = {
-        row.label: paired_examples(metric, by_label[first], by_label[row.label])
-        for row in ranked[1:]
-    }
-    p_values = {
-        label: wilcoxon_p_value(found) for label, found in differences.items() if found is not None
-    }
-    against_runner_up = differences[runner_up]
-    if against_runner_up is None or holm(p_values)[runner_up] >= LEVEL:
-        return None
-    return first if summarize_differences(against_runner_up).excludes_zero else None
+    return best if clear else None

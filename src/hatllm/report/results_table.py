@@ -15,8 +15,9 @@ LEGEND = (
     "Means over seeds ± standard deviation over seeds. Gain: of NDCG@10, relative to the arm named "
     "in 'against'. Δ: paired difference to it on the same examples and seeds, 95 % bootstrap "
     "interval over users, p of Wilcoxon's signed-rank test over users after Holm's correction over "
-    "the arms of the table; * below 0.05. Bold: better than the runner-up, after Holm's correction "
-    "over all other arms and by the bootstrap interval. NLL in nats a title."
+    "the arms of the table; * below 0.05. Both are over users: how far another seed would move the "
+    "difference is not in them. Bold: better than every other arm, after Holm's correction and by "
+    "the bootstrap interval. NLL in nats a title."
 )
 PUBLISHED_NOTE = (
     "Published numbers, for orientation only: another backbone (LLaMA3-8B for the LLM arms), "
