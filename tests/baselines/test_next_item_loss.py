@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hatllm.baselines.next_item_loss import (
     next_item_loss,
     nominal_distribution,
     robust_loss,
     sampled_loss,
+    softmax_loss,
 )
 from hatllm.config import DrosConfig
 
@@ -69,3 +71,22 @@ def test_cross_entropy_is_minus_the_log_of_a_softmax_over_all_items() -> None:
     output = (torch.tensor([[1.0], [2.0], [0.0]]), torch.zeros(3))
     found = next_item_loss(torch.ones(1, 1), torch.tensor([1]), output, settings(), None)
     assert float(found) == pytest.approx(math.log(math.e + math.e**2 + 1) - 2)
+
+
+@pytest.mark.parametrize("num_states", [1, 64, 200])
+def test_cross_entropy_in_pieces_has_the_loss_and_gradients_of_one_big_softmax(
+    num_states: int,
+) -> None:
+    inputs = [torch.randn(shape) for shape in ((num_states, 8), (300, 8), (300,))]
+    target_M = torch.randint(300, (num_states,))
+
+    def loss_and_gradients(pieces: bool) -> list[torch.Tensor]:
+        state_MD, weight_ND, bias_N = (tensor.clone().requires_grad_() for tensor in inputs)
+        if pieces:
+            loss = softmax_loss(state_MD, target_M, weight_ND, bias_N)
+        else:
+            loss = F.cross_entropy(F.linear(state_MD, weight_ND, bias_N), target_M)
+        return [loss.detach(), *torch.autograd.grad(loss, (state_MD, weight_ND, bias_N))]
+
+    for found, expected in zip(loss_and_gradients(True), loss_and_gradients(False), strict=True):
+        torch.testing.assert_close(found, expected)

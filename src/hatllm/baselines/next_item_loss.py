@@ -5,9 +5,13 @@ Dimension key: M training states, N items, D hidden size, S sampled items a stat
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hatllm.config import DrosConfig, SequenceConfig
+
+STATES_AT_A_TIME = (
+    64  # rows of logits that exist at once: with 20,000 items they fit a core's cache
+)
 
 
 def next_item_loss(
@@ -30,20 +34,37 @@ def next_item_loss(
         A scalar.
     """
     weight_ND, bias_N = output
-    logit_MN = None
-    if config.loss == "ce" or nominal_N is not None:
-        logit_MN = F.linear(state_MD, weight_ND, bias_N)
     if config.loss == "ce":
-        assert logit_MN is not None
-        loss = F.cross_entropy(logit_MN, target_M)
+        loss = softmax_loss(state_MD, target_M, weight_ND, bias_N)
     else:
         assert config.num_negatives is not None
         loss = sampled_loss(state_MD, target_M, weight_ND, bias_N, config.num_negatives)
     if nominal_N is not None:
-        assert config.dros is not None and logit_MN is not None
+        assert config.dros is not None
+        logit_MN = F.linear(state_MD, weight_ND, bias_N)
         robust = robust_loss(logit_MN, target_M, nominal_N, config.dros.radius)
         loss = loss + config.dros.weight * robust
     return loss
+
+
+def softmax_loss(state_MD: Tensor, target_M: Tensor, weight_ND: Tensor, bias_N: Tensor) -> Tensor:
+    """Cross-entropy of the target among all items, without an (M, N) tensor where torch can.
+
+    Args:
+        state_MD: States. Shape (M, D).
+        target_M: Targets. Shape (M,), int64.
+        weight_ND: Output weights. Shape (N, D).
+        bias_N: Output biases. Shape (N,).
+
+    Returns:
+        A scalar, the mean over states.
+    """
+    if not hasattr(F, "linear_cross_entropy"):  # torch before 2.13
+        return F.cross_entropy(F.linear(state_MD, weight_ND, bias_N), target_M)
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=STATES_AT_A_TIME, acc_policy="accurate")
+    return F.linear_cross_entropy(
+        state_MD, weight_ND, target_M, linear_bias=bias_N, options=options
+    )
 
 
 def sampled_loss(
