@@ -292,6 +292,7 @@ class SequenceConfig:
     dropout: float
     attention_dropout: float | None  # transformers only
     init_std: float  # of item and position embeddings
+    shared_embedding: bool | None  # the output layer is the item embedding; null: bert4rec, always
     loss: str  # one of SEQUENCE_LOSSES
     num_negatives: int | None  # bce: sampled items for each target
     every_position: bool  # learn from every next item of a row; false = from its target alone
@@ -404,6 +405,11 @@ class ModelConfig:
         for field in needed.get(self.kind, ()):
             if getattr(self.sequence, field) is None:
                 raise ValueError(f"model.sequence.{field}=null must be set for model={self.name}")
+        if self.kind == "bert4rec" and self.sequence.shared_embedding is not None:
+            raise ValueError(
+                f"model.sequence.shared_embedding={self.sequence.shared_embedding} must be null "
+                f"for model={self.name}, whose output layer always is the item embedding"
+            )
 
 
 @dataclass

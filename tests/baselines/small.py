@@ -21,6 +21,7 @@ SETTINGS = SequenceConfig(
     dropout=0.0,
     attention_dropout=0.0,
     init_std=0.1,
+    shared_embedding=None,
     loss="ce",
     num_negatives=None,
     every_position=False,

@@ -25,6 +25,7 @@ ARMS = {
     "sasrec": ("sasrec", settings()),
     "sasrec_bce": ("sasrec", settings(loss="bce", num_negatives=4, every_position=True)),
     "sasrec_dros": ("sasrec", settings(loss="bce", num_negatives=4, dros=DROS, num_layers=1)),
+    "sasrec_shared": ("sasrec", settings(shared_embedding=True, every_position=True)),
     "gru4rec": ("gru4rec", settings(num_layers=1)),
     "bert4rec": ("bert4rec", settings(optimizer="adamw")),
 }
@@ -172,6 +173,16 @@ def test_bert4rec_learns_from_the_hidden_places_and_their_items() -> None:
     history_BL = torch.tensor([[1, 2, NUM_ITEMS], [3, NUM_ITEMS, NUM_ITEMS]])
     found = model.training_states(history_BL, torch.tensor([2, 1]), torch.tensor([7, 8]))
     assert found[1].tolist() == [1, 2, 7, 3, 8] and found[0].shape == (5, 16)
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "gru4rec"])
+def test_a_shared_embedding_scores_items_by_their_own_vectors(kind: str) -> None:
+    model = built(kind, settings(shared_embedding=True, init_std=1.0)).eval()
+    assert not isinstance(model, BERT4Rec)
+    state_D = model(torch.tensor([[3, 1]]))[0, 1].detach()
+    by_hand = [float(state_D @ model.items.weight[item].detach()) for item in range(NUM_ITEMS)]
+    assert first_scores(model, [[3, 1]])[0].tolist() == pytest.approx(by_hand, abs=1e-5)
+    assert not any(name.startswith("answers") for name in model.state_dict())
 
 
 def test_an_empty_valid_split_is_refused() -> None:

@@ -9,7 +9,7 @@ Dimension key: B batch, L positions, N items, D hidden size, M training states.
 
 from torch import Tensor, nn
 
-from hatllm.baselines.sequences import last_states, training_states
+from hatllm.baselines.sequences import last_states, output_weights, training_states
 from hatllm.config import SequenceConfig
 
 
@@ -24,7 +24,7 @@ class GRU4Rec(nn.Module):
         nn.init.normal_(self.items.weight, std=config.init_std)
         self.dropout = nn.Dropout(config.dropout)
         self.gru = nn.GRU(size, size, config.num_layers, batch_first=True)
-        self.answers = nn.Linear(size, num_items)
+        self.answers = None if config.shared_embedding else nn.Linear(size, num_items)
 
     def forward(self, history_BL: Tensor) -> Tensor:
         """The state after each item, shape (B, L, D)."""
@@ -44,4 +44,4 @@ class GRU4Rec(nn.Module):
 
     def output(self) -> tuple[Tensor, Tensor]:
         """weight_ND and bias_N: the logits of a state are weight state + bias."""
-        return self.answers.weight, self.answers.bias
+        return output_weights(self.items, self.answers)

@@ -11,7 +11,7 @@ Dimension key: B batch, L positions, N items, D hidden size, M training states.
 import torch
 from torch import Tensor, nn
 
-from hatllm.baselines.sequences import last_states, training_states
+from hatllm.baselines.sequences import last_states, output_weights, training_states
 from hatllm.config import SequenceConfig
 
 
@@ -29,7 +29,7 @@ class SASRec(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(size)
-        self.answers = nn.Linear(size, num_items)
+        self.answers = None if config.shared_embedding else nn.Linear(size, num_items)
 
     def forward(self, history_BL: Tensor) -> Tensor:
         """The state after each item, shape (B, L, D)."""
@@ -54,7 +54,7 @@ class SASRec(nn.Module):
 
     def output(self) -> tuple[Tensor, Tensor]:
         """weight_ND and bias_N: the logits of a state are weight state + bias."""
-        return self.answers.weight, self.answers.bias
+        return output_weights(self.items, self.answers)
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 IntArray = NDArray[np.int64]
 
@@ -102,6 +102,22 @@ def training_states(
 def last_states(hidden_BLD: Tensor, length_B: Tensor) -> Tensor:
     """The state after each history's last item, shape (B, D)."""
     return hidden_BLD[torch.arange(len(length_B), device=length_B.device), length_B - 1]
+
+
+def output_weights(items: nn.Embedding, answers: nn.Linear | None) -> tuple[Tensor, Tensor]:
+    """The output layer of a model of its own (`answers`) or, without bias, the item embedding.
+
+    Args:
+        items: Item embedding; its last row is the padding's.
+        answers: Output layer; None = shared with the embedding.
+
+    Returns:
+        weight_ND and bias_N: the logits of a state are weight state + bias.
+    """
+    if answers is not None:
+        return answers.weight, answers.bias
+    weight_ND = items.weight[:-1]
+    return weight_ND, weight_ND.new_zeros(len(weight_ND))
 
 
 def _numbers(item_ids: pl.Series, item_id_N: IntArray, column: str) -> IntArray:
