@@ -36,6 +36,14 @@ def test_an_experiment_adds_up_what_is_left_to_run() -> None:
     assert "largest cell: 1,000 MB" in str(table.caption)
 
 
+def test_cells_of_several_data_sets_are_told_apart() -> None:
+    plans = [RunPlan("msl", 1, "to run", data) for data in ("msl_toys", "msl_books")]
+    table = experiment_table("pair", plans)
+    assert [column.header for column in table.columns][:2] == ["data", "cell"]
+    assert list(table.columns[0].cells) == ["msl_toys", "msl_books", "[bold]2 to run"]
+    assert experiment_table("one", plans[:1]).columns[0].header == "cell"
+
+
 def test_a_finished_run_shows_its_status_and_no_counts() -> None:
     console = Console(width=60)
     with console.capture() as said:

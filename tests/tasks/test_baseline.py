@@ -1,6 +1,7 @@
 """task=train with models that know items by id only."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -196,8 +197,12 @@ def test_evaluate_says_that_it_needs_an_llm(
     assert "this one is model=knn" in capsys.readouterr().err
 
 
-def test_plan_does_not_pretend_to_know_how_long_training_takes(
+def test_plan_says_what_an_epoch_takes_but_not_how_many_there_will_be(
     cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli(*shop, "task=plan", "model=sasrec") == 0
-    assert "training not predicted" in capsys.readouterr().out
+    words = [*shop, "task=plan", "model=sasrec"]
+    assert cli(*words, "model.sequence.max_epochs=50", "model.sequence.patience=4") == 0
+    said = capsys.readouterr()
+    assert re.search(r"5 to 50 epochs\s+of [\d.]+ s", said.out) and "train:" not in said.err
+    assert cli(*words, "model.sequence.max_epochs=3", "model.sequence.patience=4") == 0
+    assert re.search(r"to run: 3 epochs", capsys.readouterr().out)

@@ -75,8 +75,9 @@ def words_of(name: str, folder: Path) -> list[str]:
             words.append(f"experiment.cells.{model}={json.dumps(quick)}")
         words.append(f"experiment.published={PUBLISHED}")
     if name == "sasrec":
-        words += ["experiment.data_overrides.msl_books=[model=sasrec,model.sequence.max_epochs=1]"]
-        words += [f"experiment.published={PUBLISHED}"]
+        quick = ["model=sasrec", "model.sequence.max_epochs=1"]
+        words.append(f"experiment.data_overrides.msl_books={json.dumps(quick)}")
+        words.append(f"experiment.published={PUBLISHED}")
     if name == "sensitivity":
         words += ["experiment.grid.split_layer=[0,0.5]", "experiment.grid.num_cross_layers=[0,0.3]"]
     return words

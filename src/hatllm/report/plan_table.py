@@ -85,6 +85,7 @@ class RunPlan:
     label: str
     seed: int
     status: str  # 'to run', 'finished', 'resumes at step N', ...
+    data: str = ""  # name of the data set
     splits: dict[str, SplitSize] = field(default_factory=dict)
     num_steps: int = 0  # optimizer steps still to make
     num_validations: int = 0
@@ -174,16 +175,21 @@ def experiment_table(name: str, plans: Sequence[RunPlan]) -> Table:
         Times are those still to be spent: finished cells count as 0 s.
     """
     table = Table(title=f"predicted cost of experiment {name}")
+    several = len({plan.data for plan in plans}) > 1
+    if several:
+        table.add_column("data")
     table.add_column("cell", overflow="fold")
     table.add_column("seed", justify="right")
     table.add_column("status")
     for column in ("steps", "train", "decode", "total"):
         table.add_column(column, justify="right")
     for plan in plans:
-        table.add_row(plan.label, str(plan.seed), plan.status, *_times([plan]))
+        data = [plan.data] if several else []
+        table.add_row(*data, plan.label, str(plan.seed), plan.status, *_times([plan]))
     table.add_section()
     unfinished = sum(plan.status != "finished" for plan in plans)
-    table.add_row(f"[bold]{unfinished} to run", "", "", *_times(plans))
+    blank = [""] if several else []
+    table.add_row(f"[bold]{unfinished} to run", *blank, "", "", *_times(plans))
     peaks = [plan.peak_memory_mb for plan in plans if plan.peak_memory_mb is not None]
     memory = f" Peak memory of the largest cell: {max(peaks):,.0f} MB." if peaks else ""
     seconds = sum(plan.calibration_seconds for plan in plans)

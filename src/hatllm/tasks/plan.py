@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from hatllm.compose import checked
@@ -30,6 +31,7 @@ from hatllm.report.plan_table import (
 )
 from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, load_dataset
 from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
+from hatllm.tasks.calibrate_sequence import seconds_an_epoch
 from hatllm.tasks.cells import chosen_cells, plan_cells
 from hatllm.tasks.load import Load, loads_of, steps_done, trains
 from hatllm.tasks.run_folder import (
@@ -93,19 +95,35 @@ def plan_run(
     Returns:
         Counts, memory and times; a finished run costs nothing.
     """
-    found = RunPlan(run_label(config), config.seed, "to run")
+    found = RunPlan(run_label(config), config.seed, "to run", config.data.name)
     folder = run_folder(config)
     if is_finished(folder) and not config.task.force:
         found.status = "finished"
     elif config.model.kind != "llm":
-        start = time.perf_counter()
-        check_catalogue(config, load_dataset(config))
-        found.seconds["prepare"] = Seconds.exactly(time.perf_counter() - start)
-        if config.model.sequence is not None:
-            found.status = "to run; training not predicted"
+        _plan_baseline(config, found)
     else:
         _plan_llm(config, folder, found, measured, coming or {})
     return found
+
+
+def _plan_baseline(config: Config, found: RunPlan) -> None:
+    """Time to prepare, and of an epoch: how many there will be, early stopping decides."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    start = time.perf_counter()
+    dataset = load_dataset(config)
+    check_catalogue(config, dataset)
+    prepared = time.perf_counter()
+    found.seconds["prepare"] = Seconds.exactly(prepared - start)
+    settings = config.model.sequence
+    if settings is None:
+        return
+    epoch = Seconds.exactly(seconds_an_epoch(config, dataset))
+    found.calibration_seconds = time.perf_counter() - prepared
+    epochs = f"{settings.max_epochs}"
+    if settings.patience is not None and settings.patience < settings.max_epochs:
+        epochs = f"{settings.patience + 1} to {epochs}"
+    found.status = f"to run: {epochs} epochs of {epoch}, not in the sum"
 
 
 @dataclass
