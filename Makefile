@@ -12,10 +12,11 @@ help: ## list the commands
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "HatLLM needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt "$(TORCH)" -e '.[dev]'
 	# Hydra's Ray launcher without what it declares for AWS alone: boto3 wants an older python-dateutil.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt hydra-ray-launcher
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c $(VENV)/constraints.txt hydra-ray-launcher
 	touch $@
 
 setup: $(STAMP) ## virtual environment, pinned packages, data and backbone fetched

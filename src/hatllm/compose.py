@@ -116,7 +116,7 @@ def _line(error: BaseException, conf: Path) -> str:
     text = str(error).strip()
     causes = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
     if "hydra/sweeper/optuna" in causes:
-        return "sweep=optuna needs a package: pip install 'hatllm[sweeps]'"
+        return "sweep=optuna needs a package: pip install -e '.[sweeps]'"
     if found := re.search(r"Could not (?:find|load) '([\w/.-]+)/([\w.-]+)'", causes):
         group, choice = found.groups()
         if (conf / group).is_dir():

@@ -36,6 +36,7 @@ def make_run(
     skill: float = 0.3,
     num_examples: int = 200,
     has_nll: bool = True,
+    kind: str = "llm",
 ) -> Path:
     """Write a finished run whose targets are found with probability ``skill``."""
     folder.mkdir(parents=True)
@@ -74,7 +75,7 @@ def make_run(
         "seconds": {"train": 12.34, "evaluate": 5.0},
     }
     identity = {"label": label, "seed": seed, "config_hash": "c0", "split_hash": split_hash}
-    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "config.yaml").write_text(CONFIG.replace("kind: llm", f"kind: {kind}"))
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "run.json").write_text(json.dumps(identity | {"seconds": {"train": 12.34}}))

@@ -71,6 +71,16 @@ def test_a_baseline_with_another_seed_is_compared_with_the_mean_of_all(
     assert difference.mean == pytest.approx(sums[9] / 200 - sum(sums[:3]) / 600)
 
 
+def test_a_baseline_without_a_seed_is_compared_with_the_mean_of_all(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    # An experiment gives it the first seed, though no seed can change it.
+    knn = make_run(tmp_path / "knn", "knn", 1, skill=0.5, kind="knn")
+    difference = compare_runs([*folders[:3], knn], "causal").rows[1].differences["NDCG@10"]
+    sums = [sum(_ndcg(folder)) for folder in (*folders[:3], knn)]
+    assert difference.mean == pytest.approx(sums[3] / 200 - sum(sums[:3]) / 600)
+
+
 def test_bold_needs_an_interval_without_zero(folders: list[Path], comparison: Comparison) -> None:
     assert comparison.best["NDCG@10"] == "hatllm"
     close = compare_runs([*folders[:3], *folders[6:9]], "causal")  # skills 0.30 and 0.29

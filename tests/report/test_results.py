@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from hatllm.report.results import PlannedRun, Results, collect_results, refuse_other_origins
+from hatllm.report.results import Tested as Difference
 from hatllm.report.results_table import (
     latex_results,
     markdown_results,
@@ -14,6 +15,7 @@ from hatllm.report.results_table import (
     results_frame,
 )
 from hatllm.report.significance import holm
+from hatllm.report.statistics import PairedDifference
 
 from .run_folders import make_run
 
@@ -65,10 +67,30 @@ def test_no_arm_is_best_when_the_runner_up_is_as_good(tmp_path: Path) -> None:
 
 
 def test_the_gain_is_relative_to_the_arm_compared_with(results: Results) -> None:
-    first, second, *_ = results.arms
-    gain = results.gain(second)
-    assert gain == pytest.approx(second.mean["NDCG@10"] / first.mean["NDCG@10"] - 1)
+    first, second, third, _ = results.arms
+    assert first.row is not None and second.row is not None and third.row is not None
+    whole, seed_1 = (
+        (
+            [row.cells["NDCG@10"].mean, row.cells["NDCG@10"].by_seed[1]]
+            for row in (first.row, second.row)
+        ),
+        third.row.cells["NDCG@10"].mean,
+    )
+    (base, base_1), (mean, _) = whole
+    assert results.gain(second) == pytest.approx(mean / base - 1)
+    # The third arm has one seed of two: the gain is over that one, as the difference is.
+    assert results.gain(third) == pytest.approx(seed_1 / base_1 - 1)
     assert results.gain(first) is None
+
+
+def test_a_star_needs_an_interval_that_agrees_with_the_test() -> None:
+    # 440 users a little lower, 60 much higher: Wilcoxon is sure of lower, the mean is higher.
+    rest = {"high": 0.258, "standard_error": 0.03, "p_value": 0.1} | {
+        "num_examples": 500, "num_users": 500
+    }  # fmt: skip
+    unclear, clear = (PairedDifference(0.195, low=low, **rest) for low in (-0.01, 0.137))
+    assert not Difference(unclear, 1e-26, 1e-26, 1.0).holds
+    assert Difference(clear, 1e-26, 1e-26, 1.0).holds
 
 
 def test_missing_cells_are_shown_as_missing(results: Results) -> None:
@@ -87,11 +109,12 @@ def test_latex_has_as_many_cells_in_every_row_and_no_bare_special_characters(
 ) -> None:
     published = pl.DataFrame(
         {"data": ["toys"], "method": ["A_B"], "source": ["x"], "HR@5": [0.1], "HR@10": [0.2],
-         "NDCG@5": [0.1], "NDCG@10": [0.1]}
+         "NDCG@5": [0.1], "NDCG@10": [None]}
     )  # fmt: skip
     text = latex_results([results], published)
     rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multi" not in line]
-    assert {row.count("&") for row in rows} == {8}
+    assert {row.count("&") for row in rows} == {10}
+    assert "1 of 2" in text  # of the arm that is not complete
     assert r"other\_arm" in text and r"A\_B" in text and r"\textbf{" in text
     assert "±" not in text and "Δ" not in text
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1

@@ -243,8 +243,8 @@ def test_recommend_says_what_is_wrong_with_a_file(
 def test_ray_gives_the_shards_of_one_process(
     cli: Cli, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ray = pytest.importorskip("ray", reason="needs pip install 'hatllm[ray]'")
-    pytest.importorskip("ray.data", reason="needs pip install 'hatllm[ray]'")
+    ray = pytest.importorskip("ray", reason="needs pip install -e '.[ray]'")
+    pytest.importorskip("ray.data", reason="needs pip install -e '.[ray]'")
     path = write_histories(tmp_path / "h.parquet", 23)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:

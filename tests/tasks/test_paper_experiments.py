@@ -11,6 +11,7 @@ from toys import CONF, Compose
 
 from hatllm.tasks.cells import PlannedCell, chosen_cells, grid_cells, plan_cells
 from hatllm.tasks.results import write_results_of
+from hatllm.tasks.run_folder import config_hash
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]
@@ -227,10 +228,54 @@ def test_runs_of_other_code_are_refused_and_of_unknown_code_warned_about(
 def test_published_numbers_that_are_not_there_are_named(
     cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Before the first cell runs, too.
+    assert cli(*shop, *PAIR, "experiment.published=no.csv", "task=experiment") == 2
+    assert "experiment.published='no.csv': no such file" in capsys.readouterr().err
+    assert not list(Path("outputs").glob("[!.]*"))
     finish(cli, shop, "knn")
     capsys.readouterr()
     assert cli(*shop, *PAIR, "experiment.published=no.csv") == 2
     assert "experiment.published='no.csv': no such file" in capsys.readouterr().err
+
+
+def test_an_experiment_takes_no_run_name(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*shop, *PAIR, "task=experiment", "run_name=one") == 2
+    assert "run_name='one' must be null with an experiment" in capsys.readouterr().err
+
+
+def test_a_name_given_twice_does_not_pass_one_run_for_another(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*shop, "model=knn", "run_name=mine"]
+    assert cli(*words) == 0 and cli(*words) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert cli(*words, "model.knn.shrinkage=5") == 2
+    assert "run_name='mine': " in capsys.readouterr().err
+    assert cli(*words, "model.knn.shrinkage=5", "task.force=true") == 0
+
+
+def test_a_table_names_runs_of_one_label_by_what_differs(
+    cli: Cli, shop: list[str], tmp_path: Path
+) -> None:
+    for shrinkage in (5, 80):
+        assert cli(*shop, "model=knn", f"model.knn.shrinkage={shrinkage}") == 0
+    assert cli(*shop, "model=popularity") == 0
+    assert cli(*shop, "task=table", f"experiment.folder={tmp_path}/table") == 0
+    labels = pl.read_csv(tmp_path / "table/table.csv")["label"].to_list()
+    assert sorted(labels) == [
+        "knn model.knn.shrinkage=5.0", "knn model.knn.shrinkage=80.0", "popularity",
+    ]  # fmt: skip
+
+
+def test_where_another_run_lies_changes_no_hash(compose_config: Compose) -> None:
+    arm = ["loss=sdpo", "decode.normalize=vocab"]
+    here, there, other = (
+        config_hash(compose_config(*arm, f"model.start_from={folder}"))
+        for folder in ("outputs/run-1", "/elsewhere/run-1", "outputs/run-2")
+    )
+    assert here == there != other
 
 
 def test_a_cell_starts_from_the_run_of_another_with_its_seed_and_data(

@@ -84,6 +84,23 @@ def test_a_search_is_listed_best_first(tmp_path: Path) -> None:
     assert (tmp_path / "sweep/search.png").exists()
 
 
+def test_a_run_proposed_twice_is_one_seed(tmp_path: Path) -> None:
+    search = SweepConfig("optuna", "valid/trie_NLL", [], True)
+    folders = [write_run(tmp_path / str(n), 1, 0.1, float(n)) for n in range(2)]
+    settings = [{"loss.tau": tau} for tau in ("1.5", "2.5", "1.5")]
+    write_sweep(settings, [*folders, folders[0]], search, tmp_path / "sweep")
+    assert pl.read_csv(tmp_path / "sweep/table.csv")["num_seeds"].to_list() == [1, 1]
+
+
+def test_runs_of_two_versions_of_the_code_are_said(tmp_path: Path) -> None:
+    settings = [{"mask.split_layer": depth} for depth in ("8", "16")]
+    folders = [write_run(tmp_path / str(n), 1, 0.1, None) for n in range(2)]
+    for folder, code in zip(folders, ("aa", "bb"), strict=True):
+        (folder / "environment.json").write_text(json.dumps({"code_hash": code}))
+    said = write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    assert "Warning: runs of 2 versions of the code: aa, bb" in said
+
+
 def test_more_settings_than_a_figure_holds_say_so(tmp_path: Path) -> None:
     settings = [{"a": x, "b": x, "c": x} for x in ("1", "2")]
     folders = [write_run(tmp_path / x["a"], 1, 0.1, 1.0) for x in settings]

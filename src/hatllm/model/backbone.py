@@ -204,7 +204,7 @@ def _quantization(bits: int, dtype: torch.dtype) -> Any:
     except ImportError as error:
         raise ValueError(
             f"model.quantization_bits={bits} needs the package bitsandbytes and a GPU: "
-            "pip install 'hatllm[quant]', or model.quantization_bits=null"
+            "pip install -e '.[quant]', or model.quantization_bits=null"
         ) from error
     from transformers import BitsAndBytesConfig
 

@@ -1,8 +1,9 @@
 """Finished runs side by side: one row a label, paired against a reference.
 
 Metrics are means over examples, then over seeds. Differences are paired by example: each example's
-values are first averaged over the seeds that both labels ran (over each label's own seeds if they
-share none, as with a baseline that has a single one), then subtracted.
+values are first averaged over the seeds that both labels ran, then subtracted. A run that no seed
+can change (popularity, kNN, an untuned backbone) has the seed ``NO_SEED``: it shares none, and is
+compared with the average over all seeds of the other label.
 """
 
 import json
@@ -23,7 +24,9 @@ from hatllm.report.statistics import (
     mean_and_std_over_seeds,
     summarize_differences,
 )
+from hatllm.trusted import settings_of
 
+NO_SEED = -1
 CUT_OFFS = (5, 10)
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "trie_NLL", "vocab_NLL")
 PAIRED_METRICS = ("NDCG@10", "trie_NLL")
@@ -35,7 +38,7 @@ class FinishedRun:
 
     folder: Path
     label: str
-    seed: int
+    seed: int  # NO_SEED where none can change the run
     split_hash: str
     values: pl.DataFrame  # output of example_metrics
 
@@ -137,10 +140,20 @@ def load_run(folder: Path, label: str | None = None) -> FinishedRun:
     return FinishedRun(
         folder=folder,
         label=label or str(identity["label"]),
-        seed=int(identity["seed"]),
+        seed=int(identity["seed"]) if _is_seeded(folder) else NO_SEED,
         split_hash=str(identity["split_hash"]),
         values=example_metrics(predictions, CUT_OFFS),
     )
+
+
+def _is_seeded(folder: Path) -> bool:
+    """Whether two seeds could have given two results."""
+    settings = settings_of(folder / "config.yaml")
+    model, trainer = settings.get("model", {}), settings.get("trainer", {})
+    if model.get("kind") in ("popularity", "knn"):
+        return False
+    untuned = trainer.get("max_steps") == 0 and model.get("start_from") is None
+    return not (model.get("kind") == "llm" and untuned)
 
 
 def example_users(
@@ -255,13 +268,28 @@ def paired_examples(
     metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
 ) -> pl.DataFrame | None:
     """First minus second over shared seeds, by example; None if one of them lacks the metric."""
-    shared = sorted(set(first) & set(second))
-    averages = [
-        _average([seeds[seed] for seed in (shared or sorted(seeds))]) for seeds in (first, second)
-    ]
+    averages = [_average(tables) for tables in _paired_seeds(first, second)]
     if any(metric not in average.columns for average in averages):
         return None
     return example_differences(averages[0], averages[1], metric)
+
+
+def paired_mean(
+    metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
+) -> float:
+    """The mean of the second, which has the metric, over the seeds of :func:`paired_examples`."""
+    return _mean(_average(_paired_seeds(first, second)[1]), metric)
+
+
+def _paired_seeds(
+    first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
+) -> tuple[list[pl.DataFrame], list[pl.DataFrame]]:
+    """The tables of the seeds that both have, or where they share none of all."""
+    shared = sorted(set(first) & set(second))
+    of_first, of_second = (
+        [seeds[seed] for seed in (shared or sorted(seeds))] for seeds in (first, second)
+    )
+    return of_first, of_second
 
 
 def _difference(

@@ -18,6 +18,7 @@ from hatllm.report.comparison import (
     label_row,
     load_alike_runs,
     paired_examples,
+    paired_mean,
     ranked,
     values_by_label,
 )
@@ -50,11 +51,16 @@ class Tested:
     difference: PairedDifference
     p_value: float  # Wilcoxon
     corrected: float  # after Holm's correction over the arms of the table
+    base: float  # mean of the other arm over the seeds of the difference
 
     @property
     def holds(self) -> bool:
-        """Whether it is significant after correction."""
-        return self.corrected < LEVEL
+        """Whether it is significant after correction and the mean itself is clear of 0.
+
+        Wilcoxon's test is about the centre of the users' differences. Where these are skewed, it
+        can be sure of a direction that the mean does not have.
+        """
+        return self.corrected < LEVEL and self.difference.excludes_zero
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,6 @@ class Arm:
     num_planned: int  # seeds
     compared_with: str | None  # a label; None: with nothing, or that label has no finished run
     tests: dict[str, Tested]  # metric -> this arm minus the other
-
-    @property
-    def mean(self) -> dict[str, float]:
-        """Metric -> mean over seeds, of the metrics the arm has."""
-        return {} if self.row is None else {m: cell.mean for m, cell in self.row.cells.items()}
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ class Results:
     warnings: tuple[str, ...]
 
     def gain(self, arm: Arm) -> float | None:
-        """Relative difference of NDCG@10 to the arm it is compared with; None where that has 0."""
-        others = {other.label: other.mean for other in self.arms}
-        base = others.get(arm.compared_with or "", {}).get(GAIN_METRIC, 0.0)
-        if not base or GAIN_METRIC not in arm.mean:
-            return None
-        return arm.mean[GAIN_METRIC] / base - 1
+        """Relative difference of NDCG@10 to the arm it is compared with; None where that has 0.
+
+        Over the same seeds as the difference itself.
+        """
+        tested = arm.tests.get(GAIN_METRIC)
+        return tested.difference.mean / tested.base if tested is not None and tested.base else None
 
 
 def collect_results(
@@ -194,15 +195,18 @@ def _tests(
     by_label: Mapping[str, Mapping[int, pl.DataFrame]],
 ) -> dict[str, Tested]:
     """Each arm against the other it is compared with; one family of tests a metric."""
-    found = {}
+    found, base = {}, {}
     for label, other in others.items():
         differences = paired_examples(metric, by_label[label], by_label[other])
         if differences is not None:
             found[label] = differences
+            base[label] = paired_mean(metric, by_label[label], by_label[other])
     p_values = {label: wilcoxon_p_value(differences) for label, differences in found.items()}
     corrected = holm(p_values)
     return {
-        label: Tested(summarize_differences(differences), p_values[label], corrected[label])
+        label: Tested(
+            summarize_differences(differences), p_values[label], corrected[label], base[label]
+        )
         for label, differences in found.items()
     }
 

@@ -13,15 +13,16 @@ MISSING = "missing"
 PUBLISHED_METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
 LEGEND = (
     "Means over seeds ± standard deviation over seeds. Gain: of NDCG@10, relative to the arm named "
-    "in 'against'. Δ: paired difference to it on the same examples and seeds, 95 % bootstrap "
-    "interval over users, p of Wilcoxon's signed-rank test over users after Holm's correction over "
-    "the arms of the table; * below 0.05. Both are over users: how far another seed would move the "
+    "in 'against'. Δ: paired difference to it on the same examples and seeds (an arm that has no "
+    "seed: to the average over all seeds), 95 % bootstrap interval over users, p of Wilcoxon's "
+    "signed-rank test over users after Holm's correction over the arms of the table; * below 0.05, "
+    "with an interval that leaves 0 out. Both are over users: how far another seed would move the "
     "difference is not in them. Bold: better than every other arm, after Holm's correction and by "
     "the bootstrap interval. NLL in nats a title."
 )
 PUBLISHED_NOTE = (
     "Published numbers, for orientation only: another backbone (LLaMA3-8B for the LLM arms), "
-    "another scale, and epochs picked on the test set; not comparable with ours number by number."
+    "another scale, epochs picked on the test set; not comparable with ours number by number."
 )
 
 
@@ -135,8 +136,8 @@ def _p_text(tested: Tested) -> str:
 
 def _latex_block(block: Results, published: pl.DataFrame | None) -> str:
     """A complete table environment."""
-    heads = ["Arm", *(_latex(metric) for metric in RESULT_METRICS), "Gain",
-             *(f"$\\Delta$ {_latex(metric)}" for metric in TESTED_METRICS)]  # fmt: skip
+    heads = ["Arm", *(_latex(metric) for metric in RESULT_METRICS), "Against", "Gain",
+             *(f"$\\Delta$ {_latex(metric)}" for metric in TESTED_METRICS), "Seeds"]  # fmt: skip
     lines = [
         f"% {block.data}, split {block.split_hash}",
         *(f"% warning: {warning}" for warning in block.warnings),
@@ -147,8 +148,7 @@ def _latex_block(block: Results, published: pl.DataFrame | None) -> str:
         "\\midrule",
     ]
     for arm in block.arms:
-        label, *texts, _ = _texts(block, arm, "BOLD{}")
-        del texts[len(RESULT_METRICS)]  # 'against'
+        label, *texts = _texts(block, arm, "BOLD{}")
         lines.append(" & ".join([_latex(label), *map(_latex_cell, texts)]) + r" \\")
     theirs = None if published is None else _published_of(published, block.data)
     if theirs is not None and len(theirs):
@@ -157,7 +157,7 @@ def _latex_block(block: Results, published: pl.DataFrame | None) -> str:
                   "scale and choice of the epoch}} \\\\"]  # fmt: skip
         for row in theirs.iter_rows(named=True):
             numbers = [
-                "--" if metric not in PUBLISHED_METRICS else f"{row[metric]:.4f}"
+                _latex(_number(row[metric])) if metric in PUBLISHED_METRICS else "--"
                 for metric in RESULT_METRICS
             ]
             rest = ["--"] * (width - 1 - len(numbers))
@@ -186,10 +186,14 @@ def _published_of(published: pl.DataFrame, data: str) -> pl.DataFrame:
 
 def _published_table(theirs: pl.DataFrame) -> str:
     rows = [
-        [row["method"], *(f"{row[metric]:.4f}" for metric in PUBLISHED_METRICS), row["source"]]
+        [row["method"], *(_number(row[metric]) for metric in PUBLISHED_METRICS), row["source"]]
         for row in theirs.iter_rows(named=True)
     ]
     return markdown_table(["", *PUBLISHED_METRICS, "source"], rows)
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None else f"{value:.4f}"
 
 
 def _finite(value: float) -> float | None:

@@ -44,8 +44,19 @@ def write_sweep(
     figures, without = _draw(cells, table, names, folders, config, target)
     text += "".join(f"\n![{path.stem}]({path.name})\n" for path in figures)
     text += "" if without is None else f"\nNo figure: {without}.\n"
+    codes = {code for folder in folders if (code := _code_hash(folder)) is not None}
+    if len(codes) > 1:
+        text += (
+            f"\nWarning: runs of {len(codes)} versions of the code: {', '.join(sorted(codes))}\n"
+        )
     write_text(target / "table.md", text)
     return text
+
+
+def _code_hash(folder: Path) -> str | None:
+    path = folder / "environment.json"
+    found = json.loads(path.read_text()).get("code_hash") if path.exists() else None
+    return None if found is None else str(found)
 
 
 def cell_table(settings: Sequence[Mapping[str, str]], folders: Sequence[Path]) -> pl.DataFrame:
@@ -85,6 +96,7 @@ def over_seeds(cells: pl.DataFrame, settings: Sequence[str], config: SweepConfig
         *(pl.col(name).mean() for name in SWEEP_METRICS),
         *(pl.col(name).std().alias(f"{name}_std") for name in SWEEP_METRICS),
     ]
+    cells = cells.unique("run", maintain_order=True)  # a search may propose a run twice
     if not settings:
         return cells.select(summary)
     table = cells.group_by(settings, maintain_order=True).agg(summary)

@@ -53,7 +53,7 @@ def answer_on_ray(config: Config, path: Path, folder: Path, chunks: list[Chunk])
         import ray.data
     except ImportError as error:
         raise ValueError(
-            f"task.engine=ray needs a package ({error.name}): pip install 'hatllm[ray]'"
+            f"task.engine=ray needs a package ({error.name}): pip install -e '.[ray]'"
         ) from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False)

@@ -38,6 +38,11 @@ def plan_cells(
             wrong.
     """
     experiment = config.experiment
+    if config.run_name is not None:
+        raise ValueError(
+            f"run_name={config.run_name!r} must be null with an experiment: its cells would share "
+            "one folder; output_root=... keeps its runs apart from others"
+        )
     labels = {**experiment.cells, **grid_cells(config)}
     if not labels:
         raise ValueError("experiment.cells={} is empty; choose one, such as experiment=demo")

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hatllm.config import Config
+from hatllm.report.results_table import read_published
 from hatllm.tasks.attention import write_attention_of
 from hatllm.tasks.cells import PlannedCell, check_same_code, chosen_cells, plan_cells
 from hatllm.tasks.child import INTERRUPTED, ending, run_retried
@@ -42,6 +43,8 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
     """
     cells = plan_cells(config, compose)
     check_same_code(cells)
+    if config.experiment.published is not None:
+        read_published(Path(config.experiment.published))  # now, not after hours of runs
     failed: list[tuple[PlannedCell, str]] = []
     busy = []
     chosen = chosen_cells(config, cells)
@@ -51,7 +54,7 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
             console.print(f"{what}: finished already")
             continue
         console.rule(what)
-        code = _run(cell, script)
+        code = _run(config, cell, script)
         if code == BUSY:
             busy.append(cell)
         elif code != 0:
@@ -60,7 +63,7 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
         console.print(f"waiting for the process that runs {_name(cell)}")
         with run_lock(cell.folder):
             pass
-        if not is_finished(cell.folder) and (code := _run(cell, script)) != 0:
+        if not is_finished(cell.folder) and (code := _run(config, cell, script)) != 0:
             failed.append((cell, ending(code)))
     for cell, why in failed:
         print(f"failed: {_name(cell)}: {why}; its message is above", file=sys.stderr)
@@ -75,8 +78,11 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
     return folder
 
 
-def _run(cell: PlannedCell, script: Path) -> int:
-    code = run_retried([sys.executable, str(script), *cell.words])
+def _run(config: Config, cell: PlannedCell, script: Path) -> int:
+    words = list(cell.words)
+    if config.logger.group is None:  # one W&B group, unless the command names another
+        words.append(f"logger.group={config.experiment.name}")
+    code = run_retried([sys.executable, str(script), *words])
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return code

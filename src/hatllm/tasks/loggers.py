@@ -103,7 +103,7 @@ def build_loggers(config: Config, folder: Path) -> list[Any]:
                 loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard"))
             except ModuleNotFoundError as error:
                 raise ValueError(
-                    "logger=tensorboard needs a package: pip install 'hatllm[tensorboard]'"
+                    "logger=tensorboard needs a package: pip install -e '.[tensorboard]'"
                 ) from error
     return loggers
 
@@ -112,7 +112,7 @@ def _wandb(config: Config, folder: Path) -> WandbLogger:
     try:
         import wandb  # noqa: F401
     except ImportError as error:
-        raise ValueError("logger=wandb needs a package: pip install 'hatllm[wandb]'") from error
+        raise ValueError("logger=wandb needs a package: pip install -e '.[wandb]'") from error
     return WandbLogger(
         project=config.logger.project,
         group=config.logger.group,

@@ -128,10 +128,11 @@ def _facts(
     hardware = [", ".join(e["hardware"]["gpu"] or [e["hardware"]["processor"]])
                 for e in environments if "hardware" in e]  # fmt: skip
     hashes = [str(e.get("data_hash", "unknown"))[:12] for e in environments]
+    models = [str(load_config(folder).model.name) for folder in folders]
     codes = [str(e.get("code_hash", "unknown")) for e in environments]
     commits = [str(e.get("commit", "unknown")) for e in environments]
     return [
-        f"experiment {config.experiment.name}, scale {config.scale}, model {config.model.name}",
+        f"experiment {config.experiment.name}, scale {config.scale}, models {_listed(models)}",
         f"{len(folders)} of {len(cells)} runs finished, seeds {_listed(config.experiment.seeds)}",
         f"hardware: {_listed(hardware)}",
         f"commit: {_listed(commits)}; code hash: {_listed(codes)}; data hash: {_listed(hashes)}",

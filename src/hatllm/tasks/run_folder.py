@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import NoneType
@@ -41,6 +42,9 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "loss": {"beta": None, "num_negatives": None},
     "decode": {"assistant_run": None, "llm_weight": None, "max_title_tokens": None},
 }
+# Settings that name the folder of another run. Its own name tells its settings; where it lies, it
+# may move.
+OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
 # Settings that older runs have and that are gone; none of them could change a number.
 GONE = {"task": ("histories_file",)}
 RUN_FILE = "run.json"  # written last: it says that the run is finished
@@ -48,9 +52,11 @@ CATALOGUE = {"item_id": pl.Int64, "title": pl.Utf8, "source_id": pl.Utf8}
 WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 # Code that can change a run's predictions; tables and figures are made from those at any time.
 MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "decode/*.py",
-                 "baselines/*.py", "tasks/assemble.py", "tasks/assistant.py", "tasks/baseline.py",
-                 "tasks/checkpoints.py", "tasks/decoding.py", "tasks/item_vectors.py",
-                 "tasks/sequence_run.py", "tasks/train.py", "tasks/trainer.py")  # fmt: skip
+                 "baselines/*.py", "metrics.py", "report/evaluation.py", "tasks/assemble.py",
+                 "tasks/assistant.py", "tasks/baseline.py", "tasks/checkpoints.py",
+                 "tasks/decoding.py", "tasks/item_vectors.py", "tasks/sequence_run.py",
+                 "tasks/train.py", "tasks/trainer.py")  # fmt: skip
+REPORTS = ("data/report.py", "data/report_picture.py", "data/statistics.py")  # make no numbers
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
             "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
 
@@ -69,6 +75,9 @@ def settings_that_count(config: Config) -> dict[str, Any]:
         for name, value in settings.items()
         if name not in NOT_IN_HASH
     }
+    for group, setting in OTHER_RUNS:
+        if kept[group][setting] is not None:
+            kept[group][setting] = Path(kept[group][setting]).name
     for group, absent in EXTRAS.items():
         for name, value in absent.items():
             if kept[group][name] is value:
@@ -188,7 +197,7 @@ def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str
         "command": redacted(
             " ".join(["python", Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])])
         ),
-        "commit": _commit(),
+        "commit": commit(),
         "code_hash": code_hash(),
         "python": platform.python_version(),
         "versions": versions,
@@ -199,13 +208,20 @@ def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str
     }
 
 
+@cache
 def code_hash() -> str:
-    """Twelve hexadecimal digits over the source files that make predictions, committed or not."""
+    """Twelve hexadecimal digits over the source files that make predictions, committed or not.
+
+    Of the files as they are when first asked for: a run asks at its start, and files that change
+    while it goes on did not make its numbers.
+    """
     package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted(path for place in MAKES_NUMBERS for path in package.glob(place)):
-        found.update(f"{path.relative_to(package).as_posix()}\0".encode())
-        found.update(path.read_bytes())
+        name = path.relative_to(package).as_posix()
+        if name not in REPORTS:
+            found.update(f"{name}\0".encode())
+            found.update(path.read_bytes())
     return found.hexdigest()[:12]
 
 
@@ -232,7 +248,9 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _commit() -> str:
+@cache
+def commit() -> str:
+    """The commit of the source files when first asked for, and whether they differ from it."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -240,11 +258,11 @@ def _commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        commit = git("rev-parse", "HEAD")
+        found = git("rev-parse", "HEAD")
     except OSError:
         return "unknown"
     changed = git("status", "--porcelain", "--untracked-files=no")
-    return (commit or "unknown") + (" with local changes" if changed else "")
+    return (found or "unknown") + (" with local changes" if changed else "")
 
 
 def _quoted(word: str) -> str:

@@ -1,9 +1,11 @@
 """task=table: one table, with paired differences and figures, from finished runs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from hatllm.config import Config
@@ -11,6 +13,7 @@ from hatllm.report.comparison import compare_runs, example_users
 from hatllm.report.comparison_table import rich_table, write_comparison
 from hatllm.report.results import refuse_other_origins
 from hatllm.tasks.results import results
+from hatllm.tasks.run_folder import RUN_FILE, load_config, settings_that_count
 from hatllm.whole_files import write_text
 
 
@@ -45,12 +48,41 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
     console = Console()
     for warning in refuse_other_origins(folders):
         console.print(f"warning: {warning}", markup=False)
-    comparison = compare_runs(folders, config.experiment.reference)
+    names = _names(folders)
+    comparison = compare_runs(folders, config.experiment.reference, names)
     target = Path(config.experiment.folder or Path(config.output_root) / "table").expanduser()
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
-    text = example_users(folders, [row.label for row in comparison.rows], 3)
+    text = example_users(folders, [row.label for row in comparison.rows], 3, names)
     write_text(target / "examples.md", text)
     console.print(text, markup=False, highlight=False)
     console.print(f"table and figures: {target}")
     return target
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What to call each run: its label, and where runs of one label differ in settings, these."""
+    labels = [str(json.loads((folder / RUN_FILE).read_text())["label"]) for folder in folders]
+    settings = [_flat_settings(folder) for folder in folders]
+    names = []
+    for label, values in zip(labels, settings, strict=True):
+        alike = [other for name, other in zip(labels, settings, strict=True) if name == label]
+        keys = sorted(set().union(*alike))
+        differing = [key for key in keys if any(o.get(key) != alike[0].get(key) for o in alike)]
+        names.append(" ".join([label, *(f"{key}={values.get(key)}" for key in differing)]))
+    return names
+
+
+def _flat_settings(folder: Path) -> dict[str, Any]:
+    """Every setting but the seed that can change a finished run's numbers, by its dotted name."""
+    config = OmegaConf.to_object(load_config(folder))
+    assert isinstance(config, Config)
+
+    def flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{start}{name}.")
+            else:
+                yield f"{start}{name}", value
+
+    return {key: value for key, value in flat(settings_that_count(config)) if key != "seed"}

@@ -1,5 +1,6 @@
 """task=train: prepare, fine-tune, evaluate, report; finished runs are not run twice."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -36,6 +37,8 @@ from hatllm.tasks.loggers import build_loggers, log_results
 from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import (
     RUN_FILE,
+    code_hash,
+    commit,
     config_hash,
     environment,
     is_finished,
@@ -69,15 +72,28 @@ def train(config: Config) -> Path:
     console.quiet = not is_first
     with held_alone(folder):
         if is_finished(folder) and not config.task.force:
+            _refuse_other_settings(folder, config)
             console.print(f"finished already, not run again (task.force=true does): {folder}")
             return folder
         if is_finished(folder) and is_first:
             _start_over(folder)
+        code_hash()  # now, of the files that this process has just read
+        commit()
         torch.manual_seed(config.seed)
         if config.model.kind == "llm":
             return _run_llm(config, folder)
         # One process makes a baseline, however many torchrun or SLURM has started.
         return _run_baseline(config, folder) if is_first else folder
+
+
+def _refuse_other_settings(folder: Path, config: Config) -> None:
+    """A run that was given a name is not any other run of that name."""
+    theirs = json.loads((folder / RUN_FILE).read_text()).get("config_hash")
+    if config.run_name is not None and theirs != config_hash(config):
+        raise ValueError(
+            f"run_name={config.run_name!r}: {folder} is a finished run with other settings; give "
+            "another name, or task.force=true to replace it"
+        )
 
 
 def _start_over(folder: Path) -> None:
