@@ -21,7 +21,8 @@ PATTERNS = ("intra", "full", "cross")
 INTRA_SCOPES = ("items", "segments")
 BACKENDS = ("sdpa", "eager", "flex")
 SEQUENCE_KINDS = ("sasrec", "gru4rec", "bert4rec")
-MODEL_KINDS = ("llm", "popularity", "knn", *SEQUENCE_KINDS)
+SEEDLESS_KINDS = ("popularity", "knn")  # no seed changes what they answer
+MODEL_KINDS = ("llm", *SEEDLESS_KINDS, *SEQUENCE_KINDS)
 TRAIN_ON = ("full", "sampled")
 SEQUENCE_LOSSES = ("bce", "ce")
 OPTIMIZERS = ("adam", "adamw")
@@ -387,7 +388,7 @@ class ModelConfig:
     @property
     def is_seeded(self) -> bool:
         """Whether two seeds can give two results (an LLM that is not trained aside)."""
-        return self.kind not in ("popularity", "knn")
+        return self.kind not in SEEDLESS_KINDS
 
     def _check_baseline(self) -> None:
         for field, kinds in (("knn", ("knn",)), ("sequence", SEQUENCE_KINDS)):

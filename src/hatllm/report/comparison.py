@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from omegaconf import OmegaConf
 
+from hatllm.config import SEEDLESS_KINDS
 from hatllm.report.evaluation import example_metrics
 from hatllm.report.examples import describe_examples, pick_examples
 from hatllm.report.statistics import (
@@ -24,7 +26,6 @@ from hatllm.report.statistics import (
     mean_and_std_over_seeds,
     summarize_differences,
 )
-from hatllm.trusted import settings_of
 
 NO_SEED = -1
 CUT_OFFS = (5, 10)
@@ -148,12 +149,13 @@ def load_run(folder: Path, label: str | None = None) -> FinishedRun:
 
 def _is_seeded(folder: Path) -> bool:
     """Whether two seeds could have given two results."""
-    settings = settings_of(folder / "config.yaml")
-    model, trainer = settings.get("model", {}), settings.get("trainer", {})
-    if model.get("kind") in ("popularity", "knn"):
-        return False
-    untuned = trainer.get("max_steps") == 0 and model.get("start_from") is None
-    return not (model.get("kind") == "llm" and untuned)
+    settings = OmegaConf.load(folder / "config.yaml")
+    kind, start_from, max_steps = (
+        OmegaConf.select(settings, name)
+        for name in ("model.kind", "model.start_from", "trainer.max_steps")
+    )
+    untuned = kind == "llm" and max_steps == 0 and start_from is None
+    return not (untuned or kind in SEEDLESS_KINDS)
 
 
 def example_users(
