@@ -1,8 +1,8 @@
-"""SASRec on every published train row, for as many epochs as a finished run found best.
+"""A sequence model on every published train row, and with its epoch chosen on the test rows.
 
 Where MSL publishes no valid split, a run holds the last tenth of train out to choose its epoch. The
-authors train on these rows too, and they are the ones nearest to the test rows in time. This says
-what they are worth: the same settings and seed, train and valid together, no choice left to make.
+authors train on these rows too, the ones nearest to the test rows in time, and read their numbers
+at the epoch that is best on the test rows. This says what both are worth: same settings and seed.
 
     python experiments/paper/sasrec/all_train_rows.py outputs/RUN [outputs/RUN ...]
 """
@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from hatllm.baselines.fit import build_sequence_model, fit, scores
 from hatllm.baselines.ranking import TitleIndex, target_ranks
@@ -32,8 +33,8 @@ def best_epoch(run: Path) -> int:
     return int(valid.arg_max() or 0) + 1
 
 
-def ranks_with_all_rows(config: Config, num_epochs: int) -> torch.Tensor:
-    """Ranks of the test targets after training on train and valid together, shape (R,)."""
+def metrics_by_epoch(config: Config, num_epochs: int) -> list[dict[str, float]]:
+    """Test metrics after each epoch of a training on train and valid together."""
     dataset = load_dataset(config)
     settings, length = config.model.sequence, config.data.max_history_items
     assert settings is not None
@@ -45,35 +46,47 @@ def ranks_with_all_rows(config: Config, num_epochs: int) -> torch.Tensor:
         sequences_of(frame, index.item_id_N, length) for frame in (rows, valid.head(1), test)
     )
     model = build_sequence_model(config.model.kind, len(index.item_id_N), length, settings)
-    last: dict[str, Any] = {}
-    fit(model, train, few, index, settings, lambda metrics, step: None, save=last.update)
-    model.load_state_dict(last["weights"])
-    batches = scores(model, asked, settings.batch_size)
-    return torch.cat([target_ranks(score_BN, target_B, index)[0] for score_BN, target_B in batches])
+    found: list[dict[str, float]] = []
+
+    def ask(state: dict[str, Any]) -> None:
+        ranks = [
+            target_ranks(score_BN, target_B, index)[0]
+            for score_BN, target_B in scores(model, asked, settings.batch_size)
+        ]
+        found.append(metrics_of(torch.cat(ranks)))
+
+    fit(model, train, few, index, settings, lambda metrics, step: None, save=ask)
+    return found
+
+
+def metrics_of(rank_R: Tensor) -> dict[str, float]:
+    """HR and NDCG at 5 and 10 of ranks from 1. Shape (R,), int64."""
+    gain_R = 1 / torch.log2(rank_R + 1.0)
+    hits = {f"HR@{k}": float((rank_R <= k).double().mean()) for k in (5, 10)}
+    return hits | {f"NDCG@{k}": float((gain_R * (rank_R <= k)).double().mean()) for k in (5, 10)}
 
 
 def main() -> None:
-    """Train, and print a line of metrics for each run and for its counterpart."""
+    """Train, and print a line of metrics for each run and for its counterparts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="finished runs of model=sasrec")
-    parser.add_argument("--data-root", help="where the tables lie now; default: as in the run")
+    parser.add_argument("runs", nargs="+", type=Path, help="finished runs of model=sasrec and such")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for run in args.runs:
         config = OmegaConf.to_object(load_config(run))
         assert isinstance(config, Config)
-        if args.data_root is not None:
-            config.data_root = args.data_root
-        num_epochs = best_epoch(run)
+        epoch = best_epoch(run)
         torch.manual_seed(config.seed)
-        rank_R = ranks_with_all_rows(config, num_epochs)
-        gain_R = 1 / torch.log2(rank_R + 1.0)
-        found = {f"HR@{k}": float((rank_R <= k).double().mean()) for k in (5, 10)}
-        found |= {f"NDCG@{k}": float((gain_R * (rank_R <= k)).double().mean()) for k in (5, 10)}
-        before = json.loads((run / "metrics.json").read_text())["test"]
-        for name, metrics in (("train", before), ("train and valid", found)):
+        found = metrics_by_epoch(config, epoch)
+        picked = max(range(epoch), key=lambda at: found[at]["NDCG@10"])
+        lines = {
+            f"train, epoch {epoch}": json.loads((run / "metrics.json").read_text())["test"],
+            f"train and valid, epoch {epoch}": found[-1],
+            f"train and valid, epoch {picked + 1}, chosen on test": found[picked],
+        }
+        for name, metrics in lines.items():
             numbers = "  ".join(f"{metric} {metrics[metric]:.4f}" for metric in METRICS)
-            print(f"{run.name}, {num_epochs} epochs, {name}: {numbers}", flush=True)
+            print(f"{run.name}: {name}: {numbers}", flush=True)
 
 
 if __name__ == "__main__":
