@@ -81,6 +81,15 @@ def test_a_baseline_without_a_seed_is_compared_with_the_mean_of_all(
     assert difference.mean == pytest.approx(sums[3] / 200 - sum(sums[:3]) / 600)
 
 
+def test_d3_has_no_nll_of_its_own(tmp_path: Path) -> None:
+    beam, d3 = (make_run(tmp_path / label, label) for label in ("beam", "d3"))
+    config = d3 / "config.yaml"
+    config.write_text(config.read_text().replace("decode: {name: beam}", "decode: {name: d3}"))
+    rows = compare_runs([beam, d3], "beam").rows
+    assert "trie_NLL" in rows[0].cells and "trie_NLL" not in rows[1].cells
+    assert set(rows[1].differences) == {"NDCG@10"}
+
+
 def test_bold_needs_an_interval_without_zero(folders: list[Path], comparison: Comparison) -> None:
     assert comparison.best["NDCG@10"] == "hatllm"
     close = compare_runs([*folders[:3], *folders[6:9]], "causal")  # skills 0.30 and 0.29

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from toys import Compose
 
+from experiments.paper.sasrec import all_train_rows
 from hatllm.baselines.sasrec import SASRec
 from hatllm.tasks import baseline
 from hatllm.tasks.experiment import plan_cells
@@ -103,12 +105,16 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
     assert files_of(again) == files_of(whole)
 
 
-def test_the_saved_vectors_are_those_of_the_catalogue(cli: Cli, shop: list[str]) -> None:
-    folder = runs(cli, shop, "one", "model=sasrec", *SHORT)
+@pytest.mark.parametrize(("model", "is_shared"), [("sasrec", True), ("gru4rec", False)])
+def test_the_saved_vectors_are_those_of_the_catalogue(
+    cli: Cli, shop: list[str], model: str, is_shared: bool
+) -> None:
+    folder = runs(cli, shop, "one", f"model={model}", *SHORT)
     weights = load_file(folder / "model.safetensors")
     num_items = len(pl.read_parquet(folder / "items.parquet"))
     assert weights["items.weight"].shape == (num_items + 1, 64)  # and the padding
-    assert weights["answers.weight"].shape == (num_items, 64)
+    assert ("answers.weight" not in weights) == is_shared
+    assert is_shared or weights["answers.weight"].shape == (num_items, 64)
 
 
 @pytest.mark.parametrize("group", ["knn", "sequence"])
@@ -206,3 +212,27 @@ def test_plan_says_what_an_epoch_takes_but_not_how_many_there_will_be(
     assert re.search(r"5 to 50 epochs\s+of [\d.]+ s", said.out) and "train:" not in said.err
     assert cli(*words, "model.sequence.max_epochs=3", "model.sequence.patience=4") == 0
     assert re.search(r"to run: 3 epochs", capsys.readouterr().out)
+
+
+def test_a_run_is_made_again_on_all_rows_and_its_epoch_chosen_on_test(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = runs(cli, shop, "one", "model=sasrec", *SHORT)
+    monkeypatch.setattr(sys, "argv", ["all_train_rows.py", str(folder)])
+    capsys.readouterr()
+    all_train_rows.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1].split(",")[0] for line in lines] == [
+        "train", "train and valid", "train and valid",
+    ]  # fmt: skip
+    first, whole, chosen = ([float(x) for x in re.findall(r"0\.\d{4}", line)] for line in lines)
+    test = json.loads((folder / "metrics.json").read_text())["test"]
+    assert first == [round(test[metric], 4) for metric in all_train_rows.METRICS]
+    assert chosen[3] >= whole[3]
+
+
+def test_metrics_of_ranks_are_the_fractions_of_their_definition() -> None:
+    found = all_train_rows.metrics_of(torch.tensor([1, 3, 7, 11]))
+    assert found["HR@5"] == 0.5 and found["HR@10"] == 0.75
+    assert found["NDCG@5"] == pytest.approx((1 + 1 / 2) / 4)
+    assert found["NDCG@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)

@@ -162,9 +162,7 @@ def _rows_of(
     certificate: Certificate | None,
 ) -> list[dict[str, Any]]:
     leaf_B = scorer.trie.leaf_of_item(batch.target_item_B)
-    # D3 mixes two models: the LLM's own log-probabilities of a title are not its.
-    known = config.name != "d3"
-    trie_B, vocab_B = title_log_probs(scorer, leaf_B) if known else (None, None)
+    trie_B, vocab_B = title_log_probs(scorer, leaf_B)
     beam = beam_search(scorer, config) if certificate is not None else None
     rows = []
     for user in range(batch.num_rows):
@@ -177,8 +175,8 @@ def _rows_of(
             **_ranks(scorer.trie, leaves, int(leaf_B[user]), same_title.index(target)),
             "top_items": [int(scorer.trie.items_of_leaf(leaf)[0]) for leaf in leaves],
             "top_log_probs": answers.log_prob_BW[user, : len(leaves)].tolist(),
-            "target_trie_log_prob": None if trie_B is None else float(trie_B[user]),
-            "target_vocab_log_prob": None if vocab_B is None else float(vocab_B[user]),
+            "target_trie_log_prob": float(trie_B[user]),
+            "target_vocab_log_prob": float(vocab_B[user]),
             "ambiguous": len(same_title) > 1,
         }
         if certificate is not None and beam is not None:

@@ -137,19 +137,25 @@ def load_run(folder: Path, label: str | None = None) -> FinishedRun:
         ValueError: If ``run.json`` or ``predictions.parquet`` is missing, or a key in the former.
     """
     identity = _read_identity(folder)
+    settings = OmegaConf.load(folder / "config.yaml")
     predictions = pl.read_parquet(folder / "predictions.parquet")
+    if OmegaConf.select(settings, "decode.name") == "d3":
+        # It ranks by two models together: the log-probabilities of the LLM alone are not its own.
+        predictions = predictions.with_columns(
+            pl.lit(None, pl.Float64).alias(f"target_{space}_log_prob")
+            for space in ("trie", "vocab")
+        )
     return FinishedRun(
         folder=folder,
         label=label or str(identity["label"]),
-        seed=int(identity["seed"]) if _is_seeded(folder) else NO_SEED,
+        seed=int(identity["seed"]) if _is_seeded(settings) else NO_SEED,
         split_hash=str(identity["split_hash"]),
         values=example_metrics(predictions, CUT_OFFS),
     )
 
 
-def _is_seeded(folder: Path) -> bool:
+def _is_seeded(settings: Any) -> bool:
     """Whether two seeds could have given two results."""
-    settings = OmegaConf.load(folder / "config.yaml")
     kind, start_from, max_steps = (
         OmegaConf.select(settings, name)
         for name in ("model.kind", "model.start_from", "trainer.max_steps")
