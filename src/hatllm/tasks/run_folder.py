@@ -57,6 +57,7 @@ MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "dec
                  "tasks/decoding.py", "tasks/item_vectors.py", "tasks/sequence_run.py",
                  "tasks/train.py", "tasks/trainer.py")  # fmt: skip
 REPORTS = ("data/report.py", "data/report_picture.py", "data/statistics.py")  # make no numbers
+PLACES = (":/src", ":/conf", ":/run.py")  # from the repository's top; tables beside them may change
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",
             "omegaconf", "polars", "numpy", "tokenizers")  # fmt: skip
 
@@ -250,7 +251,7 @@ def _processor() -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the source files when first asked for, and whether they differ from it."""
+    """The commit of code and settings when first asked for, and whether they differ from it."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -261,7 +262,7 @@ def commit() -> str:
         found = git("rev-parse", "HEAD")
     except OSError:
         return "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *PLACES)
     return (found or "unknown") + (" with local changes" if changed else "")
 
 
