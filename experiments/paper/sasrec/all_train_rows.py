@@ -21,6 +21,7 @@ from hatllm.baselines.fit import build_sequence_model, fit, scores
 from hatllm.baselines.ranking import TitleIndex, target_ranks
 from hatllm.baselines.sequences import sequences_of
 from hatllm.config import Config
+from hatllm.metrics import hit_rate, ndcg
 from hatllm.tasks.assemble import load_dataset
 from hatllm.tasks.run_folder import load_config
 
@@ -61,9 +62,9 @@ def metrics_by_epoch(config: Config, num_epochs: int) -> list[dict[str, float]]:
 
 def metrics_of(rank_R: Tensor) -> dict[str, float]:
     """HR and NDCG at 5 and 10 of ranks from 1. Shape (R,), int64."""
-    gain_R = 1 / torch.log2(rank_R + 1.0)
-    hits = {f"HR@{k}": float((rank_R <= k).double().mean()) for k in (5, 10)}
-    return hits | {f"NDCG@{k}": float((gain_R * (rank_R <= k)).double().mean()) for k in (5, 10)}
+    return {f"HR@{k}": float(hit_rate(rank_R, k)) for k in (5, 10)} | {
+        f"NDCG@{k}": float(ndcg(rank_R, k)) for k in (5, 10)
+    }
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """GRU4Rec: a recurrent network over the ids of the history.
 
 Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016,
-arXiv:1511.06939, with item embeddings as input and an output layer of its own, as in the code that
-the MSL line of work takes its baselines from (github.com/YangZhengyi98/DROS).
+arXiv:1511.06939, with item embeddings as input and (``shared_embedding: false``) an output layer of
+its own, as in the code that the MSL line of work starts from (github.com/YangZhengyi98/DROS).
 
 Dimension key: B batch, L positions, N items, D hidden size, M training states.
 """

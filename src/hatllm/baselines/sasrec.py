@@ -1,9 +1,9 @@
 """SASRec: causal self-attention over the ids of the history.
 
-Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, arXiv:1808.09781. As in the
-code that the MSL line of work takes its baselines from (github.com/YangZhengyi98/DROS) the output
-layer has weights of its own; the paper shares them with the item embedding. Attention comes from
-torch, which adds an output projection.
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, arXiv:1808.09781. The
+output layer is the item embedding, as in the paper, or with ``shared_embedding: false`` a layer of
+its own, as in the code that the MSL line of work starts from (github.com/YangZhengyi98/DROS).
+Attention comes from torch, which adds an output projection.
 
 Dimension key: B batch, L positions, N items, D hidden size, M training states.
 """

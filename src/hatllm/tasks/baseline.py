@@ -84,17 +84,30 @@ def _knn(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
     return knn_predictions(train, dataset.splits[split], dataset.items, knn, config.decode.top_k)
 
 
+def rows_to_fit(config: Config, dataset: Dataset) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The examples that a model of SEQUENCE_KINDS learns from, and those it chooses its epoch on.
+
+    Args:
+        config: The run.
+        dataset: Its prepared examples.
+
+    Returns:
+        Train and valid: the whole splits with ``train_on: full``, else the sampled ones.
+    """
+    assert config.model.sequence is not None
+    if config.model.sequence.train_on != "full":
+        return dataset.splits["train"], dataset.splits["valid"]
+    # A sample of valid is too small to stop on where one target in thirty is found.
+    whole = replace(config, data=replace(config.data, valid_rows=None))
+    return dataset.full_train, load_dataset(whole).splits["valid"]
+
+
 def _trained(
     config: Config, folder: Path, dataset: Dataset, index: TitleIndex, loggers: list[Any]
 ) -> SequenceModel:
     settings = config.model.sequence
     assert settings is not None
-    train, valid = dataset.splits["train"], dataset.splits["valid"]
-    if settings.train_on == "full":
-        train = dataset.full_train
-        # A sample of valid is too small to stop on where one target in thirty is found.
-        whole = replace(config, data=replace(config.data, valid_rows=None))
-        valid = load_dataset(whole).splits["valid"]
+    train, valid = rows_to_fit(config, dataset)
     rows = {"train": train, "valid": valid}
     sequences = {name: _sequences(config, frame, index) for name, frame in rows.items()}
     model = build_sequence_model(

@@ -13,7 +13,7 @@ from hatllm.baselines.ranking import TitleIndex
 from hatllm.baselines.sequences import sequences_of
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset
-from hatllm.tasks.assemble import load_dataset
+from hatllm.tasks.baseline import rows_to_fit
 
 NUM_BATCHES = 4  # of training; as many rows are ranked
 NUM_WARM = 2  # batches before the clock starts
@@ -31,12 +31,7 @@ def seconds_an_epoch(config: Config, dataset: Dataset) -> float:
     """
     settings = config.model.sequence
     assert settings is not None
-    train, valid = dataset.splits["train"], dataset.splits["valid"]
-    if settings.train_on == "full":
-        train = dataset.full_train
-        valid = load_dataset(replace(config, data=replace(config.data, valid_rows=None))).splits[
-            "valid"
-        ]
+    train, valid = rows_to_fit(config, dataset)
     index, length = TitleIndex.of(dataset.items), config.data.max_history_items
     once = replace(settings, max_epochs=1)
     model = build_sequence_model(config.model.kind, len(index.item_id_N), length, settings)
