@@ -190,6 +190,10 @@ def test_an_unknown_reference_is_refused_with_the_labels(folders: list[Path]) ->
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no run\.json: the run is not finished"):
         compare_runs([tmp_path], None)
+    folder = make_run(tmp_path / "run")
+    (folder / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"has no config\.yaml: the run is not finished"):
+        compare_runs([folder], None)
     with pytest.raises(ValueError, match="at least one finished run"):
         compare_runs([], None)
 

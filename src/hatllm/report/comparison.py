@@ -82,8 +82,8 @@ def compare_runs(
     """Put finished runs beside each other.
 
     Args:
-        folders: Run folders with ``run.json`` and ``predictions.parquet``, in the order in which
-            their labels shall stand.
+        folders: Run folders with ``run.json``, ``config.yaml`` and ``predictions.parquet``, in the
+            order in which their labels shall stand.
         reference: The label that paired differences are taken against; None = no differences.
         labels: What to call the runs; None = as they call themselves.
 
@@ -134,7 +134,8 @@ def load_run(folder: Path, label: str | None = None) -> FinishedRun:
     """Read one finished run, under its own label or the one given.
 
     Raises:
-        ValueError: If ``run.json`` or ``predictions.parquet`` is missing, or a key in the former.
+        ValueError: If ``run.json``, ``config.yaml`` or ``predictions.parquet`` is missing, or a
+            key in the first.
     """
     identity = _read_identity(folder)
     settings = OmegaConf.load(folder / "config.yaml")
@@ -209,7 +210,7 @@ def example_users(
 
 def _read_identity(folder: Path) -> dict[str, Any]:
     """``run.json`` of a finished run."""
-    for name in ("run.json", "predictions.parquet"):
+    for name in ("run.json", "config.yaml", "predictions.parquet"):
         if not (folder / name).exists():
             raise ValueError(f"{folder} has no {name}: the run is not finished")
     identity: dict[str, Any] = json.loads((folder / "run.json").read_text())
