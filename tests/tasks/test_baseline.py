@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from toys import Compose
 
-from experiments.paper.sasrec import all_train_rows
+from experiments.paper.baselines import published_choices
 from hatllm.baselines.sasrec import SASRec
 from hatllm.tasks import baseline
 from hatllm.tasks.experiment import plan_cells
@@ -214,25 +214,27 @@ def test_plan_says_what_an_epoch_takes_but_not_how_many_there_will_be(
     assert re.search(r"to run: 3 epochs", capsys.readouterr().out)
 
 
-def test_a_run_is_made_again_on_all_rows_and_its_epoch_chosen_on_test(
-    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("rows", published_choices.ROWS)
+def test_a_run_is_made_again_and_its_epoch_chosen_on_test(
+    rows: str, cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     folder = runs(cli, shop, "one", "model=sasrec", *SHORT)
-    monkeypatch.setattr(sys, "argv", ["all_train_rows.py", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["published_choices.py", str(folder), "--rows", rows])
     capsys.readouterr()
-    all_train_rows.main()
+    published_choices.main()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[1].split(",")[0] for line in lines] == [
-        "train", "train and valid", "train and valid",
-    ]  # fmt: skip
-    first, whole, chosen = ([float(x) for x in re.findall(r"0\.\d{4}", line)] for line in lines)
+    names = [line.split(": ")[1].split(",")[0] for line in lines]
+    assert names == ["the run", rows, rows]
+    run, again, chosen = ([float(x) for x in re.findall(r"0\.\d{4}", line)] for line in lines)
     test = json.loads((folder / "metrics.json").read_text())["test"]
-    assert first == [round(test[metric], 4) for metric in all_train_rows.METRICS]
-    assert chosen[3] >= whole[3]
+    assert run == [round(test[metric], 4) for metric in published_choices.METRICS]
+    assert (run == again) == (rows == "train")
+    assert chosen[3] >= again[3]
 
 
 def test_metrics_of_ranks_are_the_fractions_of_their_definition() -> None:
-    found = all_train_rows.metrics_of(torch.tensor([1, 3, 7, 11]))
+    found = published_choices.metrics_of(torch.tensor([1, 3, 7, 11]))
     assert found["HR@5"] == 0.5 and found["HR@10"] == 0.75
     assert found["NDCG@5"] == pytest.approx((1 + 1 / 2) / 4)
     assert found["NDCG@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)

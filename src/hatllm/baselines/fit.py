@@ -5,7 +5,7 @@ Dimension key: R rows, B rows of a batch, N items, D hidden size, M training sta
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any
 
@@ -107,51 +107,31 @@ def fit(
     if config.dros is not None:
         nominal_N = nominal_distribution(train.target_R, train.num_items, config.dros)
         nominal_N = nominal_N.to(_device(model))
-    epoch, steps, best, best_epoch = 0, 0, -1.0, 0
-    best_weights = deepcopy(model.state_dict())
+    done = _Progress(deepcopy(model.state_dict()))
     if saved is not None:
-        epoch, steps, best, best_epoch = (
-            saved[name] for name in ("epoch", "steps", "best", "best_epoch")
-        )
-        best_weights = saved["best_weights"]
-        model.load_state_dict(saved["weights"])
-        optimizer.load_state_dict(saved["optimizer"])
-        _set_generators(saved["generators"])
-    bar = tqdm(total=config.max_epochs, initial=epoch, desc="train", unit="epoch")
-    while epoch < config.max_epochs and epoch - best_epoch < (config.patience or epoch + 1):
+        done = _restore(saved, model, optimizer)
+    bar = tqdm(total=config.max_epochs, initial=done.epoch, desc="train", unit="epoch")
+    while done.epoch < config.max_epochs and not done.out_of_patience(config.patience):
         losses = []
         for row_B in torch.split(torch.randperm(len(train)), config.batch_size):
             loss = _step(model, optimizer, train, row_B, config, nominal_N)
             if not isfinite(loss):
-                raise NonFiniteLossError(loss, steps, row_B)
+                raise NonFiniteLossError(loss, done.steps, row_B)
             losses.append(loss)
-            steps += 1
-        epoch += 1
-        metrics = {
-            "train/loss": sum(losses) / len(losses),
-            f"val/NDCG@{VALID_K}": _valid_ndcg(model, valid, index, config),
-        }
-        log(metrics, steps)
+            done.steps += 1
+        done.epoch += 1
+        valid_ndcg = _valid_ndcg(model, valid, index, config)
+        metrics = {"train/loss": sum(losses) / len(losses), f"val/NDCG@{VALID_K}": valid_ndcg}
+        log(metrics, done.steps)
         bar.update()
         bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
-        if metrics[f"val/NDCG@{VALID_K}"] > best:
-            best, best_epoch = metrics[f"val/NDCG@{VALID_K}"], epoch
-            best_weights = deepcopy(model.state_dict())
-        save(
-            {
-                "epoch": epoch,
-                "steps": steps,
-                "best": best,
-                "best_epoch": best_epoch,
-                "best_weights": best_weights,
-                "weights": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "generators": _generators(),
-            }
-        )
+        if valid_ndcg > done.best:
+            done.best, done.best_epoch = valid_ndcg, done.epoch
+            done.best_weights = deepcopy(model.state_dict())
+        save(_all_of(done, model, optimizer))
     bar.close()
-    model.load_state_dict(best_weights)
-    return Fitted(best_epoch, epoch, steps)
+    model.load_state_dict(done.best_weights)
+    return Fitted(done.best_epoch, done.epoch, done.steps)
 
 
 @torch.inference_mode()
@@ -165,6 +145,41 @@ def scores(
         history_BL, length_B, target_B = sequences.rows(row_B, _device(model))
         state_BD = model.next_states(history_BL, length_B)
         yield F.linear(state_BD, weight_ND, bias_N), target_B
+
+
+@dataclass
+class _Progress:
+    """How far training has come, and the best of it."""
+
+    best_weights: dict[str, Any]
+    best: float = -1.0  # valid NDCG
+    best_epoch: int = 0  # from 1
+    epoch: int = 0  # epochs done
+    steps: int = 0  # optimizer steps done
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether the last `patience` epochs brought nothing; None = never."""
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+
+def _all_of(
+    done: _Progress, model: SequenceModel, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """What :func:`_restore` needs; the tensors are the training's own, not copies."""
+    return vars(done) | {
+        "weights": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generators": _generators(),
+    }
+
+
+def _restore(
+    saved: dict[str, Any], model: SequenceModel, optimizer: torch.optim.Optimizer
+) -> _Progress:
+    model.load_state_dict(saved["weights"])
+    optimizer.load_state_dict(saved["optimizer"])
+    _set_generators(saved["generators"])
+    return _Progress(**{field.name: saved[field.name] for field in fields(_Progress)})
 
 
 def _step(
