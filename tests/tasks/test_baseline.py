@@ -225,12 +225,14 @@ def test_a_run_is_made_again_and_its_epoch_chosen_on_test(
     published_choices.main()
     lines = capsys.readouterr().out.splitlines()
     names = [line.split(": ")[1].split(",")[0] for line in lines]
-    assert names == ["the run", rows, rows]
-    run, again, chosen = ([float(x) for x in re.findall(r"0\.\d{4}", line)] for line in lines)
+    assert names == ["the run", *[rows] * 4]
+    run, again, again_new, chosen, _ = (
+        [float(x) for x in re.findall(r"0\.\d{4}", line)] for line in lines
+    )
     test = json.loads((folder / "metrics.json").read_text())["test"]
     assert run == [round(test[metric], 4) for metric in published_choices.METRICS]
     assert (run == again) == (rows == "train")
-    assert chosen[3] >= again[3]
+    assert chosen[3] >= again[3] and again_new[3] >= again[3]
 
 
 def test_metrics_of_ranks_are_the_fractions_of_their_definition() -> None:
@@ -238,3 +240,10 @@ def test_metrics_of_ranks_are_the_fractions_of_their_definition() -> None:
     assert found["HR@5"] == 0.5 and found["HR@10"] == 0.75
     assert found["NDCG@5"] == pytest.approx((1 + 1 / 2) / 4)
     assert found["NDCG@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)
+
+
+def test_items_of_the_history_fall_below_all_others_but_the_target_stays() -> None:
+    scores = torch.tensor([[3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 2.0, 0.0]])
+    history = torch.tensor([[0, 2, 4], [0, 4, 4]])  # 4 is padding
+    found = published_choices.without_history(scores, history, torch.tensor([1, 0]))
+    assert found.tolist() == [[-1.0, 1.0, -1.0, 0.0], [3.0, 1.0, 2.0, 0.0]]
