@@ -26,7 +26,7 @@ demo: setup ## the main job: four arms on MovieLens-100K, one table
 	$(BIN)/python run.py experiment=demo
 
 test: $(STAMP) ## the tests, with coverage
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow and not gpu" --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not gpu" --cov --cov-report=term --cov-fail-under=90
 
 slow: setup ## the tests with the real backbone
 	$(BIN)/python -m pytest -m "slow"

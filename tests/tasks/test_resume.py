@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 import pytorch_lightning as lightning
 import torch
 from safetensors.torch import load_file
+
+from .conftest import call_cli, smoke_words
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,8 +43,18 @@ def long_run(shop: list[str], tmp_path: Path, name: str) -> list[str]:
             f"output_root={tmp_path}/outputs"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        assert call_cli(patch, folder, *long_run(smoke_words(folder), folder, "whole")) == 0
+    return folder / "outputs" / "whole"
+
+
 @pytest.mark.parametrize("stop_after", [2, 7, 9])
 def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
+    whole: Path,
     cli: Callable[..., int],
     shop: list[str],
     tmp_path: Path,
@@ -53,8 +64,6 @@ def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
 ) -> None:
     # 60 train rows, 8 a step: 7 steps an epoch. Steps 2 and 9 lie inside an epoch, 7 at its end.
     # The interrupt falls between the micro-batches of a step, with half of its gradient summed.
-    assert cli(*long_run(shop, tmp_path, "whole")) == 0
-
     class Stop(lightning.Callback):
         def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
             batch_idx = _[2]
@@ -76,7 +85,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
     assert not (tmp_path / "outputs/stopped/run.json").exists()
     assert cli(*long_run(shop, tmp_path, "stopped")) == 0
     assert "resuming from" in capsys.readouterr().out
-    same(tmp_path / "outputs/whole", tmp_path / "outputs/stopped")
+    same(whole, tmp_path / "outputs/stopped")
 
 
 def test_control_c_leaves_a_checkpoint_and_says_how_to_resume(
@@ -96,19 +105,3 @@ def test_control_c_leaves_a_checkpoint_and_says_how_to_resume(
     assert process.returncode == 130
     assert "resume with the same command" in out
     assert last.exists()
-
-
-def test_two_processes_tune_the_same_weights_as_one(shop: list[str], tmp_path: Path) -> None:
-    env = environment(tmp_path)
-    for devices, name in ((1, "one"), (2, "two")):
-        words = [*shop, "trainer=ddp", f"trainer.devices={devices}", "trainer.accelerator=cpu",
-                 "trainer.micro_batch_size=2", "trainer.learning_rate=0.01", "loss=msl",
-                 f"run_name={name}", f"output_root={tmp_path}/outputs"]  # fmt: skip
-        done = subprocess.run(command(words), env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-    same(tmp_path / "outputs/one", tmp_path / "outputs/two")
-    one, two = (
-        pl.read_parquet(tmp_path / "outputs" / n / "predictions.parquet") for n in ("one", "two")
-    )
-    assert one["example_id"].to_list() == two["example_id"].to_list()
-    assert one["top_items"].to_list() == two["top_items"].to_list()
