@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from toys import Compose
 
 from experiments.paper.baselines import published_choices
+from experiments.paper.main import on_sample
 from hatllm.baselines.sasrec import SASRec
 from hatllm.tasks import baseline
 from hatllm.tasks.experiment import plan_cells
@@ -247,3 +248,22 @@ def test_items_of_the_history_fall_below_all_others_but_the_target_stays() -> No
     history = torch.tensor([[0, 2, 4], [0, 4, 4]])  # 4 is padding
     found = published_choices.without_history(scores, history, torch.tensor([1, 0]))
     assert found.tolist() == [[-1.0, 1.0, -1.0, 0.0], [3.0, 1.0, 2.0, 0.0]]
+
+
+def test_a_run_cut_to_a_sample_is_the_run_of_that_sample(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runs(cli, shop, "whole", "model=sasrec", "data.test_rows=null", *SHORT)
+    sample = runs(cli, shop, "sample", "model=sasrec", "data.test_rows=6", *SHORT)
+    expected = json.loads((sample / "metrics.json").read_text())["test"]
+    found = on_sample.metrics_on_sample(whole, 6)
+    assert found == pytest.approx({name: expected[name] for name in on_sample.METRICS})
+    assert found != on_sample.metrics_on_sample(whole, 5)
+    with pytest.raises(ValueError, match="answered 6 of these 7 rows"):
+        on_sample.metrics_on_sample(sample, 7)
+    words = ["on_sample.py", "--test-rows", "6", str(whole), str(whole)]
+    monkeypatch.setattr(sys, "argv", words)
+    capsys.readouterr()
+    on_sample.main()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"HR@10 {expected['HR@10']:.4f} ± 0.0000" in line
