@@ -11,7 +11,7 @@ from toys import CONF, Compose
 
 from hatllm.tasks.cells import PlannedCell, chosen_cells, grid_cells, plan_cells
 from hatllm.tasks.results import write_results_of
-from hatllm.tasks.run_folder import config_hash
+from hatllm.tasks.run_folder import config_hash, of_any_seed
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]
@@ -267,6 +267,32 @@ def test_a_table_names_runs_of_one_label_by_what_differs(
     assert sorted(labels) == [
         "knn model.knn.shrinkage=5.0", "knn model.knn.shrinkage=80.0", "popularity",
     ]  # fmt: skip
+
+
+def test_a_table_puts_the_seeds_of_an_arm_together_that_needs_other_runs(
+    cli: Cli, shop: list[str], tmp_path: Path
+) -> None:
+    for seed in ("seed=1", "seed=2"):
+        ids = finish(cli, [*shop, seed, "model.sequence.max_epochs=1"], "sasrec")
+        assert cli(*shop, seed, "mask=causal", "decode=d3", f"decode.assistant_run={ids}") == 0
+    moved = Path("outputs").rename(tmp_path / "moved")  # the folders of the settings are gone
+    folder = f"experiment.folder={tmp_path}/table"
+    assert cli(*shop, "task=table", f"task.run_folder={moved}", folder) == 0
+    table = pl.read_csv(tmp_path / "table/table.csv")
+    assert dict(table.select("label", "num_seeds").iter_rows()) == {"sasrec": 2, "causal": 2}
+
+
+def test_runs_of_any_seed_need_the_runs_of_any_seed(compose_config: Compose) -> None:
+    def chain(seed: int, epochs: int = 1) -> str:
+        word = f"seed={seed}"
+        ids = compose_config(word, "model=sasrec", f"model.sequence.max_epochs={epochs}")
+        first = compose_config(word, f"model.item_vectors=ids-{seed}")
+        words = ["loss=sdpo", "decode.normalize=vocab", f"model.item_vectors=ids-{seed}"]
+        second = compose_config(word, *words, f"model.start_from=first-{seed}")
+        runs = {f"ids-{seed}": ids, f"first-{seed}": first}
+        return config_hash(of_any_seed(second, runs.get))
+
+    assert chain(1) == chain(2) != chain(1, epochs=2)
 
 
 def test_where_another_run_lies_changes_no_hash(compose_config: Compose) -> None:

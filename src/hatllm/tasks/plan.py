@@ -7,13 +7,12 @@ preparing data and weights leaves in the cache.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from hatllm.compose import checked
 from hatllm.config import Config
 from hatllm.decode.catalogue_states import states_file, tokens_to_build
 from hatllm.decode.scorer import states_pay
@@ -36,8 +35,9 @@ from hatllm.tasks.cells import chosen_cells, plan_cells
 from hatllm.tasks.load import Load, loads_of, steps_done, trains
 from hatllm.tasks.run_folder import (
     config_hash,
+    finished_config,
     is_finished,
-    load_config,
+    of_any_seed,
     run_folder,
     run_label,
 )
@@ -160,20 +160,10 @@ def _plan_llm(
 def _cost_key(config: Config, coming: Mapping[str, Config]) -> str:
     """Equal for runs that cost the same: of any seed, and so the runs that they need."""
 
-    def of_any_seed(folder: str | None) -> str | None:
-        if folder is None or not (folder in coming or is_finished(Path(folder))):
-            return folder
-        run = coming.get(folder) or checked(load_config(Path(folder)))
-        return config_hash(replace(run, seed=0))
+    def find(folder: str) -> Config | None:
+        return coming.get(folder) or finished_config(Path(folder))
 
-    model = replace(
-        config.model,
-        start_from=of_any_seed(config.model.start_from),
-        item_vectors=of_any_seed(config.model.item_vectors),
-    )
-    assistant_run = of_any_seed(config.decode.assistant_run)
-    decode = replace(config.decode, assistant_run=assistant_run)
-    return config_hash(replace(config, seed=0, model=model, decode=decode))
+    return config_hash(of_any_seed(config, find))
 
 
 def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float) -> Measured:

@@ -6,7 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hatllm.compose import checked
 from hatllm.config import Config
 from hatllm.data.sources.tables import read_parquet
 from hatllm.redact import redacted
@@ -86,6 +88,28 @@ def settings_that_count(config: Config) -> dict[str, Any]:
     return kept
 
 
+def of_any_seed(config: Config, find: Callable[[str], Config | None]) -> Config:
+    """Settings that are equal for runs that differ in the seed only, and so in the runs they need.
+
+    Args:
+        config: A run.
+        find: Gives the settings of another run by its folder; None = there is no such run.
+
+    Returns:
+        The run with seed 0, needing others by the names that they have with seed 0; one that is
+        not found keeps its folder.
+    """
+    config = replace(
+        config, seed=0, run_name=None, model=replace(config.model), decode=replace(config.decode)
+    )
+    for group, setting in OTHER_RUNS:
+        part = getattr(config, group)
+        folder = getattr(part, setting)
+        if folder is not None and (run := find(folder)) is not None:
+            setattr(part, setting, run_folder(of_any_seed(run, find)).name)
+    return config
+
+
 def run_label(config: Config) -> str:
     """What a table calls this run: equal for runs that differ in the seed only."""
     if config.experiment.cell is not None:
@@ -119,6 +143,11 @@ def run_folder(config: Config) -> Path:
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds a finished run."""
     return (folder / RUN_FILE).exists()
+
+
+def finished_config(folder: Path) -> Config | None:
+    """The settings of the run in a folder; None = it holds no finished one."""
+    return checked(load_config(folder)) if is_finished(folder) else None
 
 
 def write_config(folder: Path, config: Config) -> None:
