@@ -269,6 +269,38 @@ def test_a_table_names_runs_of_one_label_by_what_differs(
     ]  # fmt: skip
 
 
+def test_runs_that_no_seed_can_change_count_once_in_a_table(
+    cli: Cli, shop: list[str], tmp_path: Path
+) -> None:
+    for seed in ("seed=1", "seed=2"):
+        finish(cli, [*shop, seed], "popularity")
+    assert cli(*shop, "task=table", f"experiment.folder={tmp_path}/table") == 0
+    table = pl.read_csv(tmp_path / "table/table.csv")
+    assert table.select("label", "num_seeds").rows() == [("popularity", 1)]
+
+
+def test_a_cell_is_planned_for_every_seed_that_can_change_it(
+    compose_config: Compose, tmp_path: Path
+) -> None:
+    cells = {
+        "sasrec": ["model=sasrec"],
+        "popularity": ["model=popularity"],
+        "frozen": ["model.tuning=none"],
+        "untuned": ["trainer.max_steps=0"],
+        "d3": ["trainer.max_steps=0", "decode=d3", "decode.assistant_run=run:sasrec"],
+        "msl": ["mask=causal"],
+        "further": ["mask=causal", "model.start_from=run:msl", "trainer.max_steps=0"],
+        "llara": ["model.item_vectors=run:sasrec", "trainer.max_steps=0"],
+    }
+    words = [f"+experiment.cells.{label}={json.dumps(more)}" for label, more in cells.items()]
+    named = ["experiment.name=seeds", "experiment.seeds=[1,2]", f"output_root={tmp_path}"]
+    planned = [(cell.label, cell.seed) for cell in cells_of(compose_config, [*named, *words])]
+    once = {"popularity", "frozen", "untuned"}
+    assert planned == [
+        (label, seed) for seed in (1, 2) for label in cells if seed == 1 or label not in once
+    ]
+
+
 def test_a_table_puts_the_seeds_of_an_arm_together_that_needs_other_runs(
     cli: Cli, shop: list[str], tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, 
 from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
 from hatllm.tasks.calibrate_sequence import seconds_an_epoch
 from hatllm.tasks.cells import chosen_cells, plan_cells
-from hatllm.tasks.load import Load, loads_of, steps_done, trains
+from hatllm.tasks.load import Load, loads_of, steps_done
 from hatllm.tasks.run_folder import (
     config_hash,
     finished_config,
@@ -169,7 +169,7 @@ def _cost_key(config: Config, coming: Mapping[str, Config]) -> str:
 def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float) -> Measured:
     """Load the model, count its parameters and calibrate."""
     # With the whole run's batches: another seed's run may have more steps to go than this one.
-    train = loads_of(config, parts, 0)["train"] if trains(config) else loads["train"]
+    train = loads_of(config, parts, 0)["train"] if config.trains else loads["train"]
     lm = parts.load_model(config)
     tuned = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     tuned_inside = sum(p.numel() for p in lm.backbone[0].parameters() if p.requires_grad)
@@ -218,7 +218,7 @@ def _fill_counts(
     trie = parts.catalogue.trie
     found.trie = TrieSize(trie.num_nodes, int(trie.is_branching_N.sum()), trie.num_leaves)
     found.trained_tokens = loads["train"].tokens
-    if not trains(config):
+    if not config.trains:
         return
     done, rows = steps_done(config, folder), found.splits["train"].rows
     last = num_optimizer_steps(config.trainer, rows)

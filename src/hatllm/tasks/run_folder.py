@@ -20,15 +20,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatllm.compose import checked
-from hatllm.config import Config
+from hatllm.config import NOT_IN_HASH, OTHER_RUNS, Config
 from hatllm.data.sources.tables import read_parquet
 from hatllm.redact import redacted
 from hatllm.trusted import settings_of
 from hatllm.whole_files import write_text
 
-# Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
-NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_root", "cache_root",
-               "output_root", "run_name")  # fmt: skip
 # Settings younger than some runs, and the value that stands for their absence: there a run keeps
 # the hash that it had before them.
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -44,9 +41,6 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "loss": {"beta": None, "num_negatives": None},
     "decode": {"assistant_run": None, "llm_weight": None, "max_title_tokens": None},
 }
-# Settings that name the folder of another run. Its own name tells its settings; where it lies, it
-# may move.
-OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
 # Settings that older runs have and that are gone; none of them could change a number.
 GONE = {"task": ("histories_file",)}
 RUN_FILE = "run.json"  # written last: it says that the run is finished
@@ -120,8 +114,7 @@ def run_label(config: Config) -> str:
 def _settings_label(config: Config) -> str:
     if config.model.kind != "llm":
         return config.model.name
-    tuned = config.model.tuning != "none" and config.trainer.max_steps != 0
-    tuned = tuned or config.model.start_from is not None
+    tuned = config.trains or config.model.start_from is not None
     mask = config.mask.name if config.mask.layers is None else config.mask.layers
     for short, value in (
         ("split", config.mask.split_layer),
