@@ -26,7 +26,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         for label, skill in skills.items()
         for seed in (1, 2, 3)
     ]
-    popularity = make_run(root / "popularity", "popularity", 42, skill=0.05, has_nll=False)
+    popularity = make_run(
+        root / "popularity", "popularity", 42, skill=0.05, has_nll=False, kind="popularity"
+    )
     return [*runs, popularity]
 
 
@@ -64,19 +66,24 @@ def test_difference_to_the_reference_is_paired_over_shared_seeds(folders: list[P
     assert difference.low < difference.mean < difference.high
 
 
-def test_a_baseline_with_another_seed_is_compared_with_the_mean_of_all(
-    folders: list[Path], comparison: Comparison
-) -> None:
-    difference = comparison.rows[3].differences["NDCG@10"]
-    sums = [sum(_ndcg(folder)) for folder in folders]
-    assert difference.mean == pytest.approx(sums[9] / 200 - sum(sums[:3]) / 600)
+def test_arms_that_share_no_seed_are_not_compared(folders: list[Path], tmp_path: Path) -> None:
+    # Seed 1 of causal, seeds 2 and 3 of hatllm, which is far better.
+    found = compare_runs([folders[0], *folders[4:6]], "causal")
+    assert not found.rows[1].differences and not found.best
+    table = write_comparison(found, tmp_path).read_text()
+    row = next(line for line in table.splitlines() if line.startswith("| hatllm"))
+    assert [cell.strip() for cell in row.split("|")[8:10]] == ["–", "–"]
+    numbers = pl.read_csv(tmp_path / "table.csv")
+    assert numbers["NDCG@10_difference"].null_count() == 2
+    Console(file=StringIO(), width=80).print(rich_table(found))
 
 
+@pytest.mark.parametrize("seed", [1, 42])
 def test_a_baseline_without_a_seed_is_compared_with_the_mean_of_all(
-    folders: list[Path], tmp_path: Path
+    folders: list[Path], tmp_path: Path, seed: int
 ) -> None:
     # An experiment gives it the first seed, though no seed can change it.
-    knn = make_run(tmp_path / "knn", "knn", 1, skill=0.5, kind="knn")
+    knn = make_run(tmp_path / "knn", "knn", seed, skill=0.5, kind="knn")
     difference = compare_runs([*folders[:3], knn], "causal").rows[1].differences["NDCG@10"]
     sums = [sum(_ndcg(folder)) for folder in (*folders[:3], knn)]
     assert difference.mean == pytest.approx(sums[3] / 200 - sum(sums[:3]) / 600)

@@ -4,7 +4,7 @@ Metrics are means over examples, then over seeds. Differences are paired by exam
 values are first averaged over the seeds that both labels ran, then subtracted. A run that no seed
 can change (popularity, kNN, an untuned backbone) has the seed ``NO_SEED``: it shares none, and is
 compared with the average over all seeds of the other label. Several that differ in the seed alone
-count once.
+count once. Labels that have seeds and share none are not compared.
 """
 
 import json
@@ -62,7 +62,8 @@ class Row:
 
     label: str
     cells: dict[str, Cell]  # metric -> cell; a metric the label lacks is absent
-    differences: dict[str, PairedDifference]  # metric -> label minus reference; none for itself
+    # metric -> label minus reference; none for itself, nor where they share no seed
+    differences: dict[str, PairedDifference]
     num_users: int
     num_examples: int
     seeds: tuple[int, ...]
@@ -296,8 +297,14 @@ def label_row(
 def paired_examples(
     metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
 ) -> pl.DataFrame | None:
-    """First minus second over shared seeds, by example; None if one of them lacks the metric."""
-    averages = [_average(tables) for tables in _paired_seeds(first, second)]
+    """First minus second over shared seeds, by example.
+
+    None if they share no seed though both have some, or one of them lacks the metric.
+    """
+    paired = _paired_seeds(first, second)
+    if not all(paired):
+        return None
+    averages = [_average(tables) for tables in paired]
     if any(metric not in average.columns for average in averages):
         return None
     return example_differences(averages[0], averages[1], metric)
@@ -313,10 +320,12 @@ def paired_mean(
 def _paired_seeds(
     first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
 ) -> tuple[list[pl.DataFrame], list[pl.DataFrame]]:
-    """The tables of the seeds that both have, or where they share none of all."""
+    """The tables of the seeds that both have, or of all seeds where one of them has no seed."""
     shared = sorted(set(first) & set(second))
+    is_seedless = {NO_SEED} in (set(first), set(second))
     of_first, of_second = (
-        [seeds[seed] for seed in (shared or sorted(seeds))] for seeds in (first, second)
+        [seeds[seed] for seed in (sorted(seeds) if is_seedless else shared)]
+        for seeds in (first, second)
     )
     return of_first, of_second
 
