@@ -36,6 +36,12 @@ STRATEGIES = ("auto", "ddp", "fsdp")
 ENGINES = ("local", "ray")
 LOGGERS = ("csv", "wandb", "tensorboard")
 VIEWS = ("bars", "grid", "slices", "efficiency")
+# Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
+NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_root", "cache_root",
+               "output_root", "run_name")  # fmt: skip
+# Settings that name the folder of another run. Its own name tells its settings; where it lies, it
+# may move.
+OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
 SWEEP_METRICS = tuple(
     f"{split}/{metric}"
     for split in ("valid", "test")
@@ -113,6 +119,27 @@ def check_extras(
                 f"{group}.{field}={value!r} must be null with {group}={config.name}: it belongs to "
                 f"{group}={name}"
             )
+
+
+def makes_steps(tuning: str, max_steps: int) -> bool:
+    """Whether an LLM is trained: ``model.tuning`` and ``trainer.max_steps`` both allow it."""
+    return tuning != "none" and max_steps != 0
+
+
+def can_seed_change(
+    kind: str, tuning: str, max_steps: int, other_runs: Iterable[str | None]
+) -> bool:
+    """Whether two seeds can give two results.
+
+    Args:
+        kind: ``model.kind``.
+        tuning: ``model.tuning``.
+        max_steps: ``trainer.max_steps``.
+        other_runs: The values of OTHER_RUNS; a run that it needs has another seed too.
+    """
+    if kind != "llm":
+        return kind not in SEEDLESS_KINDS
+    return makes_steps(tuning, max_steps) or any(run is not None for run in other_runs)
 
 
 @dataclass
@@ -384,11 +411,6 @@ class ModelConfig:
                 f"model.item_vectors={self.item_vectors!r} needs model.tuning=lora or full: the "
                 "vectors reach the model through a projector that is trained"
             )
-
-    @property
-    def is_seeded(self) -> bool:
-        """Whether two seeds can give two results (an LLM that is not trained aside)."""
-        return self.kind not in SEEDLESS_KINDS
 
     def _check_baseline(self) -> None:
         for field, kinds in (("knn", ("knn",)), ("sequence", SEQUENCE_KINDS)):
@@ -688,6 +710,19 @@ class Config:
             self.trainer.check_batches()
         if self.trainer.strategy == "fsdp":
             self._check_sharding()
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run, one of an LLM, makes optimizer steps."""
+        return makes_steps(self.model.tuning, self.trainer.max_steps)
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether two seeds can give two results."""
+        other_runs = [getattr(getattr(self, group), setting) for group, setting in OTHER_RUNS]
+        return can_seed_change(
+            self.model.kind, self.model.tuning, self.trainer.max_steps, other_runs
+        )
 
     def _check_sharding(self) -> None:
         """Refuse what FSDP would compute wrongly, because it lies outside the sharded layers."""

@@ -8,9 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 from matplotlib.image import imread
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from hatllm.report.comparison import Comparison, compare_runs, example_users
+from hatllm.report.comparison import NO_SEED, Comparison, compare_runs, example_users, load_run
 from hatllm.report.comparison_table import comparison_frame, rich_table, write_comparison
 
 from .run_folders import make_run
@@ -25,7 +26,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         for label, skill in skills.items()
         for seed in (1, 2, 3)
     ]
-    popularity = make_run(root / "popularity", "popularity", 42, skill=0.05, has_nll=False)
+    popularity = make_run(
+        root / "popularity", "popularity", 42, skill=0.05, has_nll=False, kind="popularity"
+    )
     return [*runs, popularity]
 
 
@@ -63,22 +66,66 @@ def test_difference_to_the_reference_is_paired_over_shared_seeds(folders: list[P
     assert difference.low < difference.mean < difference.high
 
 
-def test_a_baseline_with_another_seed_is_compared_with_the_mean_of_all(
-    folders: list[Path], comparison: Comparison
-) -> None:
-    difference = comparison.rows[3].differences["NDCG@10"]
-    sums = [sum(_ndcg(folder)) for folder in folders]
-    assert difference.mean == pytest.approx(sums[9] / 200 - sum(sums[:3]) / 600)
+def test_arms_that_share_no_seed_are_not_compared(folders: list[Path], tmp_path: Path) -> None:
+    # Seed 1 of causal, seeds 2 and 3 of hatllm, which is far better.
+    found = compare_runs([folders[0], *folders[4:6]], "causal")
+    assert not found.rows[1].differences and not found.best
+    table = write_comparison(found, tmp_path).read_text()
+    row = next(line for line in table.splitlines() if line.startswith("| hatllm"))
+    assert [cell.strip() for cell in row.split("|")[8:10]] == ["–", "–"]
+    numbers = pl.read_csv(tmp_path / "table.csv")
+    assert numbers["NDCG@10_difference"].null_count() == 2
+    Console(file=StringIO(), width=80).print(rich_table(found))
 
 
+@pytest.mark.parametrize("seed", [1, 42])
 def test_a_baseline_without_a_seed_is_compared_with_the_mean_of_all(
-    folders: list[Path], tmp_path: Path
+    folders: list[Path], tmp_path: Path, seed: int
 ) -> None:
     # An experiment gives it the first seed, though no seed can change it.
-    knn = make_run(tmp_path / "knn", "knn", 1, skill=0.5, kind="knn")
+    knn = make_run(tmp_path / "knn", "knn", seed, skill=0.5, kind="knn")
     difference = compare_runs([*folders[:3], knn], "causal").rows[1].differences["NDCG@10"]
     sums = [sum(_ndcg(folder)) for folder in (*folders[:3], knn)]
     assert difference.mean == pytest.approx(sums[3] / 200 - sum(sums[:3]) / 600)
+
+
+SETTINGS = {  # of an LLM -> whether a seed can change it
+    "model.tuning: lora, trainer.max_steps: -1": True,
+    "model.tuning: none, trainer.max_steps: -1": False,
+    "model.tuning: lora, trainer.max_steps: 0": False,
+    "model.tuning: lora, trainer.max_steps: 0, model.start_from: outputs/msl-s1": True,
+    "model.tuning: lora, trainer.max_steps: 0, model.item_vectors: outputs/sasrec-s1": True,
+    "model.tuning: lora, trainer.max_steps: 0, decode.assistant_run: outputs/sasrec-s1": True,
+}
+
+
+@pytest.mark.parametrize(("settings", "is_seeded"), SETTINGS.items())
+def test_a_run_has_a_seed_where_one_can_change_it(
+    tmp_path: Path, settings: str, is_seeded: bool
+) -> None:
+    folder = make_run(tmp_path / "run", seed=7)
+    config = OmegaConf.load(folder / "config.yaml")
+    for setting in settings.split(", "):
+        name, _, value = setting.partition(": ")
+        OmegaConf.update(config, name, int(value) if name == "trainer.max_steps" else value)
+    OmegaConf.save(config, folder / "config.yaml")
+    assert load_run(folder).seed == (7 if is_seeded else NO_SEED)
+
+
+def test_of_runs_that_differ_in_a_seed_that_changes_nothing_the_first_counts(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    knn = [make_run(tmp_path / f"knn-{s}", "knn", s, skill=0.5, kind="knn") for s in (1, 2)]
+    for folder, seed in zip(knn, ("1", "2"), strict=True):
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("seed: 1", f"seed: {seed}\nrun_name: k{seed}"))
+    rows = compare_runs([*knn, *folders[:3]], "causal").rows
+    assert [row.label for row in rows] == ["knn", "causal"]
+    assert rows[0].cells["NDCG@10"].mean == pytest.approx(sum(_ndcg(knn[0])) / 200)
+    # Other settings make another run of it.
+    config.write_text(config.read_text() + "fast: false\n")
+    with pytest.raises(ValueError, match=r"knn-1 and .*knn-2 are both label 'knn', seed -1"):
+        compare_runs(knn, None)
 
 
 def test_d3_has_no_nll_of_its_own(tmp_path: Path) -> None:

@@ -104,6 +104,32 @@ def test_missing_cells_are_shown_as_missing(results: Results) -> None:
     assert frame.filter(label="late")["NDCG@10"].to_list() == [None]
 
 
+def test_an_arm_that_shares_no_seed_is_not_tested_and_the_others_are(
+    runs: list[PlannedRun], tmp_path: Path
+) -> None:
+    # The arm with seed 2 alone is better than msl by far; it has one seed of two, the other failed.
+    alone = [PlannedRun("seed_2", seed, tmp_path / f"seed_2-{seed}") for seed in (1, 2)]
+    make_run(alone[1].folder, "seed_2", 2, skill=0.9)
+    kept = [run for run in runs if (run.label, run.seed) != ("msl", 2)]
+    found = collect_results("toys", [*kept, *alone], "msl", {})
+    arms = {arm.label: arm for arm in found.arms}
+    assert not arms["seed_2"].tests and found.gain(arms["seed_2"]) is None
+    # Holm's correction is over the two arms that are tested.
+    tested = {label: arm.tests["NDCG@10"] for label, arm in arms.items() if arm.tests}
+    assert set(tested) == {"msl_hatllm", "other_arm"}
+    raw = {label: test.p_value for label, test in tested.items()}
+    assert {label: test.corrected for label, test in tested.items()} == holm(raw)
+    assert "NDCG@10" not in found.best
+    lines = markdown_results([found], None, []).splitlines()
+    row = next(line for line in lines if line.startswith("| seed_2 "))
+    assert [cell.strip() for cell in row.split("|")[7:12]] == ["msl", "–", "–", "–", "1 of 2"]
+    lines = latex_results([found], None).splitlines()
+    row = next(line for line in lines if line.startswith(r"seed\_2 "))
+    assert row.removesuffix(r" \\").split(" & ")[6:] == ["msl", "--", "--", "--", "1 of 2"]
+    numbers = results_frame([found]).filter(label="seed_2").select("gain", "^.*_(diff|p_).*$")
+    assert numbers.row(0) == (None,) * 11
+
+
 def test_latex_has_as_many_cells_in_every_row_and_no_bare_special_characters(
     results: Results,
 ) -> None:

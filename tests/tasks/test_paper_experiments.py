@@ -11,7 +11,7 @@ from toys import CONF, Compose
 
 from hatllm.tasks.cells import PlannedCell, chosen_cells, grid_cells, plan_cells
 from hatllm.tasks.results import write_results_of
-from hatllm.tasks.run_folder import config_hash
+from hatllm.tasks.run_folder import config_hash, of_any_seed
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]
@@ -267,6 +267,64 @@ def test_a_table_names_runs_of_one_label_by_what_differs(
     assert sorted(labels) == [
         "knn model.knn.shrinkage=5.0", "knn model.knn.shrinkage=80.0", "popularity",
     ]  # fmt: skip
+
+
+def test_runs_that_no_seed_can_change_count_once_in_a_table(
+    cli: Cli, shop: list[str], tmp_path: Path
+) -> None:
+    for seed in ("seed=1", "seed=2"):
+        finish(cli, [*shop, seed], "popularity")
+    assert cli(*shop, "task=table", f"experiment.folder={tmp_path}/table") == 0
+    table = pl.read_csv(tmp_path / "table/table.csv")
+    assert table.select("label", "num_seeds").rows() == [("popularity", 1)]
+
+
+def test_a_cell_is_planned_for_every_seed_that_can_change_it(
+    compose_config: Compose, tmp_path: Path
+) -> None:
+    cells = {
+        "sasrec": ["model=sasrec"],
+        "popularity": ["model=popularity"],
+        "frozen": ["model.tuning=none"],
+        "untuned": ["trainer.max_steps=0"],
+        "d3": ["trainer.max_steps=0", "decode=d3", "decode.assistant_run=run:sasrec"],
+        "msl": ["mask=causal"],
+        "further": ["mask=causal", "model.start_from=run:msl", "trainer.max_steps=0"],
+        "llara": ["model.item_vectors=run:sasrec", "trainer.max_steps=0"],
+    }
+    words = [f"+experiment.cells.{label}={json.dumps(more)}" for label, more in cells.items()]
+    named = ["experiment.name=seeds", "experiment.seeds=[1,2]", f"output_root={tmp_path}"]
+    planned = [(cell.label, cell.seed) for cell in cells_of(compose_config, [*named, *words])]
+    once = {"popularity", "frozen", "untuned"}
+    assert planned == [
+        (label, seed) for seed in (1, 2) for label in cells if seed == 1 or label not in once
+    ]
+
+
+def test_a_table_puts_the_seeds_of_an_arm_together_that_needs_other_runs(
+    cli: Cli, shop: list[str], tmp_path: Path
+) -> None:
+    for seed in ("seed=1", "seed=2"):
+        ids = finish(cli, [*shop, seed, "model.sequence.max_epochs=1"], "sasrec")
+        assert cli(*shop, seed, "mask=causal", "decode=d3", f"decode.assistant_run={ids}") == 0
+    moved = Path("outputs").rename(tmp_path / "moved")  # the folders of the settings are gone
+    folder = f"experiment.folder={tmp_path}/table"
+    assert cli(*shop, "task=table", f"task.run_folder={moved}", folder) == 0
+    table = pl.read_csv(tmp_path / "table/table.csv")
+    assert dict(table.select("label", "num_seeds").iter_rows()) == {"sasrec": 2, "causal": 2}
+
+
+def test_runs_of_any_seed_need_the_runs_of_any_seed(compose_config: Compose) -> None:
+    def chain(seed: int, epochs: int = 1) -> str:
+        word = f"seed={seed}"
+        ids = compose_config(word, "model=sasrec", f"model.sequence.max_epochs={epochs}")
+        first = compose_config(word, f"model.item_vectors=ids-{seed}")
+        words = ["loss=sdpo", "decode.normalize=vocab", f"model.item_vectors=ids-{seed}"]
+        second = compose_config(word, *words, f"model.start_from=first-{seed}")
+        runs = {f"ids-{seed}": ids, f"first-{seed}": first}
+        return config_hash(of_any_seed(second, runs.get))
+
+    assert chain(1) == chain(2) != chain(1, epochs=2)
 
 
 def test_where_another_run_lies_changes_no_hash(compose_config: Compose) -> None:

@@ -3,7 +3,8 @@
 Metrics are means over examples, then over seeds. Differences are paired by example: each example's
 values are first averaged over the seeds that both labels ran, then subtracted. A run that no seed
 can change (popularity, kNN, an untuned backbone) has the seed ``NO_SEED``: it shares none, and is
-compared with the average over all seeds of the other label.
+compared with the average over all seeds of the other label. Several that differ in the seed alone
+count once. Labels that have seeds and share none are not compared.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
-from hatllm.config import SEEDLESS_KINDS
+from hatllm.config import NOT_IN_HASH, OTHER_RUNS, can_seed_change
 from hatllm.report.evaluation import example_metrics
 from hatllm.report.examples import describe_examples, pick_examples
 from hatllm.report.statistics import (
@@ -41,6 +42,7 @@ class FinishedRun:
     label: str
     seed: int  # NO_SEED where none can change the run
     split_hash: str
+    settings: dict[str, Any]  # those that can change its numbers, the seed aside
     values: pl.DataFrame  # output of example_metrics
 
 
@@ -60,7 +62,8 @@ class Row:
 
     label: str
     cells: dict[str, Cell]  # metric -> cell; a metric the label lacks is absent
-    differences: dict[str, PairedDifference]  # metric -> label minus reference; none for itself
+    # metric -> label minus reference; none for itself, nor where they share no seed
+    differences: dict[str, PairedDifference]
     num_users: int
     num_examples: int
     seeds: tuple[int, ...]
@@ -113,11 +116,17 @@ def load_alike_runs(
 ) -> list[FinishedRun]:
     """Read finished runs that belong in one table.
 
+    Of runs that no seed can change, the first of each label and settings stands for its twins.
+
     Raises:
         ValueError: As :func:`compare_runs`.
     """
     names: Sequence[str | None] = labels or [None] * len(folders)
-    runs = [load_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs: list[FinishedRun] = []
+    for folder, name in zip(folders, names, strict=True):
+        run = load_run(folder, name)
+        if not any(_are_twins(run, other) for other in runs):
+            runs.append(run)
     _refuse_unlike_runs(runs)
     return runs
 
@@ -151,18 +160,30 @@ def load_run(folder: Path, label: str | None = None) -> FinishedRun:
         label=label or str(identity["label"]),
         seed=int(identity["seed"]) if _is_seeded(settings) else NO_SEED,
         split_hash=str(identity["split_hash"]),
+        settings=_settings_that_count(settings),
         values=example_metrics(predictions, CUT_OFFS),
     )
 
 
 def _is_seeded(settings: Any) -> bool:
     """Whether two seeds could have given two results."""
-    kind, start_from, max_steps = (
+    kind, tuning, max_steps, *other_runs = (
         OmegaConf.select(settings, name)
-        for name in ("model.kind", "model.start_from", "trainer.max_steps")
+        for name in ("model.kind", "model.tuning", "trainer.max_steps", *map(".".join, OTHER_RUNS))
     )
-    untuned = kind == "llm" and max_steps == 0 and start_from is None
-    return not (untuned or kind in SEEDLESS_KINDS)
+    return can_seed_change(kind, tuning, max_steps, other_runs)
+
+
+def _settings_that_count(settings: Any) -> dict[str, Any]:
+    """Those that can change a run's numbers, the seed aside."""
+    values: Any = OmegaConf.to_container(settings)
+    return {name: values[name] for name in values if name not in (*NOT_IN_HASH, "seed")}
+
+
+def _are_twins(run: FinishedRun, other: FinishedRun) -> bool:
+    """Whether two runs that no seed can change are the same but for the seed."""
+    ours, theirs = ((r.label, r.seed, r.split_hash, r.settings) for r in (run, other))
+    return run.seed == NO_SEED and ours == theirs
 
 
 def example_users(
@@ -276,8 +297,14 @@ def label_row(
 def paired_examples(
     metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
 ) -> pl.DataFrame | None:
-    """First minus second over shared seeds, by example; None if one of them lacks the metric."""
-    averages = [_average(tables) for tables in _paired_seeds(first, second)]
+    """First minus second over shared seeds, by example.
+
+    None if they share no seed though both have some, or one of them lacks the metric.
+    """
+    paired = _paired_seeds(first, second)
+    if not all(paired):
+        return None
+    averages = [_average(tables) for tables in paired]
     if any(metric not in average.columns for average in averages):
         return None
     return example_differences(averages[0], averages[1], metric)
@@ -293,10 +320,12 @@ def paired_mean(
 def _paired_seeds(
     first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
 ) -> tuple[list[pl.DataFrame], list[pl.DataFrame]]:
-    """The tables of the seeds that both have, or where they share none of all."""
+    """The tables of the seeds that both have, or of all seeds where one of them has no seed."""
     shared = sorted(set(first) & set(second))
+    is_seedless = {NO_SEED} in (set(first), set(second))
     of_first, of_second = (
-        [seeds[seed] for seed in (shared or sorted(seeds))] for seeds in (first, second)
+        [seeds[seed] for seed in (sorted(seeds) if is_seedless else shared)]
+        for seeds in (first, second)
     )
     return of_first, of_second
 

@@ -60,12 +60,7 @@ def plan_cells(
                 if to_run:
                     check_hardware(cell)
                 # What has no randomness gives one run, whatever the seed.
-                untuned = (
-                    cell.model.kind == "llm"
-                    and cell.trainer.max_steps == 0
-                    and cell.model.start_from is None
-                )
-                if untuned or not cell.model.is_seeded:
+                if not cell.is_seeded:
                     words = [w for w in words if not w.startswith("seed=")]
                     words.append(f"seed={experiment.seeds[0]}")
                     cell = compose(words)

@@ -58,15 +58,10 @@ class Load:
         return [order[-1], *(order[place] for place in places)]
 
 
-def trains(config: Config) -> bool:
-    """Whether the run makes optimizer steps."""
-    return config.model.tuning != "none" and config.trainer.max_steps != 0
-
-
 def steps_done(config: Config, folder: Path) -> int:
     """Optimizer steps that a broken run has behind it; a finished one starts over."""
     last = folder / "checkpoints" / "last.ckpt"
-    if not trains(config) or is_finished(folder) or not last.exists():
+    if not config.trains or is_finished(folder) or not last.exists():
         return 0
     return int(load_checkpoint(last)["global_step"])
 
@@ -102,7 +97,7 @@ def _micro_batches(
 ) -> Iterator[IntArray]:
     """Rows of every micro-batch of the steps to come, over all epochs and processes."""
     trainer, done = config.trainer, num_done
-    if not trains(config):
+    if not config.trains:
         return
     num_steps = num_optimizer_steps(trainer, len(lengths))
     batches = micro_batches(examples, lengths, trainer, config.seed, 0, 1, lambda: done)

@@ -7,13 +7,12 @@ preparing data and weights leaves in the cache.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from hatllm.compose import checked
 from hatllm.config import Config
 from hatllm.decode.catalogue_states import states_file, tokens_to_build
 from hatllm.decode.scorer import states_pay
@@ -33,11 +32,12 @@ from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, 
 from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
 from hatllm.tasks.calibrate_sequence import seconds_an_epoch
 from hatllm.tasks.cells import chosen_cells, plan_cells
-from hatllm.tasks.load import Load, loads_of, steps_done, trains
+from hatllm.tasks.load import Load, loads_of, steps_done
 from hatllm.tasks.run_folder import (
     config_hash,
+    finished_config,
     is_finished,
-    load_config,
+    of_any_seed,
     run_folder,
     run_label,
 )
@@ -160,26 +160,16 @@ def _plan_llm(
 def _cost_key(config: Config, coming: Mapping[str, Config]) -> str:
     """Equal for runs that cost the same: of any seed, and so the runs that they need."""
 
-    def of_any_seed(folder: str | None) -> str | None:
-        if folder is None or not (folder in coming or is_finished(Path(folder))):
-            return folder
-        run = coming.get(folder) or checked(load_config(Path(folder)))
-        return config_hash(replace(run, seed=0))
+    def find(folder: str) -> Config | None:
+        return coming.get(folder) or finished_config(Path(folder))
 
-    model = replace(
-        config.model,
-        start_from=of_any_seed(config.model.start_from),
-        item_vectors=of_any_seed(config.model.item_vectors),
-    )
-    assistant_run = of_any_seed(config.decode.assistant_run)
-    decode = replace(config.decode, assistant_run=assistant_run)
-    return config_hash(replace(config, seed=0, model=model, decode=decode))
+    return config_hash(of_any_seed(config, find))
 
 
 def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float) -> Measured:
     """Load the model, count its parameters and calibrate."""
     # With the whole run's batches: another seed's run may have more steps to go than this one.
-    train = loads_of(config, parts, 0)["train"] if trains(config) else loads["train"]
+    train = loads_of(config, parts, 0)["train"] if config.trains else loads["train"]
     lm = parts.load_model(config)
     tuned = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     tuned_inside = sum(p.numel() for p in lm.backbone[0].parameters() if p.requires_grad)
@@ -228,7 +218,7 @@ def _fill_counts(
     trie = parts.catalogue.trie
     found.trie = TrieSize(trie.num_nodes, int(trie.is_branching_N.sum()), trie.num_leaves)
     found.trained_tokens = loads["train"].tokens
-    if not trains(config):
+    if not config.trains:
         return
     done, rows = steps_done(config, folder), found.splits["train"].rows
     last = num_optimizer_steps(config.trainer, rows)

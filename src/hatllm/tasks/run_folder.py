@@ -6,7 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,15 +19,13 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hatllm.config import Config
+from hatllm.compose import checked
+from hatllm.config import NOT_IN_HASH, OTHER_RUNS, Config
 from hatllm.data.sources.tables import read_parquet
 from hatllm.redact import redacted
 from hatllm.trusted import settings_of
 from hatllm.whole_files import write_text
 
-# Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
-NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_root", "cache_root",
-               "output_root", "run_name")  # fmt: skip
 # Settings younger than some runs, and the value that stands for their absence: there a run keeps
 # the hash that it had before them.
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -42,9 +41,6 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "loss": {"beta": None, "num_negatives": None},
     "decode": {"assistant_run": None, "llm_weight": None, "max_title_tokens": None},
 }
-# Settings that name the folder of another run. Its own name tells its settings; where it lies, it
-# may move.
-OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
 # Settings that older runs have and that are gone; none of them could change a number.
 GONE = {"task": ("histories_file",)}
 RUN_FILE = "run.json"  # written last: it says that the run is finished
@@ -86,6 +82,28 @@ def settings_that_count(config: Config) -> dict[str, Any]:
     return kept
 
 
+def of_any_seed(config: Config, find: Callable[[str], Config | None]) -> Config:
+    """Settings that are equal for runs that differ in the seed only, and so in the runs they need.
+
+    Args:
+        config: A run.
+        find: Gives the settings of another run by its folder; None = there is no such run.
+
+    Returns:
+        The run with seed 0, needing others by the names that they have with seed 0; one that is
+        not found keeps its folder.
+    """
+    config = replace(
+        config, seed=0, run_name=None, model=replace(config.model), decode=replace(config.decode)
+    )
+    for group, setting in OTHER_RUNS:
+        part = getattr(config, group)
+        folder = getattr(part, setting)
+        if folder is not None and (run := find(folder)) is not None:
+            setattr(part, setting, run_folder(of_any_seed(run, find)).name)
+    return config
+
+
 def run_label(config: Config) -> str:
     """What a table calls this run: equal for runs that differ in the seed only."""
     if config.experiment.cell is not None:
@@ -96,8 +114,7 @@ def run_label(config: Config) -> str:
 def _settings_label(config: Config) -> str:
     if config.model.kind != "llm":
         return config.model.name
-    tuned = config.model.tuning != "none" and config.trainer.max_steps != 0
-    tuned = tuned or config.model.start_from is not None
+    tuned = config.trains or config.model.start_from is not None
     mask = config.mask.name if config.mask.layers is None else config.mask.layers
     for short, value in (
         ("split", config.mask.split_layer),
@@ -119,6 +136,11 @@ def run_folder(config: Config) -> Path:
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds a finished run."""
     return (folder / RUN_FILE).exists()
+
+
+def finished_config(folder: Path) -> Config | None:
+    """The settings of the run in a folder; None = it holds no finished one."""
+    return checked(load_config(folder)) if is_finished(folder) else None
 
 
 def write_config(folder: Path, config: Config) -> None:

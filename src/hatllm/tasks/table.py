@@ -5,15 +5,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
+from hatllm.compose import checked
 from hatllm.config import Config
 from hatllm.report.comparison import compare_runs, example_users
 from hatllm.report.comparison_table import rich_table, write_comparison
 from hatllm.report.results import refuse_other_origins
 from hatllm.tasks.results import results
-from hatllm.tasks.run_folder import RUN_FILE, load_config, settings_that_count
+from hatllm.tasks.run_folder import (
+    RUN_FILE,
+    finished_config,
+    load_config,
+    of_any_seed,
+    settings_that_count,
+)
 from hatllm.whole_files import write_text
 
 
@@ -74,9 +80,11 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _flat_settings(folder: Path) -> dict[str, Any]:
-    """Every setting but the seed that can change a finished run's numbers, by its dotted name."""
-    config = OmegaConf.to_object(load_config(folder))
-    assert isinstance(config, Config)
+    """Every setting that can change a finished run's numbers, of any seed, by its dotted name."""
+
+    def find(other: str) -> Config | None:
+        # Runs that were moved together still lie beside each other.
+        return finished_config(Path(other)) or finished_config(folder.parent / Path(other).name)
 
     def flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
@@ -85,4 +93,5 @@ def _flat_settings(folder: Path) -> dict[str, Any]:
             else:
                 yield f"{start}{name}", value
 
-    return {key: value for key, value in flat(settings_that_count(config)) if key != "seed"}
+    config = of_any_seed(checked(load_config(folder)), find)
+    return dict(flat(settings_that_count(config)))
