@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from toys import CONF, Compose
 
@@ -124,6 +125,39 @@ def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
     has_published = name in ("baselines", "main", "sasrec", "unseen")
     assert ("arXiv:2504.04178" in (tables / "results.md").read_text()) == has_published
     assert (tables / "msl_books" / "comparison.png").exists()
+
+
+def tables_of(compose_config: Compose, root: Path, name: str) -> tuple[list[PlannedCell], Path]:
+    """The cells of an experiment, finished, and the folder of its tables."""
+    words = words_of(name, root)
+    cells = cells_of(compose_config, words)
+    run_cells(compose_config, cells)
+    return cells, write_results_of(compose_config(*words), cells)
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    return dict(json.loads((folder / "metrics.json").read_text())["test"])
+
+
+def test_the_grid_of_the_paper_shows_each_cell_in_its_place(
+    compose_config: Compose, root: Path, figures: dict[str, Figure]
+) -> None:
+    cells, _ = tables_of(compose_config, root, "sensitivity")
+    for metric in ("NDCG@10", "trie_NLL"):
+        name = f"msl_books-{metric.replace('@', '')}.png"
+        axes = figures[f"grid-{name}"].axes[0]
+        assert (axes.get_ylabel(), axes.get_xlabel()) == ("split_layer", "num_cross_layers")
+        rows = [label.get_text() for label in axes.get_yticklabels()]
+        columns = [label.get_text() for label in axes.get_xticklabels()]
+        tiles = axes.images[0].get_array()
+        handles, groups = figures[f"lines-{name}"].axes[0].get_legend_handles_labels()
+        for cell in cells:
+            row, column = rows.index(str(cell.split_layer)), str(cell.num_cross_layers)
+            expected = pytest.approx(metrics_of(cell.folder)[metric], abs=1e-6)
+            assert tiles[row, columns.index(column)] == expected
+            # Both lines go through the two settings of split_layer.
+            assert handles[groups.index(column)][0].get_ydata()[row] == expected
+    assert len({metrics_of(cell.folder)["trie_NLL"] for cell in cells}) == 4
 
 
 def test_the_arms_of_one_experiment_are_the_runs_of_another(
