@@ -160,6 +160,23 @@ def test_the_grid_of_the_paper_shows_each_cell_in_its_place(
     assert len({metrics_of(cell.folder)["trie_NLL"] for cell in cells}) == 4
 
 
+def test_the_slices_of_the_paper_are_those_of_the_runs_and_d3_has_no_nll(
+    compose_config: Compose, root: Path
+) -> None:
+    cells, tables = tables_of(compose_config, root, "unseen")
+    frame = pl.read_csv(tables / "slices.csv")
+    for cell in cells:
+        expected = metrics_of(cell.folder)
+        for row in frame.filter(pl.col("label") == cell.label).to_dicts():
+            assert row["count"] == expected[f"{row['slice']}/count"]
+            for metric in ("HR@10", "NDCG@10", "trie_NLL"):
+                assert row[metric] == expected.get(f"{row['slice']}/{metric}")
+    seen = frame.filter(pl.col("count") > 0, pl.col("trie_NLL").is_not_null())
+    with_nll = set(seen["label"])
+    assert {"msl", "bigrec", "llara_hatllm"} < with_nll
+    assert not {"popularity", "sasrec", "d3", "d3_hatllm"} & with_nll
+
+
 def test_the_arms_of_one_experiment_are_the_runs_of_another(
     compose_config: Compose, root: Path
 ) -> None:
