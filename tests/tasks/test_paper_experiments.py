@@ -177,6 +177,42 @@ def test_the_slices_of_the_paper_are_those_of_the_runs_and_d3_has_no_nll(
     assert not {"popularity", "sasrec", "d3", "d3_hatllm"} & with_nll
 
 
+def test_plain_cells_stand_beside_those_of_a_grid(compose_config: Compose, root: Path) -> None:
+    words = [
+        *words_of("sensitivity", root),
+        '+experiment.cells.sasrec=["model=sasrec"]',
+        "+experiment.compared_with.split2-cross0=sasrec",
+    ]
+    labels = {cell.label for cell in cells_of(compose_config, words)}
+    assert labels == {"sasrec", "split0-cross0", "split0-cross1", "split2-cross0", "split2-cross1"}
+    choices = "must be one of sasrec, split0-cross0"
+    for word, what in (
+        ("experiment.reference=split9", "reference='split9'"),
+        ("+experiment.compared_with.split9=sasrec", "compared_with='split9'"),
+        ("+experiment.compared_with.sasrec=split9", r"compared_with\.sasrec='split9'"),
+    ):
+        with pytest.raises(ValueError, match=rf"experiment\.{what} {choices}"):
+            cells_of(compose_config, [*words, word])
+
+
+def test_a_grid_of_which_no_cell_is_finished_has_a_table_and_no_figure(
+    compose_config: Compose, root: Path, tmp_path: Path
+) -> None:
+    words = [
+        *words_of("sensitivity", root),
+        '+experiment.cells.popularity=["model=popularity"]',
+        "experiment.reference=popularity",
+        f"experiment.folder={tmp_path}/tables",
+        f"output_root={tmp_path}/outputs",
+    ]
+    cells = cells_of(compose_config, words)
+    run_cells(compose_config, [cell for cell in cells if cell.label == "popularity"])
+    tables = write_results_of(compose_config(*words), cells)
+    assert len(pl.read_csv(tables / "grid-msl_books.csv")) == 4
+    assert not list(tables.glob("*.png"))
+    assert (tables / "results.md").read_text().count("| missing |") == 4
+
+
 def test_the_arms_of_one_experiment_are_the_runs_of_another(
     compose_config: Compose, root: Path
 ) -> None:

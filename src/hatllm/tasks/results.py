@@ -190,6 +190,8 @@ def _write_grid(cells: list[PlannedCell], frame: pl.DataFrame, target: Path) -> 
     for (data,), table in grid.group_by("data", maintain_order=True):
         write_csv(target / f"grid-{data}.csv", table)
         for metric in GRID_METRICS:
+            if table[metric].is_null().all():
+                continue  # no cell of the grid is finished
             name = f"{data}-{metric.replace('@', '')}.png"
             heat_map(table, "split_layer", "num_cross_layers", metric, target / f"grid-{name}")
             lines(table, "split_layer", metric, f"{metric}_se", "num_cross_layers",
