@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from toys import CONF, Compose
 
+from hatllm.report.results import PlannedRun
 from hatllm.tasks.cells import PlannedCell, chosen_cells, grid_cells, plan_cells
-from hatllm.tasks.results import write_results_of
-from hatllm.tasks.run_folder import config_hash
+from hatllm.tasks.results import _rows_trained, write_results_of
+from hatllm.tasks.run_folder import config_hash, write_config
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]
@@ -175,6 +176,45 @@ def test_the_slices_of_the_paper_are_those_of_the_runs_and_d3_has_no_nll(
     with_nll = set(seen["label"])
     assert {"msl", "bigrec", "llara_hatllm"} < with_nll
     assert not {"popularity", "sasrec", "d3", "d3_hatllm"} & with_nll
+
+
+def test_the_speed_of_the_paper_is_rows_and_users_by_the_runs_clocks(
+    compose_config: Compose, root: Path
+) -> None:
+    cells, tables = tables_of(compose_config, root, "efficiency")
+    frame = pl.read_csv(tables / "efficiency.csv")
+    assert frame["label"].to_list() == [cell.label for cell in cells]
+    for cell, row in zip(cells, frame.to_dicts(), strict=True):
+        seconds = json.loads((cell.folder / "environment.json").read_text())["seconds"]
+        assert row["train_s"] == seconds["train"] and row["evaluate_s"] == seconds["evaluate"]
+        assert row["rows_per_s"] == pytest.approx(16 / seconds["train"])  # one epoch
+        assert row["users_per_s"] == pytest.approx((8 + 8) / seconds["evaluate"])
+    assert "was not resumed" in (tables / "efficiency.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "num_rows"),
+    [
+        ([], 16),  # two whole batches of 8
+        (["trainer.max_epochs=3"], 48),
+        (["trainer.max_steps=1"], 8),
+        (["trainer.max_steps=0"], 0),
+        (["model.tuning=none"], None),
+        (["trainer.early_stopping_patience=2"], None),
+        (["model=sasrec"], None),
+        (["model=popularity"], None),
+    ],
+)
+def test_rows_trained_are_known_where_nothing_stops_early(
+    compose_config: Compose, tmp_path: Path, words: list[str], num_rows: int | None
+) -> None:
+    write_config(tmp_path, compose_config(*words))
+    manifest = {"rows": {"train": {"before_sampling": 90, "after_sampling": 20}}}
+    (tmp_path / "split_manifest.json").write_text(json.dumps(manifest))
+    runs = [PlannedRun("a", 1, tmp_path)]
+    assert _rows_trained(runs) == {}  # not finished
+    (tmp_path / "run.json").write_text("{}")
+    assert _rows_trained(runs) == ({} if num_rows is None else {tmp_path: num_rows})
 
 
 def test_plain_cells_stand_beside_those_of_a_grid(compose_config: Compose, root: Path) -> None:
