@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from matplotlib.figure import Figure
 from toys import CONF, PRESETS, Compose
 
 from hatllm.compose import checked, register_schema
@@ -37,6 +40,20 @@ def preset(request: pytest.FixtureRequest) -> list[str]:
     """The words that choose each preset of conf/mask/ in turn, for a model of 4 layers."""
     words = [f"mask={request.param}"]
     return [*words, "mask.layers=ICFI"] if request.param == "custom" else words
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """The figures that the test saves, by the names of their files; filled while it goes on."""
+    found: dict[str, Figure] = {}
+    save = Figure.savefig
+
+    def keep(self: Figure, path: Path, **settings: Any) -> None:
+        save(self, path, **settings)
+        found[path.name.removeprefix(".").rsplit(".", 2)[0]] = self  # of `.NAME.XXXX.part`
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -656,13 +656,8 @@ class ExperimentConfig:
     cell: str | None  # label of this run in tables; null = named by its mask
 
     def __post_init__(self) -> None:
-        if self.reference is not None and self.cells:
-            check_choice("experiment.reference", self.reference, self.cells)
         for view in self.views:
             check_choice("experiment.views", view, VIEWS)
-        for label, other in self.compared_with.items():
-            check_choice("experiment.compared_with", label, self.cells)
-            check_choice(f"experiment.compared_with.{label}", other, self.cells)
 
 
 @dataclass

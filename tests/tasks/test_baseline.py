@@ -104,6 +104,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
     for name in ("curves.csv", "model.safetensors"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
     assert files_of(again) == files_of(whole)
+    resumed = [json.loads((f / "environment.json").read_text())["resumed"] for f in (whole, again)]
+    assert resumed == [False, True]
 
 
 @pytest.mark.parametrize(("model", "is_shared"), [("sasrec", True), ("gru4rec", False)])

@@ -63,7 +63,14 @@ def test_a_run_can_be_trained_and_validated_with_d3(
 ) -> None:
     words = ["decode=d3", f"decode.assistant_run={runs / 'ids'}", "run_name=d3"]
     assert cli(*shop, *words) == 0
-    assert pl.read_parquet(tmp_path / "outputs/d3/predictions.parquet").height == 8
+    folder = tmp_path / "outputs/d3"
+    assert pl.read_parquet(folder / "predictions.parquet").height == 8
+    assert pl.read_csv(folder / "curves.csv")["val/NDCG@10"].drop_nulls().len() == 1
+    # It has no NLL of its own: not in metrics, slices, the report or the curves.
+    for name in ("metrics.json", "curves.csv"):
+        assert "NLL" not in (folder / name).read_text()
+    report = (folder / "report.md").read_text().splitlines()
+    assert next(line for line in report if line.startswith("| head |")).endswith("| – |")
 
 
 def test_an_assistant_that_does_not_fit_is_refused(

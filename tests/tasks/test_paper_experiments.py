@@ -6,12 +6,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from toys import CONF, Compose
 
+from hatllm.report.results import PlannedRun
 from hatllm.tasks.cells import PlannedCell, chosen_cells, grid_cells, plan_cells
-from hatllm.tasks.results import write_results_of
-from hatllm.tasks.run_folder import config_hash, of_any_seed
+from hatllm.tasks.results import _rows_trained, write_results_of
+from hatllm.tasks.run_folder import config_hash, of_any_seed, write_config
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]
@@ -124,6 +126,131 @@ def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
     has_published = name in ("baselines", "main", "sasrec", "unseen")
     assert ("arXiv:2504.04178" in (tables / "results.md").read_text()) == has_published
     assert (tables / "msl_books" / "comparison.png").exists()
+
+
+def tables_of(compose_config: Compose, root: Path, name: str) -> tuple[list[PlannedCell], Path]:
+    """The cells of an experiment, finished, and the folder of its tables."""
+    words = words_of(name, root)
+    cells = cells_of(compose_config, words)
+    run_cells(compose_config, cells)
+    return cells, write_results_of(compose_config(*words), cells)
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    return dict(json.loads((folder / "metrics.json").read_text())["test"])
+
+
+def test_the_grid_of_the_paper_shows_each_cell_in_its_place(
+    compose_config: Compose, root: Path, figures: dict[str, Figure]
+) -> None:
+    cells, _ = tables_of(compose_config, root, "sensitivity")
+    for metric in ("NDCG@10", "trie_NLL"):
+        name = f"msl_books-{metric.replace('@', '')}.png"
+        axes = figures[f"grid-{name}"].axes[0]
+        assert (axes.get_ylabel(), axes.get_xlabel()) == ("split_layer", "num_cross_layers")
+        rows = [label.get_text() for label in axes.get_yticklabels()]
+        columns = [label.get_text() for label in axes.get_xticklabels()]
+        tiles = axes.images[0].get_array()
+        handles, groups = figures[f"lines-{name}"].axes[0].get_legend_handles_labels()
+        for cell in cells:
+            row, column = rows.index(str(cell.split_layer)), str(cell.num_cross_layers)
+            expected = pytest.approx(metrics_of(cell.folder)[metric], abs=1e-6)
+            assert tiles[row, columns.index(column)] == expected
+            # Both lines go through the two settings of split_layer.
+            assert handles[groups.index(column)][0].get_ydata()[row] == expected
+    assert len({metrics_of(cell.folder)["trie_NLL"] for cell in cells}) == 4
+
+
+def test_the_slices_of_the_paper_are_those_of_the_runs_and_d3_has_no_nll(
+    compose_config: Compose, root: Path
+) -> None:
+    cells, tables = tables_of(compose_config, root, "unseen")
+    frame = pl.read_csv(tables / "slices.csv")
+    for cell in cells:
+        expected = metrics_of(cell.folder)
+        for row in frame.filter(pl.col("label") == cell.label).to_dicts():
+            assert row["count"] == expected[f"{row['slice']}/count"]
+            for metric in ("HR@10", "NDCG@10", "trie_NLL"):
+                assert row[metric] == expected.get(f"{row['slice']}/{metric}")
+    seen = frame.filter(pl.col("count") > 0, pl.col("trie_NLL").is_not_null())
+    with_nll = set(seen["label"])
+    assert {"msl", "bigrec", "llara_hatllm"} < with_nll
+    assert not {"popularity", "sasrec", "d3", "d3_hatllm"} & with_nll
+
+
+def test_the_speed_of_the_paper_is_rows_and_users_by_the_runs_clocks(
+    compose_config: Compose, root: Path
+) -> None:
+    cells, tables = tables_of(compose_config, root, "efficiency")
+    frame = pl.read_csv(tables / "efficiency.csv")
+    assert frame["label"].to_list() == [cell.label for cell in cells]
+    for cell, row in zip(cells, frame.to_dicts(), strict=True):
+        seconds = json.loads((cell.folder / "environment.json").read_text())["seconds"]
+        assert row["train_s"] == seconds["train"] and row["evaluate_s"] == seconds["evaluate"]
+        assert row["rows_per_s"] == pytest.approx(16 / seconds["train"])  # one epoch
+        assert row["users_per_s"] == pytest.approx((8 + 8) / seconds["evaluate"])
+    assert "was not resumed" in (tables / "efficiency.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "num_rows"),
+    [
+        ([], 16),  # two whole batches of 8
+        (["trainer.max_epochs=3"], 48),
+        (["trainer.max_steps=1"], 8),
+        (["trainer.max_steps=0"], 0),
+        (["model.tuning=none"], None),
+        (["trainer.early_stopping_patience=2"], None),
+        (["model=sasrec"], None),
+        (["model=popularity"], None),
+    ],
+)
+def test_rows_trained_are_known_where_nothing_stops_early(
+    compose_config: Compose, tmp_path: Path, words: list[str], num_rows: int | None
+) -> None:
+    write_config(tmp_path, compose_config(*words))
+    manifest = {"rows": {"train": {"before_sampling": 90, "after_sampling": 20}}}
+    (tmp_path / "split_manifest.json").write_text(json.dumps(manifest))
+    runs = [PlannedRun("a", 1, tmp_path)]
+    assert _rows_trained(runs) == {}  # not finished
+    (tmp_path / "run.json").write_text("{}")
+    assert _rows_trained(runs) == ({} if num_rows is None else {tmp_path: num_rows})
+
+
+def test_plain_cells_stand_beside_those_of_a_grid(compose_config: Compose, root: Path) -> None:
+    words = [
+        *words_of("sensitivity", root),
+        '+experiment.cells.sasrec=["model=sasrec"]',
+        "+experiment.compared_with.split2-cross0=sasrec",
+    ]
+    labels = {cell.label for cell in cells_of(compose_config, words)}
+    assert labels == {"sasrec", "split0-cross0", "split0-cross1", "split2-cross0", "split2-cross1"}
+    choices = "must be one of sasrec, split0-cross0"
+    for word, what in (
+        ("experiment.reference=split9", "reference='split9'"),
+        ("+experiment.compared_with.split9=sasrec", "compared_with='split9'"),
+        ("+experiment.compared_with.sasrec=split9", r"compared_with\.sasrec='split9'"),
+    ):
+        with pytest.raises(ValueError, match=rf"experiment\.{what} {choices}"):
+            cells_of(compose_config, [*words, word])
+
+
+def test_a_grid_of_which_no_cell_is_finished_has_a_table_and_no_figure(
+    compose_config: Compose, root: Path, tmp_path: Path
+) -> None:
+    words = [
+        *words_of("sensitivity", root),
+        '+experiment.cells.popularity=["model=popularity"]',
+        "experiment.reference=popularity",
+        f"experiment.folder={tmp_path}/tables",
+        f"output_root={tmp_path}/outputs",
+    ]
+    cells = cells_of(compose_config, words)
+    run_cells(compose_config, [cell for cell in cells if cell.label == "popularity"])
+    tables = write_results_of(compose_config(*words), cells)
+    assert len(pl.read_csv(tables / "grid-msl_books.csv")) == 4
+    assert not list(tables.glob("*.png"))
+    assert (tables / "results.md").read_text().count("| missing |") == 4
 
 
 def test_the_arms_of_one_experiment_are_the_runs_of_another(

@@ -142,6 +142,10 @@ def test_a_run_killed_in_its_last_validation_validates_and_ends_the_same(
     assert curves["val/NDCG@10"].drop_nulls().len() == 1
 
 
+def was_resumed(folder: Path) -> bool:
+    return bool(json.loads((folder / "environment.json").read_text())["resumed"])
+
+
 def test_an_evaluation_that_was_stopped_goes_on_and_older_weights_are_not_read(
     cli: Cli, shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +179,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_older_weights_are_not_read(
         patched.setattr(Shards, "write", note)
         assert cli(*words, "decode.users_per_batch=32") == 0
     assert sum(fewer) == 16 - 5  # 8 valid and 8 test rows
+    assert was_resumed(folder)
     assert not (folder / SHARDS).exists()
     shutil.rmtree(folder / "checkpoints")
     fewer.clear()
@@ -183,6 +188,30 @@ def test_an_evaluation_that_was_stopped_goes_on_and_older_weights_are_not_read(
         (folder / SHARDS / before.name).mkdir(parents=True)
         assert cli(*words, "task.force=true", "seed=9") == 0
     assert sum(fewer) == 16
+    assert not was_resumed(folder)
+
+
+def test_an_untuned_run_that_was_stopped_says_so_and_has_no_time_of_training(
+    cli: Cli, shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*shop, "trainer.max_steps=0", "run_name=one"]
+    folder = tmp_path / "outputs" / "one"
+    write = Shards.write
+
+    def stop_after_valid(self: Shards, rows: pl.DataFrame) -> None:
+        if self.folder.name.startswith("test"):
+            raise KeyboardInterrupt
+        write(self, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Shards, "write", stop_after_valid)
+        assert cli(*words) == 130
+    assert cli(*words) == 0
+    assert was_resumed(folder)
+    assert cli(*words, "task.force=true") == 0
+    assert not was_resumed(folder)
+    seconds = json.loads((folder / "environment.json").read_text())["seconds"]
+    assert seconds.keys() == {"prepare", "evaluate", "total"}
 
 
 def test_another_number_of_processes_than_torchrun_started_is_refused(

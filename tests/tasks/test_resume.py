@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -28,6 +29,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def was_resumed(folder: Path) -> bool:
+    return bool(json.loads((folder / "environment.json").read_text())["resumed"])
 
 
 def same(first: Path, second: Path) -> None:
@@ -86,6 +91,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
     assert cli(*long_run(shop, tmp_path, "stopped")) == 0
     assert "resuming from" in capsys.readouterr().out
     same(whole, tmp_path / "outputs/stopped")
+    assert [was_resumed(run) for run in (whole, tmp_path / "outputs/stopped")] == [False, True]
 
 
 def test_control_c_leaves_a_checkpoint_and_says_how_to_resume(

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from toys import CONF, Compose
 
 import run
@@ -64,14 +65,33 @@ def test_cells_are_averaged_over_seeds_and_the_best_is_named(tmp_path: Path) -> 
     assert len(pl.read_csv(tmp_path / "sweep/cells.csv")) == 4
 
 
-def test_two_numbers_give_a_heat_map_for_each_metric(tmp_path: Path) -> None:
+def test_two_numbers_give_a_heat_map_for_each_metric(
+    tmp_path: Path, figures: dict[str, Figure]
+) -> None:
     settings = [
         {"mask.split_layer": a, "mask.num_cross_layers": b} for a in ("0", "4") for b in ("0", "8")
     ]
     folders = [write_run(tmp_path / str(n), 1, n / 10, float(n)) for n in range(4)]
     text = write_sweep(settings, folders, GRID, tmp_path / "sweep")
-    assert (tmp_path / "sweep/test_NDCG@10.png").stat().st_size > 5000
     assert "![test_trie_NLL](test_trie_NLL.png)" in text
+    assert set(figures) == {"test_NDCG@10.png", "test_trie_NLL.png"}
+    for name, tiles in (("NDCG@10", [[0.0, 0.1], [0.2, 0.3]]), ("trie_NLL", [[0, 1], [2, 3]])):
+        axes = figures[f"test_{name}.png"].axes[0]
+        assert axes.images[0].get_array().tolist() == tiles
+        assert axes.get_ylabel() == "mask.split_layer"
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "4"]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "8"]
+
+
+def test_a_number_and_a_name_give_a_line_for_each_name(
+    tmp_path: Path, figures: dict[str, Figure]
+) -> None:
+    settings = [{"loss.tau": tau, "mask": mask} for tau in ("1", "2") for mask in ("a", "b")]
+    folders = [write_run(tmp_path / str(n), 1, n / 10, None) for n in range(4)]
+    write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    handles, names = figures["test_NDCG@10.png"].axes[0].get_legend_handles_labels()
+    values = {name: list(line[0].get_ydata()) for name, line in zip(names, handles, strict=True)}
+    assert values == {"a": [0.0, 0.2], "b": [0.1, 0.3]}
 
 
 def test_a_search_is_listed_best_first(tmp_path: Path) -> None:

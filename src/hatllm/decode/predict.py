@@ -52,7 +52,9 @@ def predict(
         target_item_rank (by item id), top_items, top_log_probs, target_trie_log_prob,
         target_vocab_log_prob (nats for the whole title), history_length, ambiguous; and with
         `decode=exact` certified, gap, beam_missed. Under `decode=d3` top_log_probs is the mixture
-        with the assistant, under `decode=grounding` the log-softmax of minus the distance.
+        with the assistant, and the target's log-probabilities are null: those of the LLM alone are
+        not what it ranks by. Under `decode=grounding` top_log_probs is the log-softmax of minus the
+        distance.
     """
     rank, world_size = process_rank()
     mine = frame[rank::world_size]
@@ -162,7 +164,10 @@ def _rows_of(
     certificate: Certificate | None,
 ) -> list[dict[str, Any]]:
     leaf_B = scorer.trie.leaf_of_item(batch.target_item_B)
-    trie_B, vocab_B = title_log_probs(scorer, leaf_B)
+    if config.name == "d3":  # it ranks by two models together
+        trie, vocab = [[None] * batch.num_rows] * 2
+    else:
+        trie, vocab = (log_prob_B.tolist() for log_prob_B in title_log_probs(scorer, leaf_B))
     beam = beam_search(scorer, config) if certificate is not None else None
     rows = []
     for user in range(batch.num_rows):
@@ -175,8 +180,8 @@ def _rows_of(
             **_ranks(scorer.trie, leaves, int(leaf_B[user]), same_title.index(target)),
             "top_items": [int(scorer.trie.items_of_leaf(leaf)[0]) for leaf in leaves],
             "top_log_probs": answers.log_prob_BW[user, : len(leaves)].tolist(),
-            "target_trie_log_prob": float(trie_B[user]),
-            "target_vocab_log_prob": float(vocab_B[user]),
+            "target_trie_log_prob": trie[user],
+            "target_vocab_log_prob": vocab[user],
             "ambiguous": len(same_title) > 1,
         }
         if certificate is not None and beam is not None:

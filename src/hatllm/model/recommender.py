@@ -200,7 +200,8 @@ class Recommender(lightning.LightningModule):
             predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
         metrics = evaluate_predictions(predictions, self.items, self.full_train)
         for name in ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL"):
-            self.log(f"val/{name}", metrics[name], prog_bar=name == "NDCG@10", batch_size=1)
+            if name in metrics:  # d3 has no NLL of its own
+                self.log(f"val/{name}", metrics[name], prog_bar=name == "NDCG@10", batch_size=1)
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then linear decay to 0 at the last step."""

@@ -149,12 +149,6 @@ def load_run(folder: Path, label: str | None = None) -> FinishedRun:
     identity = _read_identity(folder)
     settings = OmegaConf.load(folder / "config.yaml")
     predictions = pl.read_parquet(folder / "predictions.parquet")
-    if OmegaConf.select(settings, "decode.name") == "d3":
-        # It ranks by two models together: the log-probabilities of the LLM alone are not its own.
-        predictions = predictions.with_columns(
-            pl.lit(None, pl.Float64).alias(f"target_{space}_log_prob")
-            for space in ("trie", "vocab")
-        )
     return FinishedRun(
         folder=folder,
         label=label or str(identity["label"]),

@@ -13,6 +13,11 @@ from hatllm.report.results import PlannedRun
 from hatllm.report.run_report import DASH, markdown_table
 from hatllm.report.statistics import mean_and_std_over_seeds
 
+EFFICIENCY_NOTE = (
+    "By the runs' own clocks, mean ± standard deviation over num_seeds: the seeds whose run was "
+    "not resumed, because the clock of one that was holds its last part only. – where no such run "
+    "has this part; rows_per_s also where training may stop early."
+)
 SLICE_METRICS = (f"HR@{SLICE_K}", f"NDCG@{SLICE_K}", "trie_NLL")
 
 
@@ -46,7 +51,8 @@ def efficiency_frame(
     """Seconds and speed by the runs' own clocks.
 
     A training time holds the validations on the way, an evaluating time the valid and test rows and
-    the scoring of their targets. A run that was interrupted has timed its last part only.
+    the scoring of their targets. A run that was resumed has timed its last part only and is left
+    out; one too old to say counts as made in one go.
 
     Args:
         data: Name of the data set.
@@ -55,21 +61,23 @@ def efficiency_frame(
             not there gets no ``rows_per_s``.
 
     Returns:
-        data, label, hardware, then ``train_s``, ``evaluate_s``, ``rows_per_s``, ``users_per_s``:
-        mean over seeds and ``_std``; null where a run has no such part.
+        data, label, hardware (of all seeds), num_seeds (those timed), then ``train_s``,
+        ``evaluate_s``, ``rows_per_s``, ``users_per_s``: mean over these seeds and ``_std``; null
+        where no run has such a part.
     """
     records = []
     for label, folders in _folders_by_label(runs).items():
-        environments = [_read(folder, "environment.json") for folder in folders]
-        hardware = environments[0]["hardware"]
-        record: dict[str, Any] = {"data": data, "label": label}
-        record["hardware"] = ", ".join(hardware["gpu"] or [hardware["processor"]])
-        trains = [environment["seconds"].get("train") for environment in environments]
-        evaluates = [environment["seconds"].get("evaluate") for environment in environments]
-        rows = [rows_trained.get(folder) for folder in folders]
-        users = [_num_answered(folder) for folder in folders]
+        environments = {folder: _read(folder, "environment.json") for folder in folders}
+        timed = [folder for folder in folders if not environments[folder].get("resumed", False)]
+        hardware = dict.fromkeys(_hardware(environment) for environment in environments.values())
+        record: dict[str, Any] = {"data": data, "label": label, "hardware": "; ".join(hardware)}
+        record["num_seeds"] = len(timed)
+        seconds = [environments[folder]["seconds"] for folder in timed]
+        trains, evaluates = ([part.get(n) for part in seconds] for n in ("train", "evaluate"))
+        rows = [rows_trained.get(folder) for folder in timed]
+        users = [_num_answered(folder) for folder in timed]
         for name, values in {
-            "train_s": [t for t, trained in zip(trains, rows, strict=True) if trained],
+            "train_s": trains,
             "evaluate_s": evaluates,
             "rows_per_s": _rates(rows, trains),
             "users_per_s": _rates(users, evaluates),
@@ -106,6 +114,12 @@ def _folders_by_label(runs: Sequence[PlannedRun]) -> dict[str, list[Path]]:
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     return dict(json.loads((folder / name).read_text()))
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    """The GPUs, or the processor where there is none."""
+    hardware = environment["hardware"]
+    return ", ".join(hardware["gpu"] or [hardware["processor"]])
 
 
 def _num_answered(folder: Path) -> float:

@@ -34,8 +34,8 @@ def plan_cells(
         to_run: Whether the cells must fit this machine's hardware.
 
     Raises:
-        ValueError: If there are no cells, the reference is none of them, or a cell's settings are
-            wrong.
+        ValueError: If there are no cells, one that is compared with another or the other is none
+            of them, or a cell's settings are wrong.
     """
     experiment = config.experiment
     if config.run_name is not None:
@@ -48,6 +48,9 @@ def plan_cells(
         raise ValueError("experiment.cells={} is empty; choose one, such as experiment=demo")
     if experiment.reference is not None:
         check_choice("experiment.reference", experiment.reference, labels)
+    for label, other in experiment.compared_with.items():
+        check_choice("experiment.compared_with", label, labels)
+        check_choice(f"experiment.compared_with.{label}", other, labels)
     cells, seen = [], set()
     datasets: list[str | None] = [*experiment.datasets]
     for data in datasets or [None]:

@@ -21,7 +21,7 @@ from hatllm.report.results_table import (
     results_frame,
 )
 from hatllm.report.sweep_plots import heat_map, lines
-from hatllm.report.views import efficiency_frame, frame_markdown, slices_frame
+from hatllm.report.views import EFFICIENCY_NOTE, efficiency_frame, frame_markdown, slices_frame
 from hatllm.tasks.cells import PlannedCell, plan_cells
 from hatllm.tasks.run_folder import load_config
 from hatllm.tasks.trainer import num_optimizer_steps
@@ -171,8 +171,8 @@ def _write_views(
                 ]
                 efficiency = pl.concat(frames, how="vertical_relaxed")
                 write_csv(target / "efficiency.csv", efficiency)
-                text = frame_markdown(efficiency, 2)
-                write_text(target / "efficiency.md", text + "\n")
+                text = f"{frame_markdown(efficiency, 2)}\n\n{EFFICIENCY_NOTE}\n"
+                write_text(target / "efficiency.md", text)
 
 
 def _write_grid(cells: list[PlannedCell], frame: pl.DataFrame, target: Path) -> None:
@@ -190,6 +190,8 @@ def _write_grid(cells: list[PlannedCell], frame: pl.DataFrame, target: Path) -> 
     for (data,), table in grid.group_by("data", maintain_order=True):
         write_csv(target / f"grid-{data}.csv", table)
         for metric in GRID_METRICS:
+            if table[metric].is_null().all():
+                continue  # no cell of the grid is finished
             name = f"{data}-{metric.replace('@', '')}.png"
             heat_map(table, "split_layer", "num_cross_layers", metric, target / f"grid-{name}")
             lines(table, "split_layer", metric, f"{metric}_se", "num_cross_layers",

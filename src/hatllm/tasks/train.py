@@ -79,11 +79,12 @@ def train(config: Config) -> Path:
             _start_over(folder)
         code_hash()  # now, of the files that this process has just read
         commit()
+        resumed = _is_begun(folder)  # now, before this process leaves something there itself
         torch.manual_seed(config.seed)
         if config.model.kind == "llm":
-            return _run_llm(config, folder)
+            return _run_llm(config, folder, resumed)
         # One process makes a baseline, however many torchrun or SLURM has started.
-        return _run_baseline(config, folder) if is_first else folder
+        return _run_baseline(config, folder, resumed) if is_first else folder
 
 
 def _refuse_other_settings(folder: Path, config: Config) -> None:
@@ -103,7 +104,12 @@ def _start_over(folder: Path) -> None:
     (folder / "curves.csv").unlink(missing_ok=True)
 
 
-def _run_baseline(config: Config, folder: Path) -> Path:
+def _is_begun(folder: Path) -> bool:
+    """Whether an earlier process has left weights or answers that this one goes on from."""
+    return (folder / CHECKPOINT_FILE).exists() or any((folder / SHARDS).glob("*/*.parquet"))
+
+
+def _run_baseline(config: Config, folder: Path, resumed: bool) -> Path:
     start = time.perf_counter()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -117,12 +123,12 @@ def _run_baseline(config: Config, folder: Path) -> Path:
     seconds = {"prepare": time.perf_counter() - start}
     predictions = baseline_predictions(config, folder, dataset, loggers, seconds)
     seconds["total"] = time.perf_counter() - start
-    metrics = _finish(config, folder, dataset, predictions, seconds)
+    metrics = _finish(config, folder, dataset, predictions, seconds, resumed)
     log_results(loggers, metrics, predictions["test"], dataset.items)
     return folder
 
 
-def _run_llm(config: Config, folder: Path) -> Path:
+def _run_llm(config: Config, folder: Path, resumed: bool) -> Path:
     start = time.perf_counter()
     requeue = Requeue()
     parts = assemble(config)
@@ -139,14 +145,14 @@ def _run_llm(config: Config, folder: Path) -> Path:
     )  # fmt: skip
     seconds = {"prepare": time.perf_counter() - start}
     loggers = build_loggers(config, folder)
-    trained = time.perf_counter()
     if num_steps and config.model.tuning != "none":
+        trained = time.perf_counter()
         fit(config, folder, recommender, rows, parts, num_steps, loggers, requeue)
+        seconds["train"] = time.perf_counter() - trained
     else:
         start_processes(config.trainer)
         if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
             recommender.cuda()
-    seconds["train"] = time.perf_counter() - trained
     evaluated = time.perf_counter()
     with naming_what_to_lower(config, decoding=True):
         predictions = decode_splits(config, folder, parts, recommender.lm, ("valid", "test"))
@@ -154,7 +160,7 @@ def _run_llm(config: Config, folder: Path) -> Path:
     seconds["total"] = time.perf_counter() - start
     if predictions is not None:
         export_adapter(recommender.lm, parts.schedule, config, folder)
-        metrics = _finish(config, folder, dataset, predictions, seconds)
+        metrics = _finish(config, folder, dataset, predictions, seconds, resumed)
         shutil.rmtree(folder / SHARDS)  # the tables hold their rows
         log_results(loggers, metrics, predictions["test"], dataset.items)
     return folder
@@ -242,6 +248,7 @@ def _finish(
     dataset: Dataset,
     predictions: dict[str, pl.DataFrame],
     seconds: dict[str, float],
+    resumed: bool,
 ) -> dict[str, dict[str, float]]:
     """Write everything the folder must hold; `run.json` last, because it says finished."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -259,7 +266,8 @@ def _finish(
     write_table(folder / "examples.parquet", dataset.splits["test"])
     write_json(folder / "split_manifest.json", dataset.manifest)
     write_json(folder / "metrics.json", metrics)
-    write_json(folder / "environment.json", environment(dataset.manifest, rounded))
+    made_by = environment(dataset.manifest, rounded) | {"resumed": resumed}
+    write_json(folder / "environment.json", made_by)
     run = {
         "label": run_label(config),
         "data": config.data.name,
