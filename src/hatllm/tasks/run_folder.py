@@ -175,6 +175,7 @@ def load_items(folder: Path) -> pl.DataFrame:
 
 def _fill_newer_settings(saved: Any, schema: Any) -> None:
     for field in fields(schema):
+        optional_group = next(filter(is_dataclass, get_args(field.type)), None)
         if is_dataclass(field.type):
             _fill_newer_settings(saved[field.name], field.type)
         elif OmegaConf.is_missing(saved, field.name):
@@ -184,6 +185,8 @@ def _fill_newer_settings(saved: Any, schema: Any) -> None:
                 saved[field.name] = False
             elif NoneType in get_args(field.type):
                 saved[field.name] = None
+        elif optional_group is not None and saved[field.name] is not None:
+            _fill_newer_settings(saved[field.name], optional_group)
 
 
 def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
