@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib import metadata
@@ -86,6 +87,19 @@ def settings_that_count(config: Config) -> dict[str, Any]:
     return kept
 
 
+def settings_by_name(config: Config) -> dict[str, Any]:
+    """Every setting that can change the numbers, by its dotted name."""
+
+    def flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{start}{name}.")
+            else:
+                yield f"{start}{name}", value
+
+    return dict(flat(settings_that_count(config)))
+
+
 def run_label(config: Config) -> str:
     """What a table calls this run: equal for runs that differ in the seed only."""
     if config.experiment.cell is not None:
@@ -127,10 +141,7 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 def load_config(folder: Path, field: str = "task.run_folder") -> Any:
-    """The settings of a finished run, as a typed OmegaConf node.
-
-    Settings newer than the run get the value that stands for their absence: null, false, an empty
-    list or dictionary.
+    """The settings of a finished run, as `read_config` gives them.
 
     Args:
         folder: The run's folder.
@@ -142,6 +153,22 @@ def load_config(folder: Path, field: str = "task.run_folder") -> Any:
     if not is_finished(folder):
         there = "no such folder" if not folder.exists() else "the run there is not finished"
         raise ValueError(f"{field}={str(folder)!r}: {there}; give the folder of a finished run")
+    return read_config(folder, field)
+
+
+def read_config(folder: Path, field: str) -> Any:
+    """The settings of a run, finished or not, as a typed OmegaConf node.
+
+    Settings newer than the run get the value that stands for their absence: null, false, an empty
+    list or dictionary.
+
+    Args:
+        folder: The run's folder.
+        field: What names it, for messages.
+
+    Raises:
+        ValueError: If its settings cannot be read.
+    """
     path = folder / "config.yaml"
     content = settings_of(path)
     if not isinstance(content, dict):

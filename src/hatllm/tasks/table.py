@@ -1,7 +1,7 @@
 """task=table: one table, with paired differences and figures, from finished runs."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hatllm.report.comparison import compare_runs, example_users
 from hatllm.report.comparison_table import rich_table, write_comparison
 from hatllm.report.results import refuse_other_origins
 from hatllm.tasks.results import results
-from hatllm.tasks.run_folder import RUN_FILE, load_config, settings_that_count
+from hatllm.tasks.run_folder import RUN_FILE, load_config, settings_by_name
 from hatllm.whole_files import write_text
 
 
@@ -77,12 +77,4 @@ def _flat_settings(folder: Path) -> dict[str, Any]:
     """Every setting but the seed that can change a finished run's numbers, by its dotted name."""
     config = OmegaConf.to_object(load_config(folder))
     assert isinstance(config, Config)
-
-    def flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{start}{name}.")
-            else:
-                yield f"{start}{name}", value
-
-    return {key: value for key, value in flat(settings_that_count(config)) if key != "seed"}
+    return {key: value for key, value in settings_by_name(config).items() if key != "seed"}
