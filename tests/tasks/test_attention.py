@@ -117,3 +117,27 @@ def test_an_experiment_may_end_with_its_attention(
     shares = pl.read_csv(tmp_path / "shares" / "attention.csv")
     assert shares["state"].unique().to_list() == ["before"]  # nothing was tuned
     assert (tmp_path / "shares" / "table.csv").exists()
+
+
+def test_an_experiment_of_several_data_sets_has_no_attention(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["experiment=paper/main", "scale=smoke", "task.attention=true",
+             "experiment.published=null"]  # fmt: skip
+    assert cli(*words) == 2  # before its first cell, so that none of its results is lost
+    assert "task.attention=true is for one data set, got msl_" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_experiment_without_a_run_to_measure_has_its_table_and_names_what_failed(
+    cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*shop, "task=experiment", f"experiment.folder={tmp_path}/tables",
+             "task.attention=true", '+experiment.cells.bad=["mask.split_layer=9"]']  # fmt: skip
+    assert cli(*words) == 2
+    error = capfd.readouterr().err
+    assert "none of its 1 runs is finished" in error and "baselines" not in error
+    assert cli(*words, '+experiment.cells.good=["model=popularity"]') == 2
+    error = capfd.readouterr().err
+    assert "1 of 2 cells failed" in error and "task=attention needs an LLM run" in error
+    assert "good" in (tmp_path / "tables/results.md").read_text()

@@ -20,6 +20,7 @@ import run
 from hatllm.compose import checked
 from hatllm.config import SWEEP_METRICS, SweepConfig
 from hatllm.report.sweep import write_sweep
+from hatllm.tasks.run_folder import run_folder
 from hatllm.tasks.run_lock import BUSY, run_lock
 from hatllm.tasks.sweep import Sweep
 from hatllm.tasks.sweep_cells import Cell
@@ -244,6 +245,29 @@ def test_a_cell_that_another_process_runs_is_waited_for_at_the_end(
     process.communicate(timeout=100)
     assert process.returncode == 0
     assert list(stamps(tmp_path)) == ["taken"]
+
+
+def test_cells_that_need_a_run_of_another_process_wait_for_it(
+    compose_config: Compose, shop: list[str], tmp_path: Path
+) -> None:
+    base = ["model=sasrec", "model.sequence.max_epochs=1"]
+    words = [*shop, "task=experiment", f"experiment.folder={tmp_path}/tables",
+             f"+experiment.cells.base={json.dumps(base)}",
+             '+experiment.cells.next=["model.item_vectors=run:base","trainer.max_steps=1"]',
+             "experiment.seeds=[1]"]  # fmt: skip
+    folder = tmp_path / run_folder(compose_config(*shop, *base, "seed=1"))
+    with run_lock(folder):
+        process = start(words, tmp_path)
+        assert process.stdout is not None
+        said = ""
+        while "waiting for the process that runs this cell" not in said:
+            line = process.stdout.readline()
+            assert line and "is not finished" not in line, said
+            said += line
+        assert "later: it needs a run that another process makes" in said
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, out
+    assert len(stamps(tmp_path)) == 2
 
 
 def test_a_run_that_another_process_writes_is_refused(

@@ -14,10 +14,9 @@ from hatllm.config import Config
 from hatllm.report.results_table import read_published
 from hatllm.tasks.attention import write_attention_of
 from hatllm.tasks.cells import PlannedCell, check_same_code, chosen_cells, plan_cells
-from hatllm.tasks.child import INTERRUPTED, ending, run_retried
 from hatllm.tasks.results import write_results_of
 from hatllm.tasks.run_folder import is_finished
-from hatllm.tasks.run_lock import BUSY, run_lock
+from hatllm.tasks.sweep_cells import Cell
 
 console = Console()
 
@@ -25,8 +24,8 @@ console = Console()
 def run_experiment(config: Config, compose: Callable[[list[str]], Config], script: Path) -> Path:
     """Run the cells that are not finished, then write table and figures of those that are.
 
-    Cells that another process runs come last. Cells that failed are named at the end, with exit
-    code 1.
+    Cells that another process runs come last, and with them those that need their runs. Cells that
+    failed are named at the end, with exit code 1.
 
     Args:
         config: The experiment.
@@ -39,54 +38,66 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
 
     Raises:
         ValueError: If there are no cells, a cell's settings are wrong, finished cells were made by
-            other code, or none could be finished.
+            other code, attention is asked for on several data sets, or none could be finished.
     """
     cells = plan_cells(config, compose)
     check_same_code(cells)
     if config.experiment.published is not None:
         read_published(Path(config.experiment.published))  # now, not after hours of runs
-    failed: list[tuple[PlannedCell, str]] = []
-    busy = []
+    datasets = list(dict.fromkeys(cell.data for cell in cells))
+    if config.task.attention and len(datasets) > 1:
+        raise ValueError(
+            f"task.attention=true is for one data set, got {', '.join(datasets)}: leave it out, "
+            "and measure the finished runs with task=attention data=NAME"
+        )
     chosen = chosen_cells(config, cells)
-    for number, cell in enumerate(chosen, start=1):
-        what = f"cell {number}/{len(chosen)}: {_name(cell)}"
-        if is_finished(cell.folder):
-            console.print(f"{what}: finished already")
-            continue
-        console.rule(what)
-        code = _run(config, cell, script)
-        if code == BUSY:
-            busy.append(cell)
-        elif code != 0:
-            failed.append((cell, ending(code)))
-    for cell in busy:
-        console.print(f"waiting for the process that runs {_name(cell)}")
-        with run_lock(cell.folder):
-            pass
-        if not is_finished(cell.folder) and (code := _run(config, cell, script)) != 0:
-            failed.append((cell, ending(code)))
-    for cell, why in failed:
-        print(f"failed: {_name(cell)}: {why}; its message is above", file=sys.stderr)
+    num_failed = _run_all(config, chosen, script)
+    folder = write_results_of(config, cells)
+    if num_failed:
+        again = "the same command runs them again and nothing else"
+        print(f"{num_failed} of {len(chosen)} cells failed; {again}", file=sys.stderr)
     if config.task.attention:
         finished = [cell for cell in cells if is_finished(cell.folder)]
         write_attention_of(config, [(cell.label, cell.folder) for cell in finished])
-    folder = write_results_of(config, cells)
-    if failed:
-        again = "the same command runs them again and nothing else"
-        print(f"{len(failed)} of {len(chosen)} cells failed; {again}", file=sys.stderr)
+    if num_failed:
         sys.exit(1)
     return folder
 
 
-def _run(config: Config, cell: PlannedCell, script: Path) -> int:
-    words = list(cell.words)
+def _run_all(config: Config, chosen: list[PlannedCell], script: Path) -> int:
+    """Run the cells, name those that failed, and count these."""
+    names = [f"{planned.label} on {planned.data}, seed {planned.seed}" for planned in chosen]
+    cells = [
+        Cell(number, planned.words, _command(config, planned, script), planned.folder)
+        for number, planned in enumerate(chosen)
+    ]
+    later: list[Cell] = []
+    for cell in cells:
+        console.rule(f"cell {cell.number + 1}/{len(cells)}: {names[cell.number]}")
+        if _needs_one_of(later, cell):
+            console.print("later: it needs a run that another process makes")
+            later.append(cell)
+            continue
+        cell.run(force=False, wait=False)
+        if cell.is_busy:
+            later.append(cell)
+    for cell in later:
+        console.rule(f"cell {cell.number + 1}/{len(cells)}: {names[cell.number]}")
+        cell.run(force=False, wait=True)
+    failed = [cell for cell in cells if cell.failure is not None]
+    for cell in failed:
+        print(f"failed: {names[cell.number]}: {cell.failure}", file=sys.stderr)
+    return len(failed)
+
+
+def _needs_one_of(others: list[Cell], cell: Cell) -> bool:
+    """Whether a setting of the cell names the folder of one of the others."""
+    values = {word.partition("=")[2] for word in cell.words}
+    return any(str(other.folder) in values for other in others)
+
+
+def _command(config: Config, planned: PlannedCell, script: Path) -> list[str]:
+    words = list(planned.words)
     if config.logger.group is None:  # one W&B group, unless the command names another
         words.append(f"logger.group={config.experiment.name}")
-    code = run_retried([sys.executable, str(script), *words])
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
-    return code
-
-
-def _name(cell: PlannedCell) -> str:
-    return f"{cell.label} on {cell.data}, seed {cell.seed}"
+    return [sys.executable, str(script), *words]

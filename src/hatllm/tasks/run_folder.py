@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -104,6 +104,19 @@ def of_any_seed(config: Config, find: Callable[[str], Config | None]) -> Config:
     return config
 
 
+def settings_by_name(config: Config) -> dict[str, Any]:
+    """Every setting that can change the numbers, by its dotted name."""
+
+    def flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{start}{name}.")
+            else:
+                yield f"{start}{name}", value
+
+    return dict(flat(settings_that_count(config)))
+
+
 def run_label(config: Config) -> str:
     """What a table calls this run: equal for runs that differ in the seed only."""
     if config.experiment.cell is not None:
@@ -149,10 +162,7 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 def load_config(folder: Path, field: str = "task.run_folder") -> Any:
-    """The settings of a finished run, as a typed OmegaConf node.
-
-    Settings newer than the run get the value that stands for their absence: null, false, an empty
-    list or dictionary.
+    """The settings of a finished run, as `read_config` gives them.
 
     Args:
         folder: The run's folder.
@@ -164,6 +174,22 @@ def load_config(folder: Path, field: str = "task.run_folder") -> Any:
     if not is_finished(folder):
         there = "no such folder" if not folder.exists() else "the run there is not finished"
         raise ValueError(f"{field}={str(folder)!r}: {there}; give the folder of a finished run")
+    return read_config(folder, field)
+
+
+def read_config(folder: Path, field: str) -> Any:
+    """The settings of a run, finished or not, as a typed OmegaConf node.
+
+    Settings newer than the run get the value that stands for their absence: null, false, an empty
+    list or dictionary.
+
+    Args:
+        folder: The run's folder.
+        field: What names it, for messages.
+
+    Raises:
+        ValueError: If its settings cannot be read.
+    """
     path = folder / "config.yaml"
     content = settings_of(path)
     if not isinstance(content, dict):
@@ -197,6 +223,7 @@ def load_items(folder: Path) -> pl.DataFrame:
 
 def _fill_newer_settings(saved: Any, schema: Any) -> None:
     for field in fields(schema):
+        optional_group = next(filter(is_dataclass, get_args(field.type)), None)
         if is_dataclass(field.type):
             _fill_newer_settings(saved[field.name], field.type)
         elif OmegaConf.is_missing(saved, field.name):
@@ -206,6 +233,8 @@ def _fill_newer_settings(saved: Any, schema: Any) -> None:
                 saved[field.name] = False
             elif NoneType in get_args(field.type):
                 saved[field.name] = None
+        elif optional_group is not None and saved[field.name] is not None:
+            _fill_newer_settings(saved[field.name], optional_group)
 
 
 def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The cells of a sweep, each noted in a file: launchers run them in any process, on any machine."""
+"""The cells of a sweep or an experiment: what came of each.
+
+Those of a sweep are noted in files: launchers run them in any process, on any machine.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -17,7 +20,7 @@ console = Console()
 
 @dataclass
 class Cell:
-    """One run of the sweep."""
+    """One run of the sweep or experiment."""
 
     number: int
     words: list[str]  # its overrides

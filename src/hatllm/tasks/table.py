@@ -1,7 +1,7 @@
 """task=table: one table, with paired differences and figures, from finished runs."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hatllm.tasks.run_folder import (
     finished_config,
     load_config,
     of_any_seed,
-    settings_that_count,
+    settings_by_name,
 )
 from hatllm.whole_files import write_text
 
@@ -86,12 +86,4 @@ def _flat_settings(folder: Path) -> dict[str, Any]:
         # Runs that were moved together still lie beside each other.
         return finished_config(Path(other)) or finished_config(folder.parent / Path(other).name)
 
-    def flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{start}{name}.")
-            else:
-                yield f"{start}{name}", value
-
-    config = of_any_seed(checked(load_config(folder)), find)
-    return dict(flat(settings_that_count(config)))
+    return settings_by_name(of_any_seed(checked(load_config(folder)), find))

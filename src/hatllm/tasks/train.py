@@ -31,6 +31,7 @@ from hatllm.tasks.assemble import (
     load_dataset,
 )
 from hatllm.tasks.baseline import CHECKPOINT_FILE, baseline_predictions, popularity_of
+from hatllm.tasks.begin import begin
 from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.loggers import build_loggers, log_results
@@ -45,7 +46,6 @@ from hatllm.tasks.run_folder import (
     load_config,
     run_folder,
     run_label,
-    write_config,
 )
 from hatllm.tasks.run_lock import held_alone
 from hatllm.tasks.trainer import build_trainer, num_optimizer_steps
@@ -75,16 +75,13 @@ def train(config: Config) -> Path:
             _refuse_other_settings(folder, config)
             console.print(f"finished already, not run again (task.force=true does): {folder}")
             return folder
-        if is_finished(folder) and is_first:
-            _start_over(folder)
         code_hash()  # now, of the files that this process has just read
         commit()
-        resumed = _is_begun(folder)  # now, before this process leaves something there itself
         torch.manual_seed(config.seed)
         if config.model.kind == "llm":
-            return _run_llm(config, folder, resumed)
+            return _run_llm(config, folder)
         # One process makes a baseline, however many torchrun or SLURM has started.
-        return _run_baseline(config, folder, resumed) if is_first else folder
+        return _run_baseline(config, folder) if is_first else folder
 
 
 def _refuse_other_settings(folder: Path, config: Config) -> None:
@@ -97,26 +94,14 @@ def _refuse_other_settings(folder: Path, config: Config) -> None:
         )
 
 
-def _start_over(folder: Path) -> None:
-    # First: nobody may take old and new files together for one finished run.
-    (folder / RUN_FILE).unlink()
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    (folder / "curves.csv").unlink(missing_ok=True)
-
-
-def _is_begun(folder: Path) -> bool:
-    """Whether an earlier process has left weights or answers that this one goes on from."""
-    return (folder / CHECKPOINT_FILE).exists() or any((folder / SHARDS).glob("*/*.parquet"))
-
-
-def _run_baseline(config: Config, folder: Path, resumed: bool) -> Path:
+def _run_baseline(config: Config, folder: Path) -> Path:
     start = time.perf_counter()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     check_hardware(config)
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
-    write_config(folder, config)
+    resumed = begin(config, folder, dataset)
     if not (folder / CHECKPOINT_FILE).exists():
         (folder / "curves.csv").unlink(missing_ok=True)
     loggers = build_loggers(config, folder)
@@ -128,13 +113,13 @@ def _run_baseline(config: Config, folder: Path, resumed: bool) -> Path:
     return folder
 
 
-def _run_llm(config: Config, folder: Path, resumed: bool) -> Path:
+def _run_llm(config: Config, folder: Path) -> Path:
     start = time.perf_counter()
     requeue = Requeue()
     parts = assemble(config)
     rows = Examples.of(parts.dataset.splits["train"], config.data.max_history_items)
     num_steps = num_optimizer_steps(config.trainer, len(rows))
-    write_config(folder, config)
+    resumed = begin(config, folder, parts.dataset)
     console.print(f"[bold]{folder.name}[/] layers {parts.schedule.letters}, {num_steps} steps")
     lm = parts.load_model(config)
     start_from_run(lm, config)
@@ -218,7 +203,7 @@ def fit(
     """
     data = TrainingData(rows, parts.catalogue.book, config)
     trainer, best = build_trainer(config, folder, loggers, num_steps, requeue)
-    last = folder / "checkpoints" / "last.ckpt"
+    last = folder / CHECKPOINT_FILE
     if last.exists():
         console.print(f"resuming from {last}")
     recommender.train()
