@@ -217,7 +217,7 @@ def test_plan_says_what_an_epoch_takes_but_not_how_many_there_will_be(
     assert re.search(r"to run: 3 epochs", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("rows", published_choices.ROWS)
+@pytest.mark.parametrize("rows", ["train and valid", "train"])
 def test_a_run_is_made_again_and_its_epoch_chosen_on_test(
     rows: str, cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -236,6 +236,14 @@ def test_a_run_is_made_again_and_its_epoch_chosen_on_test(
     assert run == [round(test[metric], 4) for metric in published_choices.METRICS]
     assert (run == again) == (rows == "train")
     assert chosen[3] >= again[3] and again_new[3] >= again[3]
+
+
+def test_the_kept_weights_rank_as_the_run_did(cli: Cli, shop: list[str]) -> None:
+    folder = runs(cli, shop, "one", "model=bert4rec", *SHORT)
+    whole, new = published_choices.lines_of(folder, "none").values()
+    test = json.loads((folder / "metrics.json").read_text())["test"]
+    assert whole == pytest.approx({name: test[name] for name in published_choices.METRICS})
+    assert new["NDCG@10"] >= whole["NDCG@10"]
 
 
 def test_metrics_of_ranks_are_the_fractions_of_their_definition() -> None:

@@ -8,7 +8,8 @@ worth.
 
     python experiments/paper/baselines/published_choices.py outputs/RUN [outputs/RUN ...]
 
-`--rows train` leaves the held-out rows out.
+`--rows train` leaves the held-out rows out; `--rows none` trains nothing and ranks with the weights
+that the run has kept, in seconds.
 """
 
 import argparse
@@ -19,18 +20,19 @@ from typing import Any
 import polars as pl
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from torch import Tensor
 
-from hatllm.baselines.fit import build_sequence_model, fit, scores
+from hatllm.baselines.fit import SequenceModel, build_sequence_model, fit, scores
 from hatllm.baselines.ranking import TitleIndex, target_ranks
-from hatllm.baselines.sequences import sequences_of
+from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
 from hatllm.metrics import hit_rate, ndcg
 from hatllm.tasks.assemble import load_dataset
-from hatllm.tasks.run_folder import load_config
+from hatllm.tasks.run_folder import WEIGHTS_FILE, load_config
 
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
-ROWS = ("train and valid", "train")
+ROWS = ("train and valid", "train", "none")
 RANKINGS = ("all items", "items not in the history")
 Metrics = dict[str, float]
 
@@ -46,7 +48,7 @@ def metrics_by_epoch(config: Config, rows: str, num_epochs: int) -> list[dict[st
 
     Args:
         config: A run's.
-        rows: What to train on, one of ROWS.
+        rows: What to train on, one of ROWS but none.
         num_epochs: How long.
     """
     dataset = load_dataset(config)
@@ -65,14 +67,33 @@ def metrics_by_epoch(config: Config, rows: str, num_epochs: int) -> list[dict[st
     found: list[dict[str, Metrics]] = []
 
     def ask(state: dict[str, Any]) -> None:
-        batches = list(scores(model, asked, settings.batch_size))
-        score_RN, target_R = (torch.cat(part) for part in zip(*batches, strict=True))
-        new_RN = without_history(score_RN, asked.history_RL, target_R)
-        ranks = (target_ranks(some_RN, target_R, index)[0] for some_RN in (score_RN, new_RN))
-        found.append(dict(zip(RANKINGS, map(metrics_of, ranks), strict=True)))
+        found.append(metrics_by_ranking(model, asked, index, settings.batch_size))
 
     fit(model, train, few, index, settings, lambda metrics, step: None, save=ask)
     return found
+
+
+def metrics_of_weights(config: Config, weights: Path) -> dict[str, Metrics]:
+    """Test metrics of a finished run's weights, for each of RANKINGS."""
+    dataset = load_dataset(config)
+    settings, length = config.model.sequence, config.data.max_history_items
+    assert settings is not None
+    index = TitleIndex.of(dataset.items)
+    model = build_sequence_model(config.model.kind, len(index.item_id_N), length, settings)
+    model.load_state_dict(load_file(weights))
+    asked = sequences_of(dataset.splits["test"], index.item_id_N, length)
+    return metrics_by_ranking(model, asked, index, settings.batch_size)
+
+
+def metrics_by_ranking(
+    model: SequenceModel, asked: Sequences, index: TitleIndex, batch_size: int
+) -> dict[str, Metrics]:
+    """Metrics over the rows asked, for each of RANKINGS."""
+    batches = list(scores(model, asked, batch_size))
+    score_RN, target_R = (torch.cat(part) for part in zip(*batches, strict=True))
+    new_RN = without_history(score_RN, asked.history_RL, target_R)
+    ranks = (target_ranks(some_RN, target_R, index)[0] for some_RN in (score_RN, new_RN))
+    return dict(zip(RANKINGS, map(metrics_of, ranks), strict=True))
 
 
 def without_history(score_RN: Tensor, history_RL: Tensor, target_R: Tensor) -> Tensor:
@@ -98,28 +119,35 @@ def metrics_of(rank_R: Tensor) -> Metrics:
     }
 
 
+def lines_of(run: Path, rows: str) -> dict[str, Metrics]:
+    """What a run and its counterparts reach, by what they are."""
+    config = OmegaConf.to_object(load_config(run))
+    assert isinstance(config, Config)
+    epoch, last = epochs_of(run)
+    own = f"the run, epoch {epoch}"
+    if rows == "none":
+        found = metrics_of_weights(config, run / WEIGHTS_FILE)
+        return {f"{own}, {ranking}": found[ranking] for ranking in RANKINGS}
+    torch.manual_seed(config.seed)
+    # On train alone the run is repeated to its end; else as long as it took to its best epoch.
+    by_epoch = metrics_by_epoch(config, rows, last if rows == "train" else epoch)
+    picked = max(range(len(by_epoch)), key=lambda at: by_epoch[at][RANKINGS[0]]["NDCG@10"])
+    chosen = f"epoch {picked + 1} of {len(by_epoch)}, chosen on test"
+    lines = {own: json.loads((run / "metrics.json").read_text())["test"]}
+    lines |= {f"{rows}, epoch {epoch}, {name}": by_epoch[epoch - 1][name] for name in RANKINGS}
+    lines |= {f"{rows}, {chosen}, {name}": by_epoch[picked][name] for name in RANKINGS}
+    return lines
+
+
 def main() -> None:
-    """Train, and print a line of metrics for each run and for its counterparts."""
+    """Print a line of metrics for each run and for its counterparts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="finished runs of model=sasrec and such")
     parser.add_argument("--rows", choices=ROWS, default=ROWS[0], help="what to train on")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for run in args.runs:
-        config = OmegaConf.to_object(load_config(run))
-        assert isinstance(config, Config)
-        epoch, last = epochs_of(run)
-        torch.manual_seed(config.seed)
-        # On train alone the run is repeated to its end; else as long as it took to its best epoch.
-        found = metrics_by_epoch(config, args.rows, last if args.rows == "train" else epoch)
-        picked = max(range(len(found)), key=lambda at: found[at][RANKINGS[0]]["NDCG@10"])
-        lines = {f"the run, epoch {epoch}": json.loads((run / "metrics.json").read_text())["test"]}
-        for ranking in RANKINGS:
-            lines[f"{args.rows}, epoch {epoch}, {ranking}"] = found[epoch - 1][ranking]
-        for ranking in RANKINGS:
-            chosen = f"epoch {picked + 1} of {len(found)}, chosen on test"
-            lines[f"{args.rows}, {chosen}, {ranking}"] = found[picked][ranking]
-        for name, metrics in lines.items():
+        for name, metrics in lines_of(run, args.rows).items():
             numbers = "  ".join(f"{metric} {metrics[metric]:.4f}" for metric in METRICS)
             print(f"{run.name}: {name}: {numbers}", flush=True)
 
