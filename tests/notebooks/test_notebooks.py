@@ -13,9 +13,11 @@ NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small shop, and finished runs of two masks on it."""
+    """A small shop, and finished runs of two masks on it; an older one on fewer rows."""
     folder = tmp_path_factory.mktemp("notebooks")
     with pytest.MonkeyPatch.context() as patch:
+        fewer = [*smoke_words(folder), "mask=causal", "trainer.max_steps=1", "data.test_rows=4"]
+        assert call_cli(patch, folder, *fewer) == 0
         for mask in ("causal", "hatllm"):
             words = [*smoke_words(folder), f"mask={mask}", "trainer.max_steps=1"]
             assert call_cli(patch, folder, *words) == 0
