@@ -1,5 +1,7 @@
 """Every notebook runs from top to bottom, small, and is stored without outputs."""
 
+import os
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -13,11 +15,9 @@ NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small shop, and finished runs of two masks on it; an older one on fewer rows."""
+    """A small shop, and finished runs of two masks on it."""
     folder = tmp_path_factory.mktemp("notebooks")
     with pytest.MonkeyPatch.context() as patch:
-        fewer = [*smoke_words(folder), "mask=causal", "trainer.max_steps=1", "data.test_rows=4"]
-        assert call_cli(patch, folder, *fewer) == 0
         for mask in ("causal", "hatllm"):
             words = [*smoke_words(folder), f"mask={mask}", "trainer.max_steps=1"]
             assert call_cli(patch, folder, *words) == 0
@@ -33,8 +33,14 @@ def test_a_notebook_runs_from_top_to_bottom(
     words = [*smoke_words(folder), *places, *outputs, "task.num_users=4"]
     if name == "own_arm":  # it brings data of its own
         words = ["scale=smoke", "num_threads=1", *places]
+    runs = folder / "outputs"
+    if name == "results":  # beside them an older run on fewer rows, which is left out
+        runs = shutil.copytree(runs, folder / "with_older")
+        older = [*smoke_words(folder), "model=popularity", "data.test_rows=4", "run_name=older"]
+        assert call_cli(monkeypatch, folder, *older, f"output_root={runs}") == 0
+        os.utime(runs / "older" / "run.json", (0, 0))
     monkeypatch.setenv("HATLLM_NOTEBOOK_WORDS", " ".join(words))
-    monkeypatch.setenv("HATLLM_NOTEBOOK_RUNS", str(folder / "outputs"))
+    monkeypatch.setenv("HATLLM_NOTEBOOK_RUNS", str(runs))
     monkeypatch.setenv("HATLLM_NOTEBOOK_DATA", "custom")
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     # Raises with the cell and its traceback where one fails.
