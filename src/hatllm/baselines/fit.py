@@ -112,16 +112,9 @@ def fit(
         done = _restore(saved, model, optimizer)
     bar = tqdm(total=config.max_epochs, initial=done.epoch, desc="train", unit="epoch")
     while done.epoch < config.max_epochs and not done.out_of_patience(config.patience):
-        losses = []
-        for row_B in torch.split(torch.randperm(len(train)), config.batch_size):
-            loss = _step(model, optimizer, train, row_B, config, nominal_N)
-            if not isfinite(loss):
-                raise NonFiniteLossError(loss, done.steps, row_B)
-            losses.append(loss)
-            done.steps += 1
-        done.epoch += 1
+        loss = _epoch(model, optimizer, train, config, nominal_N, done)
         valid_ndcg = _valid_ndcg(model, valid, index, config)
-        metrics = {"train/loss": sum(losses) / len(losses), f"val/NDCG@{VALID_K}": valid_ndcg}
+        metrics = {"train/loss": loss, f"val/NDCG@{VALID_K}": valid_ndcg}
         log(metrics, done.steps)
         bar.update()
         bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
@@ -180,6 +173,26 @@ def _restore(
     optimizer.load_state_dict(saved["optimizer"])
     _set_generators(saved["generators"])
     return _Progress(**{field.name: saved[field.name] for field in fields(_Progress)})
+
+
+def _epoch(
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    train: Sequences,
+    config: SequenceConfig,
+    nominal_N: Tensor | None,
+    done: _Progress,
+) -> float:
+    """All rows once, in a new order; returns the mean loss of the steps."""
+    losses = []
+    for row_B in torch.split(torch.randperm(len(train)), config.batch_size):
+        loss = _step(model, optimizer, train, row_B, config, nominal_N)
+        if not isfinite(loss):
+            raise NonFiniteLossError(loss, done.steps, row_B)
+        losses.append(loss)
+        done.steps += 1
+    done.epoch += 1
+    return sum(losses) / len(losses)
 
 
 def _step(
