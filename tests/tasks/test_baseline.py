@@ -277,3 +277,22 @@ def test_a_run_cut_to_a_sample_is_the_run_of_that_sample(
     on_sample.main()
     line = capsys.readouterr().out.splitlines()[-1]
     assert f"HR@10 {expected['HR@10']:.4f} ± 0.0000" in line
+
+
+@pytest.mark.parametrize("script, words", [
+    (published_choices, []), (on_sample, ["--test-rows", "6"]),
+])  # fmt: skip
+def test_a_script_names_the_run_that_is_not_there(
+    script: Any, words: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["script", *words, "outputs/none"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "runs='outputs/none': no such folder" in capsys.readouterr().err
+
+
+def test_choices_are_measured_for_models_that_learn(cli: Cli, shop: list[str]) -> None:
+    folder = runs(cli, shop, "one", "model=popularity")
+    with pytest.raises(ValueError, match="model=popularity must be sasrec or its like"):
+        published_choices.config_of(folder)

@@ -119,10 +119,22 @@ def metrics_of(rank_R: Tensor) -> Metrics:
     }
 
 
+def config_of(run: Path) -> Config:
+    """The settings of a finished run.
+
+    Raises:
+        ValueError: If there is no such run, or its model learns nothing by item id.
+    """
+    config = OmegaConf.to_object(load_config(run, "runs"))
+    assert isinstance(config, Config)
+    if config.model.sequence is None:
+        raise ValueError(f"runs={str(run)!r}: model={config.model.name} must be sasrec or its like")
+    return config
+
+
 def lines_of(run: Path, rows: str) -> dict[str, Metrics]:
     """What a run and its counterparts reach, by what they are."""
-    config = OmegaConf.to_object(load_config(run))
-    assert isinstance(config, Config)
+    config = config_of(run)
     epoch, last = epochs_of(run)
     own = f"the run, epoch {epoch}"
     if rows == "none":
@@ -146,6 +158,11 @@ def main() -> None:
     parser.add_argument("--rows", choices=ROWS, default=ROWS[0], help="what to train on")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    try:
+        for run in args.runs:
+            config_of(run)
+    except ValueError as error:
+        parser.error(str(error))
     for run in args.runs:
         for name, metrics in lines_of(run, args.rows).items():
             numbers = "  ".join(f"{metric} {metrics[metric]:.4f}" for metric in METRICS)

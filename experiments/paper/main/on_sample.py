@@ -28,7 +28,7 @@ def metrics_on_sample(run: Path, test_rows: int) -> dict[str, float]:
     Raises:
         ValueError: If the run did not answer some of them.
     """
-    config = OmegaConf.to_object(load_config(run))
+    config = OmegaConf.to_object(load_config(run, "runs"))
     assert isinstance(config, Config)
     smaller = replace(config, data=replace(config.data, test_rows=test_rows))
     kept = load_dataset(smaller).splits["test"].select("example_id")
@@ -45,7 +45,10 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="finished runs of one arm, a seed each")
     parser.add_argument("--test-rows", type=int, required=True)
     args = parser.parse_args()
-    found = pl.DataFrame([metrics_on_sample(run, args.test_rows) for run in args.runs])
+    try:
+        found = pl.DataFrame([metrics_on_sample(run, args.test_rows) for run in args.runs])
+    except ValueError as error:
+        parser.error(str(error))
     for run, metrics in zip(args.runs, found.iter_rows(named=True), strict=True):
         print(run.name, *(f"{name} {metrics[name]:.4f}" for name in METRICS), sep="  ")
     mean, deviation = found.mean().row(0, named=True), found.std().row(0, named=True)
