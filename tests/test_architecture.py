@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "masks": ["masks"],
     "losses": ["losses"],
     "metrics": [],
-    "config": [],
+    "config": ["config"],
     "whole_files": [],
     "compose": ["config", "redact"],
     "redact": [],

@@ -1,0 +1,86 @@
+"""Settings of ``conf/data/``."""
+
+from dataclasses import dataclass
+
+from hatllm.config.checks import check_choice, check_range, check_url
+
+SOURCES = ("ml100k", "amazon", "windows", "custom")
+RELEASES = ("2014", "2018", "2023")
+PROTOCOLS = ("sliding_window", "all_prefixes", "leave_one_out")
+
+
+@dataclass
+class PromptConfig:
+    """The prompt's constant texts; ``{title}`` stands for an item's title."""
+
+    prefix: str  # before the history
+    history_item: str  # one history item, with its quotes and separator
+    response: str  # after the history, up to where the title begins
+    target: str  # the title to generate, up to the end token
+
+    def __post_init__(self) -> None:
+        for field in ("history_item", "target"):
+            if "{title}" not in getattr(self, field):
+                value = getattr(self, field)
+                raise ValueError(f"data.prompt.{field}={value!r} must contain {{title}}")
+
+
+@dataclass
+class DataConfig:
+    """Where interactions and titles come from and how they become examples."""
+
+    name: str
+    source: str  # one of SOURCES
+    folder: str | None  # folder of ready tables under data_root; null = name
+    release: str | None  # amazon: one of RELEASES
+    category: str | None  # amazon: the category's name in the release's file names
+    reviews_url: str | None  # amazon: overrides the release's own address
+    metadata_url: str | None
+    reviews_sha256: str | None  # null = recorded at the first download and checked from then on
+    metadata_sha256: str | None
+    interactions_file: str | None  # custom: CSV, Parquet or JSONL
+    items_file: str | None
+    user_column: str
+    item_column: str
+    time_column: str
+    title_column: str
+    train_file: str  # windows: file names inside the folder
+    valid_file: str
+    test_file: str
+    protocol: str  # one of PROTOCOLS; windows are split already
+    min_interactions: int  # k of the k-core on users and items; 1 = keep all
+    max_history_items: int
+    min_history_items: int
+    clean_titles: bool  # unescape HTML entities twice and fold white space
+    holdout_fraction: float  # share of the end of train used as valid where there is no valid split
+    train_rows: int | None  # rows sampled from a split (seeded by sample_seed); null = all
+    valid_rows: int | None
+    test_rows: int | None
+    sample_seed: int  # the sample stays the same over run seeds
+    histories: str | None  # task=recommend: Parquet, JSONL or CSV, one history a row
+    prompt: PromptConfig
+
+    def __post_init__(self) -> None:
+        check_choice("data.source", self.source, SOURCES)
+        check_choice("data.protocol", self.protocol, PROTOCOLS)
+        check_range("data.min_interactions", self.min_interactions, 1)
+        check_range("data.max_history_items", self.max_history_items, 1)
+        check_range("data.min_history_items", self.min_history_items, 1, self.max_history_items)
+        check_range("data.holdout_fraction", self.holdout_fraction, 0.0, 0.5)
+        for field in ("train_rows", "valid_rows", "test_rows"):
+            check_range(f"data.{field}", getattr(self, field), 1)
+        for field, sha256 in (
+            ("reviews_url", self.reviews_sha256),
+            ("metadata_url", self.metadata_sha256),
+        ):
+            check_url(f"data.{field}", getattr(self, field), sha256 is not None)
+        if self.source == "amazon":
+            check_choice("data.release", str(self.release), RELEASES)
+            if self.category is None:
+                raise ValueError("data.category=null must name an Amazon category")
+        if self.source == "custom":
+            for field in ("interactions_file", "items_file"):
+                if getattr(self, field) is None:
+                    raise ValueError(
+                        f"data.{field}=null must name a CSV, Parquet or JSONL file (data=custom)"
+                    )

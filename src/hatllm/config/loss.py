@@ -1,0 +1,33 @@
+"""Settings of ``conf/loss/``."""
+
+from dataclasses import dataclass
+
+from hatllm.config.checks import check_choice, check_extras, check_positive, check_range
+
+LOSSES = ("lml", "msl", "msl_ats", "sdpo")
+
+
+@dataclass
+class LossConfig:
+    """The training loss."""
+
+    name: str  # one of LOSSES
+    tau: float  # msl: temperature
+    eta: float  # msl_ats: the positive's aimed-at probability
+    min_tau: float  # msl_ats: clamp
+    max_tau: float
+    ema: float  # msl_ats: weight of the old temperature in the moving average
+    beta: float | None  # sdpo: how far a preference counts; null = any other loss
+    num_negatives: int | None  # sdpo: titles each target competes with
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.name, LOSSES)
+        check_extras("loss", self, "sdpo", ("beta", "num_negatives"), ())
+        check_range("loss.num_negatives", self.num_negatives, 1)
+        check_positive("loss.beta", self.beta)
+        for field in ("tau", "min_tau"):
+            check_positive(f"loss.{field}", getattr(self, field))
+        check_range("loss.max_tau", self.max_tau, self.min_tau)
+        check_range("loss.ema", self.ema, 0.0, 1.0)
+        if not 0 < self.eta < 1:
+            raise ValueError(f"loss.eta={self.eta} must be between 0 and 1")

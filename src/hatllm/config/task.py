@@ -1,0 +1,39 @@
+"""Settings of ``conf/task/``."""
+
+from dataclasses import dataclass
+
+from hatllm.config.checks import check_choice, check_range
+
+TASKS = ("prepare", "train", "evaluate", "recommend", "masks", "experiment", "table", "plan",
+         "attention")  # fmt: skip
+ENGINES = ("local", "ray")
+
+
+@dataclass
+class TaskConfig:
+    """What to do with the composed run."""
+
+    name: str  # one of TASKS
+    run_folder: str | None  # evaluate, recommend: folder of a finished run; table: folder of runs
+    split: str  # evaluate, masks, recommend, attention: valid or test
+    history: list[str]  # recommend: item ids or titles, oldest first
+    engine: str  # recommend, with data.histories: one of ENGINES
+    chunk_rows: int  # recommend, with data.histories: histories of a shard, at most
+    example: int  # masks: which example of the split to draw
+    force: bool  # train: start over although the folder holds a run, finished or not
+    num_users: int  # attention: rows of the split whose prompts are read
+    attention: bool  # experiment: attention shares of its runs after the table
+    batches_a_shard: int | None  # train, evaluate: batches of users between two writes of answers
+
+    def __post_init__(self) -> None:
+        check_choice("task", self.name, TASKS)
+        check_choice("task.split", self.split, ("valid", "test"))
+        check_range("task.example", self.example, 0)
+        check_choice("task.engine", self.engine, ENGINES)
+        check_range("task.chunk_rows", self.chunk_rows, 1)
+        check_range("task.num_users", self.num_users, 1)
+        check_range("task.batches_a_shard", self.batches_a_shard, 1)
+        if self.name in ("evaluate", "recommend") and self.run_folder is None:
+            raise ValueError(
+                f"task={self.name} needs task.run_folder=FOLDER, the folder of a finished run"
+            )

@@ -1,0 +1,73 @@
+"""Settings of ``conf/trainer/``."""
+
+from dataclasses import dataclass
+
+from hatllm.config.checks import check_choice, check_positive, check_range
+
+ACCELERATORS = ("cpu", "gpu", "auto")
+STRATEGIES = ("auto", "ddp", "fsdp")
+
+
+@dataclass
+class TrainerConfig:
+    """Hardware and optimisation."""
+
+    name: str
+    accelerator: str  # one of ACCELERATORS
+    devices: int
+    num_nodes: int
+    strategy: str  # one of STRATEGIES
+    max_epochs: int
+    max_steps: int  # optimizer steps; -1 = as many as max_epochs gives; 0 = do not train
+    global_batch_size: int  # rows an optimizer step, over all processes
+    micro_batch_size: int  # rows a forward pass in one process, at most
+    group_by_user: bool  # shuffle users, not rows, so that the rows of a batch share histories
+    learning_rate: float
+    warmup_steps: int  # linear warm-up, then linear decay to 0
+    weight_decay: float
+    gradient_clip: float  # largest gradient norm; 0 = no clipping
+    validate_every_steps: int | None  # optimizer steps; null = at the end of every epoch
+    early_stopping_patience: int | None  # validations without a better val/NDCG@10; null = never
+    checkpoint_every_steps: int  # optimizer steps between two writes of last.ckpt
+
+    def __post_init__(self) -> None:
+        check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
+        check_choice("trainer.strategy", self.strategy, STRATEGIES)
+        low_one = ("devices", "num_nodes", "max_epochs", "global_batch_size", "micro_batch_size")
+        for field in (*low_one, "checkpoint_every_steps", "validate_every_steps"):
+            check_range(f"trainer.{field}", getattr(self, field), 1)
+        for field in ("warmup_steps", "weight_decay", "gradient_clip", "early_stopping_patience"):
+            check_range(f"trainer.{field}", getattr(self, field), 0)
+        check_range("trainer.max_steps", self.max_steps, -1)
+        check_positive("trainer.learning_rate", self.learning_rate)
+        if self.num_processes > 1 and self.strategy == "auto":
+            raise ValueError(
+                f"trainer.devices={self.devices} needs trainer=ddp or trainer=fsdp "
+                f"(trainer.strategy='auto' runs one process)"
+            )
+
+    def check_batches(self) -> None:
+        """Refuse a global batch that is not the same number of whole passes for every process.
+
+        Raises:
+            ValueError: If so, with the next sizes that are.
+        """
+        rows = self.rows_a_pass * self.num_processes
+        if self.global_batch_size % rows:
+            below = self.global_batch_size - self.global_batch_size % rows
+            near = f"{below} or {below + rows}" if below else f"{rows}"
+            raise ValueError(
+                f"trainer.global_batch_size={self.global_batch_size} must be a multiple of "
+                f"micro_batch_size x devices x num_nodes = {rows}, such as {near}: only then does "
+                "every row count alike"
+            )
+
+    @property
+    def num_processes(self) -> int:
+        """Processes of the run, over all machines."""
+        return self.devices * self.num_nodes
+
+    @property
+    def rows_a_pass(self) -> int:
+        """Rows of a forward pass: `micro_batch_size`, or a process's share where that is less."""
+        return max(1, min(self.micro_batch_size, self.global_batch_size // self.num_processes))
