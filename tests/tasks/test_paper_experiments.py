@@ -20,13 +20,14 @@ Cli = Callable[..., int]
 
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 LABELS = {
-    "ablation": 11, "attention": 5, "baselines": 6, "efficiency": 5, "main": 16,
+    "ablation": 11, "attention": 5, "baselines": 6, "bert4rec": 6, "efficiency": 5, "main": 16,
     "sasrec": 6, "sensitivity": 4, "unseen": 16,
 }  # fmt: skip
 FILES = {
     "ablation": {"bars.png"},
     "attention": set(),  # its own figure: tests/tasks/test_attention.py
     "baselines": {"bars.png"},
+    "bert4rec": {"bars.png"},
     "efficiency": {"efficiency.csv", "efficiency.md"},
     "main": {"bars.png"},
     "sasrec": {"bars.png"},
@@ -56,11 +57,16 @@ def write_windows(root: Path) -> None:
             )
 
 
+def dataset_of(name: str) -> str:
+    return "msl_toys" if name == "bert4rec" else "msl_books"
+
+
 def words_of(name: str, folder: Path) -> list[str]:
     """The command line of a small version of an experiment."""
+    dataset = dataset_of(name)
     words = [
         f"experiment=paper/{name}",
-        "experiment.datasets=[msl_books]",
+        f"experiment.datasets=[{dataset}]",
         f"experiment.folder={folder}/tables-{name}",
         "experiment.seeds=[1]",
         f"data_root={folder}/data",
@@ -77,9 +83,9 @@ def words_of(name: str, folder: Path) -> list[str]:
                 quick += [f"data.{split}_rows=null" for split in ("train", "valid", "test")]
             words.append(f"experiment.cells.{model}={json.dumps(quick)}")
         words.append(f"experiment.published={PUBLISHED}")
-    if name == "sasrec":
-        quick = ["model=sasrec", "model.sequence.max_epochs=1"]
-        words.append(f"experiment.data_overrides.msl_books={json.dumps(quick)}")
+    if name in ("bert4rec", "sasrec"):
+        quick = [f"model={name}", "model.sequence.max_epochs=1"]
+        words.append(f"experiment.data_overrides.{dataset}={json.dumps(quick)}")
         words.append(f"experiment.published={PUBLISHED}")
     if name == "sensitivity":
         words += ["experiment.grid.split_layer=[0,0.5]", "experiment.grid.num_cross_layers=[0,0.3]"]
@@ -117,15 +123,15 @@ def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
     cells = cells_of(compose_config, words)
     run_cells(compose_config, cells)
     tables = write_results_of(compose_config(*words), cells)
-    expected = {"results.md", "results.tex", "results.csv", "msl_books", *FILES[name]}
+    expected = {"results.md", "results.tex", "results.csv", dataset_of(name), *FILES[name]}
     assert {path.name for path in tables.iterdir()} == expected
     frame = pl.read_csv(tables / "results.csv")
     assert frame["num_seeds"].to_list() == [1] * LABELS[name]
     for path in tables.glob("*.png"):
         assert min(imread(path).shape[:2]) > 200
-    has_published = name in ("baselines", "main", "sasrec", "unseen")
+    has_published = name in ("baselines", "bert4rec", "main", "sasrec", "unseen")
     assert ("arXiv:2504.04178" in (tables / "results.md").read_text()) == has_published
-    assert (tables / "msl_books" / "comparison.png").exists()
+    assert (tables / dataset_of(name) / "comparison.png").exists()
 
 
 def tables_of(compose_config: Compose, root: Path, name: str) -> tuple[list[PlannedCell], Path]:
