@@ -238,6 +238,18 @@ def test_a_run_is_made_again_and_its_epoch_chosen_on_test(
     assert chosen[3] >= again[3] and again_new[3] >= again[3]
 
 
+def test_a_run_is_trained_on_for_as_long_as_asked(
+    cli: Cli, shop: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs(cli, shop, "one", "model=sasrec", *SHORT)
+    names = list(published_choices.lines_of(folder, "train", 5))
+    assert " of 5, chosen on test" in names[-1]
+    monkeypatch.setattr(sys, "argv", ["script", str(folder), "--epochs", "0"])
+    with pytest.raises(SystemExit):
+        published_choices.main()
+    assert "--epochs=0 must be at least" in capsys.readouterr().err
+
+
 def test_the_kept_weights_rank_as_the_run_did(cli: Cli, shop: list[str]) -> None:
     folder = runs(cli, shop, "one", "model=bert4rec", *SHORT)
     whole, new = published_choices.lines_of(folder, "none").values()

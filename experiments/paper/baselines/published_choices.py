@@ -9,7 +9,7 @@ worth.
     python experiments/paper/baselines/published_choices.py outputs/RUN [outputs/RUN ...]
 
 `--rows train` leaves the held-out rows out; `--rows none` trains nothing and ranks with the weights
-that the run has kept, in seconds.
+that the run has kept, in seconds. `--epochs 200` trains on where the run stopped early.
 """
 
 import argparse
@@ -132,8 +132,15 @@ def config_of(run: Path) -> Config:
     return config
 
 
-def lines_of(run: Path, rows: str) -> dict[str, Metrics]:
-    """What a run and its counterparts reach, by what they are."""
+def lines_of(run: Path, rows: str, num_epochs: int | None = None) -> dict[str, Metrics]:
+    """What a run and its counterparts reach, by what they are.
+
+    Args:
+        run: A finished run.
+        rows: One of ROWS.
+        num_epochs: How long to train, at least to the run's best epoch; None = on train alone as
+            long as the run, else to its best epoch.
+    """
     config = config_of(run)
     epoch, last = epochs_of(run)
     own = f"the run, epoch {epoch}"
@@ -141,8 +148,7 @@ def lines_of(run: Path, rows: str) -> dict[str, Metrics]:
         found = metrics_of_weights(config, run / WEIGHTS_FILE)
         return {f"{own}, {ranking}": found[ranking] for ranking in RANKINGS}
     torch.manual_seed(config.seed)
-    # On train alone the run is repeated to its end; else as long as it took to its best epoch.
-    by_epoch = metrics_by_epoch(config, rows, last if rows == "train" else epoch)
+    by_epoch = metrics_by_epoch(config, rows, num_epochs or (last if rows == "train" else epoch))
     picked = max(range(len(by_epoch)), key=lambda at: by_epoch[at][RANKINGS[0]]["NDCG@10"])
     chosen = f"epoch {picked + 1} of {len(by_epoch)}, chosen on test"
     lines = {own: json.loads((run / "metrics.json").read_text())["test"]}
@@ -156,15 +162,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="finished runs of model=sasrec and such")
     parser.add_argument("--rows", choices=ROWS, default=ROWS[0], help="what to train on")
+    parser.add_argument("--epochs", type=int, help="how long; as long as the run, if not given")
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:
         for run in args.runs:
             config_of(run)
+            best = epochs_of(run)[0]
+            if args.epochs is not None and args.epochs < best:
+                raise ValueError(
+                    f"--epochs={args.epochs} must be at least {best}, the best of {run}"
+                )
     except ValueError as error:
         parser.error(str(error))
     for run in args.runs:
-        for name, metrics in lines_of(run, args.rows).items():
+        for name, metrics in lines_of(run, args.rows, args.epochs).items():
             numbers = "  ".join(f"{metric} {metrics[metric]:.4f}" for metric in METRICS)
             print(f"{run.name}: {name}: {numbers}", flush=True)
 
