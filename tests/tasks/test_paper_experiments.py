@@ -20,7 +20,7 @@ Cli = Callable[..., int]
 
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 LABELS = {
-    "ablation": 11, "attention": 5, "baselines": 6, "bert4rec": 6, "efficiency": 5, "main": 16,
+    "ablation": 11, "attention": 5, "baselines": 6, "bert4rec": 5, "efficiency": 5, "main": 16,
     "sasrec": 6, "sensitivity": 4, "unseen": 16,
 }  # fmt: skip
 FILES = {
