@@ -248,6 +248,10 @@ def test_a_run_is_trained_on_for_as_long_as_asked(
     with pytest.raises(SystemExit):
         published_choices.main()
     assert "--epochs=0 must be at least" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["script", str(folder), "--rows", "none", "--epochs", "5"])
+    with pytest.raises(SystemExit):
+        published_choices.main()
+    assert "--epochs=5 must be left out" in capsys.readouterr().err
 
 
 def test_the_kept_weights_rank_as_the_run_did(cli: Cli, shop: list[str]) -> None:

@@ -164,6 +164,10 @@ def main() -> None:
     parser.add_argument("--rows", choices=ROWS, default=ROWS[0], help="what to train on")
     parser.add_argument("--epochs", type=int, help="how long; as long as the run, if not given")
     args = parser.parse_args()
+    if args.rows == "none" and args.epochs is not None:
+        parser.error(
+            f"--epochs={args.epochs} must be left out with --rows none, which trains nothing"
+        )
     torch.set_num_threads(1)
     try:
         for run in args.runs:
