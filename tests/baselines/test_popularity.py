@@ -45,11 +45,13 @@ def test_every_example_keeps_its_row_in_order_and_its_history() -> None:
     assert predictions["top_items"].to_list()[1] == [1, 0]
 
 
-def test_log_probabilities_fall_along_the_list_and_none_is_teacher_forced() -> None:
+def test_log_probabilities_fall_along_the_list_and_the_target_has_that_of_its_title() -> None:
     predictions = popularity_predictions(TRAIN, EXAMPLES, ITEMS, top_k=4)
     probs = predictions["top_log_probs"].explode().exp().to_list()[:4]
     assert probs == pytest.approx([6 / 14, 5 / 14, 2 / 14, 1 / 14])
-    assert predictions["target_trie_log_prob"].is_null().all()
+    of_targets = predictions["target_trie_log_prob"].exp().to_list()
+    assert of_targets == pytest.approx([6 / 14, 5 / 14, 6 / 14, 1 / 14])
+    assert predictions["target_vocab_log_prob"].is_null().all()
     assert predictions.schema == {
         "example_id": pl.Int64,
         "user_id": pl.Int64,

@@ -177,7 +177,9 @@ def test_comparison_is_written_as_text_numbers_and_figure(
     comparison: Comparison, tmp_path: Path
 ) -> None:
     path = write_comparison(comparison, tmp_path)
-    assert "**" in next(line for line in path.read_text().splitlines() if "| hatllm" in line)
+    text = path.read_text()
+    assert "**" in next(line for line in text.splitlines() if "| hatllm" in line)
+    assert "NLL in nats a title; a uniform guess among 30 titles has 3.401. Split" in text
     numbers = pl.read_csv(tmp_path / "table.csv")
     assert numbers["NDCG@10"].to_list() == pytest.approx(
         [row.cells["NDCG@10"].mean for row in comparison.rows]

@@ -95,6 +95,7 @@ def test_a_star_needs_an_interval_that_agrees_with_the_test() -> None:
 
 def test_missing_cells_are_shown_as_missing(results: Results) -> None:
     lines = markdown_results([results], None, []).splitlines()
+    assert "trie_NLL: a uniform guess among 30 titles has 3.401 nats." in lines
     row = {label: next(x for x in lines if x.startswith(f"| {label} ")) for label in
            ("other_arm", "late")}  # fmt: skip
     assert row["late"].split("|")[2].strip() == "missing" and "0 of 2" in row["late"]

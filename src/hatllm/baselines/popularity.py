@@ -23,7 +23,8 @@ def popularity_predictions(
         top_k: Titles answered for each example, at least 1.
 
     Returns:
-        The predictions table, one row an example, with null teacher-forced log-probabilities.
+        The predictions table, one row an example. ``target_trie_log_prob`` is that of the target's
+        title among all titles, counts plus one; ``target_vocab_log_prob`` is null.
 
     Raises:
         ValueError: If ``top_k`` is below 1 or a target is not in the catalogue.
@@ -50,7 +51,7 @@ def popularity_predictions(
         target_item_rank=pl.when(in_list).then("item_rank"),
         top_items=pl.lit(first["item_id"].implode()).first(),
         top_log_probs=pl.lit(first["log_prob"].implode()).first(),
-        target_trie_log_prob=pl.lit(None, pl.Float64),
+        target_trie_log_prob="log_prob",
         target_vocab_log_prob=pl.lit(None, pl.Float64),
         history_length=pl.col("history").list.len().cast(pl.Int64),
         ambiguous="ambiguous",

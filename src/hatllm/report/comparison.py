@@ -18,7 +18,7 @@ import polars as pl
 from omegaconf import OmegaConf
 
 from hatllm.config import NOT_IN_HASH, OTHER_RUNS, can_seed_change
-from hatllm.report.evaluation import example_metrics
+from hatllm.report.evaluation import example_metrics, uniform_guess
 from hatllm.report.examples import describe_examples, pick_examples
 from hatllm.report.statistics import (
     PairedDifference,
@@ -77,6 +77,7 @@ class Comparison:
     reference: str | None
     best: dict[str, str]  # metric -> the label that is better than every other beyond chance
     split_hash: str
+    guess: str | None  # a NLL to measure the others by, in words
 
 
 def compare_runs(
@@ -108,6 +109,7 @@ def compare_runs(
         reference=reference,
         best={metric: label for metric, label in best.items() if label is not None},
         split_hash=runs[0].split_hash,
+        guess=uniform_guess(runs[0].folder),
     )
 
 

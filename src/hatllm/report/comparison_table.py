@@ -138,7 +138,8 @@ def _legend(comparison: Comparison) -> str:
     lines = [
         "Means over seeds ± standard error over users (standard deviation over seeds).",
         "Bold: better than every other, the 95 % intervals of the paired differences without 0.",
-        f"NLL in nats a title. Split {comparison.split_hash}.",
+        "NLL in nats a title" + (f"; {comparison.guess}" if comparison.guess else "") + ".",
+        f"Split {comparison.split_hash}.",
     ]
     if comparison.reference is not None:
         lines.insert(

@@ -22,6 +22,7 @@ from hatllm.report.comparison import (
     ranked,
     values_by_label,
 )
+from hatllm.report.evaluation import uniform_guess
 from hatllm.report.significance import LEVEL, holm, wilcoxon_p_value
 from hatllm.report.statistics import PairedDifference, summarize_differences
 
@@ -83,6 +84,7 @@ class Results:
     best: dict[str, str]  # metric -> the arm that is better than all others beyond chance
     split_hash: str
     warnings: tuple[str, ...]
+    guess: str | None  # a NLL to measure the others by, in words
 
     def gain(self, arm: Arm) -> float | None:
         """Relative difference of NDCG@10 to the arm it is compared with; None where that has 0.
@@ -134,6 +136,7 @@ def collect_results(
         best={metric: label for metric, label in best.items() if label is not None},
         split_hash=loaded[0].split_hash,
         warnings=tuple(warnings),
+        guess=uniform_guess(loaded[0].folder),
     )
 
 

@@ -46,6 +46,7 @@ def markdown_results(
         rows = [_texts(block, arm, "**{}**") for arm in block.arms]
         parts += [f"## {block.data}", markdown_table(head, rows)]
         parts += [f"Warning: {warning}." for warning in block.warnings]
+        parts += [f"trie_NLL: {block.guess} nats."] if block.guess else []
         parts.append(f"Split {block.split_hash}.")
         if published is not None and len(theirs := _published_of(published, block.data)):
             parts += [f"### Published on {block.data}", PUBLISHED_NOTE, _published_table(theirs)]
@@ -162,7 +163,8 @@ def _latex_block(block: Results, published: pl.DataFrame | None) -> str:
             ]
             rest = ["--"] * (width - 1 - len(numbers))
             lines.append(" & ".join([_latex(row["method"]), *numbers, *rest]) + r" \\")
-    caption = f"{_latex(block.data)}. {_latex(LEGEND)}"
+    guess = f"trie_NLL: {block.guess} nats. " if block.guess else ""
+    caption = f"{_latex(block.data)}. {_latex(guess + LEGEND)}"
     lines += ["\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}", ""]
     return "\n".join(lines)
 

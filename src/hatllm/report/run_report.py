@@ -10,7 +10,7 @@ import polars as pl
 from omegaconf import OmegaConf
 
 from hatllm.report.curves import draw_curves
-from hatllm.report.evaluation import SLICES
+from hatllm.report.evaluation import SLICES, uniform_guess
 from hatllm.report.examples import describe_examples, pick_examples
 from hatllm.report.figures import save_figure
 from hatllm.whole_files import write_text
@@ -49,7 +49,7 @@ def write_run_report(folder: Path) -> Path:
     sections = [
         f"# Run {folder.resolve().name}",
         _what_ran({str(key): value for key, value in config.items()}),
-        _main_table(metrics, label),
+        _main_table(metrics, label, uniform_guess(folder)),
         _slices_table(metrics),
         _curves_section(folder),
         _examples_section(folder, label),
@@ -99,7 +99,7 @@ def _what_ran(config: Mapping[str, Any]) -> str:
     )
 
 
-def _main_table(metrics: Mapping[str, dict[str, float]], label: str) -> str:
+def _main_table(metrics: Mapping[str, dict[str, float]], label: str, guess: str | None) -> str:
     """The run's metrics with standard errors, beside popularity and the valid split."""
     columns = {label: metrics["test"]}
     columns |= {name: metrics[name] for name in ("popularity", "valid") if metrics.get(name)}
@@ -118,7 +118,8 @@ def _main_table(metrics: Mapping[str, dict[str, float]], label: str) -> str:
         if name in metrics["test"]
     ]
     heads = [f"{label} (test)", *list(columns)[1:]]
-    note = "± is the standard error over users; NLL in nats a title; by title unless named item_."
+    nll = "NLL in nats a title" + (f", {guess}" if guess else "")
+    note = f"± is the standard error over users; {nll}; by title unless named item_."
     return f"## Metrics\n\n{markdown_table(['', *heads], rows)}\n\n{note}"
 
 
