@@ -269,7 +269,8 @@ class TestTransformersGenerate:
             (1, {}),
             (3, {"length_penalty": 0.0, "early_stopping": False}),
             (5, {"length_penalty": 0.0, "early_stopping": False}),
-            # The one stopping rule of transformers that is safe when longer may be better.
+            # The one stopping rule of transformers that is safe when longer may be better; this
+            # length penalty is its default and that of decode=generate.
             (3, {"length_penalty": 1.0, "early_stopping": "never"}),
         ],
     )
@@ -283,8 +284,7 @@ class TestTransformersGenerate:
             prompt = byte_ids(PROMPT.prefix + items + PROMPT.response)
             expected.append(self.generate(self.model(seed), prompt, width, **settings))
         words = [f"decode.beam_width={width}", f"decode.top_k={width}"]
-        words += ["decode.normalize=vocab", f"decode.length_penalty={penalty}"]
-        config = compose_config(*words)
+        config = compose_config("decode=generate", f"decode.length_penalty={penalty}", *words)
         lm = MaskedLM(self.model(seed), schedule_of("FF"), "sdpa")
         got = found(predict_toys(lm, config))
         lengths = {title: len(title_ids(PROMPT, title)) for title in TITLES.values()}
@@ -297,6 +297,7 @@ class TestTransformersGenerate:
 SEARCHES = [
     "decode=beam decode.beam_width=3 decode.top_k=3",
     "decode=beam decode.normalize=vocab decode.beam_width=3 decode.top_k=3",
+    "decode=generate decode.beam_width=3 decode.top_k=3",
     "decode=exact decode.top_k=3",
 ]
 USERS = ([*HISTORIES, [70, 52], [25]], [*TARGETS, 52, 11])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hatllm.config.checks import check_choice, check_extras, check_range
 
-SEARCHES = ("beam", "exact", "d3", "grounding")
+SEARCHES = ("beam", "generate", "exact", "d3", "grounding")
 NORMALIZATIONS = ("trie", "vocab")
 
 
@@ -24,6 +24,11 @@ class DecodeConfig:
     llm_weight: float | None  # d3: of the LLM's log-probabilities; the rest is the assistant's
     max_title_tokens: int | None  # grounding: longest text written; null = the longest title's
 
+    @property
+    def is_beam(self) -> bool:
+        """Whether a beam goes along the trie."""
+        return self.name in ("beam", "generate", "d3")
+
     def __post_init__(self) -> None:
         check_choice("decode", self.name, SEARCHES)
         check_extras("decode", self, "d3", ("assistant_run", "llm_weight"), ())
@@ -36,7 +41,7 @@ class DecodeConfig:
         check_range("decode.users_per_batch", self.users_per_batch, 1)
         check_range("decode.max_expansions", self.max_expansions, 1)
         check_range("decode.length_penalty", self.length_penalty, 0.0)
-        if self.name in ("beam", "d3") and self.top_k > self.beam_width:
+        if self.is_beam and self.top_k > self.beam_width:
             raise ValueError(
                 f"decode.top_k={self.top_k} must be at most decode.beam_width={self.beam_width}"
             )

@@ -91,8 +91,7 @@ def build_scorers(
                     ) from error
                 warnings.warn(f"no catalogue states in {folder}: {error.strerror}", stacklevel=2)
     # A best-first search turns to another title at any token; a beam mostly goes on.
-    is_beam = config.decode.name in ("beam", "d3")
-    beam_scores_all = config.decode.normalize == "vocab" and is_beam
+    beam_scores_all = config.decode.normalize == "vocab" and config.decode.is_beam
     ahead = FORCED_AHEAD if beam_scores_all else 0
     return Scorers(lm, catalogue, config.fast, states, ahead)
 
