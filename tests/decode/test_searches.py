@@ -283,8 +283,10 @@ class TestTransformersGenerate:
             items = "".join(PROMPT.history_item.replace("{title}", TITLES[i]) for i in history)
             prompt = byte_ids(PROMPT.prefix + items + PROMPT.response)
             expected.append(self.generate(self.model(seed), prompt, width, **settings))
-        words = [f"decode.beam_width={width}", f"decode.top_k={width}"]
-        config = compose_config("decode=generate", f"decode.length_penalty={penalty}", *words)
+        words = ["decode=generate", f"decode.beam_width={width}", f"decode.top_k={width}"]
+        if penalty != 1.0:  # which decode=generate has of itself
+            words.append(f"decode.length_penalty={penalty}")
+        config = compose_config(*words)
         lm = MaskedLM(self.model(seed), schedule_of("FF"), "sdpa")
         got = found(predict_toys(lm, config))
         lengths = {title: len(title_ids(PROMPT, title)) for title in TITLES.values()}
