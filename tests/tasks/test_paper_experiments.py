@@ -20,8 +20,8 @@ Cli = Callable[..., int]
 
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 LABELS = {
-    "ablation": 11, "attention": 5, "baselines": 6, "bert4rec": 5, "efficiency": 5, "main": 16,
-    "sasrec": 6, "sensitivity": 4, "unseen": 16,
+    "ablation": 11, "attention": 5, "baselines": 6, "bert4rec": 5, "efficiency": 5, "main": 18,
+    "sasrec": 6, "sensitivity": 4, "unseen": 18,
 }  # fmt: skip
 FILES = {
     "ablation": {"bars.png"},
@@ -182,6 +182,22 @@ def test_the_slices_of_the_paper_are_those_of_the_runs_and_d3_has_no_nll(
     with_nll = set(seen["label"])
     assert {"popularity", "msl", "bigrec", "llara_hatllm"} < with_nll
     assert not {"sasrec", "d3", "d3_hatllm"} & with_nll
+
+
+@pytest.mark.parametrize("masks", ["", "_hatllm"])
+def test_another_decoder_is_an_arm_without_another_training(
+    compose_config: Compose, root: Path, masks: str
+) -> None:
+    folders = {cell.label: cell.folder for cell in tables_of(compose_config, root, "main")[0]}
+    trained, decoded = folders[f"msl{masks}"], folders[f"msl_generate{masks}"]
+    nll = pytest.approx(metrics_of(trained)["trie_NLL"], rel=1e-5)
+    assert metrics_of(decoded)["trie_NLL"] == nll
+    assert metrics_of(folders["untuned"])["trie_NLL"] != nll
+    beam, generate = (
+        pl.read_parquet(folder / "predictions.parquet") for folder in (trained, decoded)
+    )
+    assert beam["example_id"].equals(generate["example_id"])
+    assert not beam["top_log_probs"].equals(generate["top_log_probs"])
 
 
 def test_the_speed_of_the_paper_is_rows_and_users_by_the_runs_clocks(
