@@ -66,6 +66,18 @@ def test_cells_are_averaged_over_seeds_and_the_best_is_named(tmp_path: Path) -> 
     assert len(pl.read_csv(tmp_path / "sweep/cells.csv")) == 4
 
 
+def test_a_sweep_says_what_a_uniform_guess_has_on_each_of_its_data(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / str(n), 1, 0.1, 2.0) for n in range(3)]
+    assert "NLL in nats a title.\n" in write_sweep([{}] * 3, folders, GRID, tmp_path / "none")
+    for folder, titles in zip(folders, ("abca", "acb", "de"), strict=True):
+        pl.DataFrame({"title": list(titles)}).write_parquet(folder / "items.parquet")
+    data = [{"data": name} for name in ("one", "one", "two")]
+    guesses = (
+        "a uniform guess among 3 titles has 1.099; a uniform guess among 2 titles has 0.693.\n"
+    )
+    assert f"NLL in nats a title; {guesses}" in write_sweep(data, folders, GRID, tmp_path / "all")
+
+
 def test_two_numbers_give_a_heat_map_for_each_metric(
     tmp_path: Path, figures: dict[str, Figure]
 ) -> None:

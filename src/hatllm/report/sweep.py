@@ -9,6 +9,7 @@ import polars as pl
 from hatllm.config import SWEEP_METRICS, SweepConfig
 from hatllm.report.comparison import compare_runs
 from hatllm.report.comparison_plot import draw_comparison
+from hatllm.report.evaluation import uniform_guess
 from hatllm.report.figures import save_figure
 from hatllm.report.run_report import arrow, format_value, markdown_table
 from hatllm.report.sweep_plots import heat_map, lines
@@ -40,7 +41,8 @@ def write_sweep(
     table = over_seeds(cells, names, config)
     write_csv(target / "cells.csv", cells)
     write_csv(target / "table.csv", table)
-    text = _markdown(table, names, config)
+    guesses = dict.fromkeys(guess for folder in folders if (guess := uniform_guess(folder)))
+    text = _markdown(table, names, config, list(guesses))
     figures, without = _draw(cells, table, names, folders, config, target)
     text += "".join(f"\n![{path.stem}]({path.name})\n" for path in figures)
     text += "" if without is None else f"\nNo figure: {without}.\n"
@@ -143,7 +145,9 @@ def _draw(
     return [], f"{len(settings)} settings vary; at most two numbers, or a number and a name, do"
 
 
-def _markdown(table: pl.DataFrame, settings: Sequence[str], config: SweepConfig) -> str:
+def _markdown(
+    table: pl.DataFrame, settings: Sequence[str], config: SweepConfig, guesses: Sequence[str]
+) -> str:
     metrics = list(dict.fromkeys([config.objective, *config.metrics]))
     rows = [
         [str(row[name]) for name in settings]
@@ -152,7 +156,8 @@ def _markdown(table: pl.DataFrame, settings: Sequence[str], config: SweepConfig)
         for row in table.to_dicts()
     ]
     text = markdown_table([*settings, "seeds", *map(arrow, metrics)], rows)
-    text += "\n\nMean ± standard deviation over seeds. NLL in nats a title.\n"
+    nll = "; ".join(["NLL in nats a title", *guesses])
+    text += f"\n\nMean ± standard deviation over seeds. {nll}.\n"
     best = table.drop_nulls(config.objective).sort(
         config.objective, descending=not _is_low_better(config.objective)
     )
