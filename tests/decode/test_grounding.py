@@ -66,7 +66,7 @@ def test_under_the_causal_mask_the_text_is_that_of_transformers(
         items = "".join(PROMPT.history_item.replace("{title}", TITLES[i]) for i in history)
         prompt = byte_ids(PROMPT.prefix + items + PROMPT.response)
         # The one stopping rule of transformers that is safe when longer may be better.
-        beams: dict[str, Any] = {"length_penalty": 1.0, "early_stopping": "never"}
+        beams: dict[str, Any] = {"length_penalty": 1.0, "early_stopping": False}
         out = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
             num_beams=width, max_new_tokens=7, do_sample=False, pad_token_id=END, eos_token_id=END,

@@ -264,29 +264,36 @@ class TestTransformersGenerate:
     @torch.no_grad()
     @pytest.mark.parametrize("seed", range(4))
     @pytest.mark.parametrize(
-        ("width", "settings"),
+        ("width", "words", "settings"),
         [
-            (1, {}),
-            (3, {"length_penalty": 0.0, "early_stopping": False}),
-            (5, {"length_penalty": 0.0, "early_stopping": False}),
-            # The one stopping rule of transformers that is safe when longer may be better; this
-            # length penalty is its default and that of decode=generate.
-            (3, {"length_penalty": 1.0, "early_stopping": "never"}),
+            (1, "generate", {}),
+            (2, "generate", {}),  # transformers' defaults: length penalty 1, early_stopping=False
+            (3, "generate", {}),
+            (3, "beam", {"length_penalty": 0.0}),
+            (5, "beam", {"length_penalty": 0.0}),
+            # The one stopping rule of transformers that is safe when longer may be better.
+            (2, "beam decode.length_penalty=1.0", {"early_stopping": "never"}),
+            (3, "beam decode.length_penalty=1.0", {"early_stopping": "never"}),
         ],
     )
     def test_the_same_titles_in_the_same_order_with_the_same_scores(
-        self, width: int, settings: dict[str, Any], seed: int, compose_config: Compose
+        self,
+        width: int,
+        words: str,
+        settings: dict[str, Any],
+        seed: int,
+        compose_config: Compose,
     ) -> None:
-        penalty = settings.get("length_penalty", 0.0)
         expected = []
         for history in HISTORIES:
             items = "".join(PROMPT.history_item.replace("{title}", TITLES[i]) for i in history)
             prompt = byte_ids(PROMPT.prefix + items + PROMPT.response)
             expected.append(self.generate(self.model(seed), prompt, width, **settings))
-        words = ["decode=generate", f"decode.beam_width={width}", f"decode.top_k={width}"]
-        if penalty != 1.0:  # which decode=generate has of itself
-            words.append(f"decode.length_penalty={penalty}")
-        config = compose_config(*words)
+        search = [f"decode={words.split()[0]}", "decode.normalize=vocab", *words.split()[1:]]
+        sizes = [f"decode.beam_width={width}", f"decode.top_k={width}"]
+        config = compose_config(*search, *sizes)
+        # Greedy search has no length penalty in its answer.
+        penalty = config.decode.length_penalty if width > 1 else 0.0
         lm = MaskedLM(self.model(seed), schedule_of("FF"), "sdpa")
         got = found(predict_toys(lm, config))
         lengths = {title: len(title_ids(PROMPT, title)) for title in TITLES.values()}

@@ -29,6 +29,11 @@ class DecodeConfig:
         """Whether a beam goes along the trie."""
         return self.name in ("beam", "generate", "d3")
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether the beam ends where that of transformers does with ``early_stopping=False``."""
+        return self.name in ("generate", "grounding")
+
     def __post_init__(self) -> None:
         check_choice("decode", self.name, SEARCHES)
         check_extras("decode", self, "d3", ("assistant_run", "llm_weight"), ())

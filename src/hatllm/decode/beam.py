@@ -89,9 +89,17 @@ def _needs_model(scorer: Scorer, config: "DecodeConfig", beams: _Beams) -> Tenso
 
 
 def _active(scorer: Scorer, config: "DecodeConfig", beams: _Beams, found: Answers) -> Tensor:
-    """Users whose best open hypothesis may still beat their worst kept title."""
-    longest = float(scorer.trie.max_depth**config.length_penalty)
-    best_open_B = beams.log_prob_BW.amax(1) / longest
+    """Users whose best open hypothesis may still beat their worst kept title.
+
+    It scores best at the length of the longest title, if the rest costs nothing; one that stops
+    early takes it for as long as it will get (transformers' default, which may miss a better title
+    where there is a length penalty).
+    """
+    if config.stops_early:
+        length_B = scorer.trie.depth_N[beams.node_BW.clamp(min=0)].amax(1).clamp(min=1)
+    else:
+        length_B = torch.full_like(beams.node_BW[:, 0], scorer.trie.max_depth)
+    best_open_B = beams.log_prob_BW.amax(1) / length_B**config.length_penalty
     return (best_open_B > found.score_BW[:, -1]) & (beams.node_BW >= 0).any(1)
 
 
