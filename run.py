@@ -55,6 +55,11 @@ def run(composed: DictConfig) -> float | None:
 
             saved = load_config(Path(str(config.task.run_folder)))
             config = checked(with_finished_run(composed, overrides, saved))
+        if config.task.name in ("experiment", "table", "plan"):
+            from hatllm.tasks.cells import words_without_effect
+
+            for line in words_without_effect(config.experiment, overrides):
+                print(f"note: {line}", file=sys.stderr)
         run_task(config, composed_with, script)
     return None
 

@@ -42,7 +42,7 @@ def test_ranks_beyond_the_list_are_null_and_the_list_has_its_length() -> None:
 
 def test_the_table_has_the_columns_and_types_of_popularity() -> None:
     table = predictions_of(EXAMPLES, [(SCORES, TARGETS)], TitleIndex.of(SHARED), top_k=2)
-    other = popularity_predictions(EXAMPLES, EXAMPLES, SHARED, top_k=2)
+    other = popularity_predictions(EXAMPLES, EXAMPLES, EXAMPLES, SHARED, top_k=2)
     assert table.schema == other.schema
     same = ["example_id", "user_id", "target_item", "history_length", "ambiguous"]
     assert table.select(same).equals(other.select(same))

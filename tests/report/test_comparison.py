@@ -136,6 +136,22 @@ def test_an_arm_without_nll_is_compared_by_its_ranks_alone(tmp_path: Path) -> No
     assert set(rows[1].differences) == {"NDCG@10"}
 
 
+def test_the_nll_of_weights_that_are_decoded_twice_counts_once(tmp_path: Path) -> None:
+    msl = make_run(tmp_path / "msl", "msl")
+    folders = [make_run(tmp_path / name, name) for name in ("generate", "further", "other")]
+    for folder, steps, start in zip(folders, (0, -1, 0), ("msl", "msl", "elsewhere"), strict=True):
+        config = (folder / "config.yaml").read_text()
+        model = f"kind: llm, tuning: lora, start_from: /runs/{start}"
+        config = config.replace("kind: llm", model) + f"trainer: {{max_steps: {steps}}}\n"
+        (folder / "config.yaml").write_text(config)
+    rows = compare_runs([msl, *folders], "msl").rows
+    assert [row.label for row in rows if "trie_NLL" in row.cells] == ["msl", "further", "other"]
+    assert all("NDCG@10" in row.cells for row in rows)
+    assert [len(row.differences) for row in rows] == [0, 1, 2, 2]
+    # Alone it is the only one that tells.
+    assert "trie_NLL" in compare_runs(folders[:1], None).rows[0].cells
+
+
 def test_bold_needs_an_interval_without_zero(folders: list[Path], comparison: Comparison) -> None:
     assert comparison.best["NDCG@10"] == "hatllm"
     close = compare_runs([*folders[:3], *folders[6:9]], "causal")  # skills 0.30 and 0.29

@@ -99,7 +99,7 @@ def test_grounding_answers_end_to_end_and_the_plain_way_agrees(
     assert fast["top_items"].to_list() == plain["top_items"].to_list()
 
 
-@pytest.mark.parametrize("decode", ["grounding", "d3"])
+@pytest.mark.parametrize("decode", ["grounding", "d3", "generate"])
 def test_recommend_answers_with_every_decoder(
     cli: Cli, runs: Path, decode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,7 +107,13 @@ def test_recommend_answers_with_every_decoder(
     if decode == "d3":
         words.append(f"decode.assistant_run={runs / 'ids'}")
     assert cli(*words, "task.history=[Red Boat,s3]") == 0
-    assert "log-probability" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "log-probability" in out
+    # What it ranks by, where that is not the log-probability.
+    assert ("score" in out) == (decode == "generate")
+    if decode == "generate":
+        scores = [float(line.split("│")[3]) for line in out.splitlines() if line.startswith("│")]
+        assert len(scores) == 10 and scores == sorted(scores, reverse=True)
 
 
 def test_sdpo_starts_from_a_finished_run_and_resumes_exactly(

@@ -8,10 +8,17 @@ import polars as pl
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from safetensors.torch import load_file
 from toys import CONF, Compose
 
 from hatllm.report.results import PlannedRun
-from hatllm.tasks.cells import PlannedCell, chosen_cells, grid_cells, plan_cells
+from hatllm.tasks.cells import (
+    PlannedCell,
+    chosen_cells,
+    grid_cells,
+    plan_cells,
+    words_without_effect,
+)
 from hatllm.tasks.results import _rows_trained, write_results_of
 from hatllm.tasks.run_folder import config_hash, of_any_seed, write_config
 from hatllm.tasks.train import train
@@ -190,9 +197,14 @@ def test_another_decoder_is_an_arm_without_another_training(
 ) -> None:
     folders = {cell.label: cell.folder for cell in tables_of(compose_config, root, "main")[0]}
     trained, decoded = folders[f"msl{masks}"], folders[f"msl_generate{masks}"]
+    weights, decoded_weights = (
+        load_file(folder / "adapter/adapter_model.safetensors") for folder in (trained, decoded)
+    )
+    assert weights.keys() == decoded_weights.keys()
+    assert all(value.equal(decoded_weights[name]) for name, value in weights.items())
+    assert any(value.any() for name, value in weights.items() if "lora_B" in name)  # 0 untuned
     nll = pytest.approx(metrics_of(trained)["trie_NLL"], rel=1e-5)
     assert metrics_of(decoded)["trie_NLL"] == nll
-    assert metrics_of(folders["untuned"])["trie_NLL"] != nll
     beam, generate = (
         pl.read_parquet(folder / "predictions.parquet") for folder in (trained, decoded)
     )
@@ -483,6 +495,42 @@ def test_where_another_run_lies_changes_no_hash(compose_config: Compose) -> None
         for folder in ("outputs/run-1", "/elsewhere/run-1", "outputs/run-2")
     )
     assert here == there != other
+
+
+def test_words_that_cells_set_themselves_are_named(compose_config: Compose) -> None:
+    def lines(*words: str) -> list[str]:
+        return words_without_effect(compose_config(*words).experiment, list(words))
+
+    few = ["experiment=paper/main", "experiment.only=[msl,sdpo]", "experiment.datasets=[msl_toys]"]
+    tau, toys = "loss.tau=2", "experiment.data_overrides.msl_toys (loss.tau=4.5)"
+    assert lines(*few, tau, "data.test_rows=9") == [f"{tau} does not reach {toys}"]
+    assert lines(*few, "loss.tau=4.5") == []
+    rate = "trainer.learning_rate=0.01"
+    sdpo = "experiment.cells.sdpo (trainer.learning_rate=1.0e-5)"
+    assert lines(*few, rate) == [f"{rate} does not reach {sdpo}"]
+    assert lines("experiment=paper/main", "experiment.only=[msl]", rate) == []
+    (depth,) = lines("experiment=paper/sensitivity", "mask.split_layer=16")
+    assert depth.startswith(
+        "mask.split_layer=16 does not reach experiment.grid (mask.split_layer=["
+    )
+    assert lines("data=toys", "seed=3") == []  # no experiment
+    assert lines("experiment=demo", "data=toys") == []  # whose data it leaves open
+    for word, own in (("data=toys", "datasets=['msl_toys']"), ("seed=7", "seeds=[1, 2, 3]")):
+        with pytest.raises(ValueError, match=rf"{word} has no effect on .*experiment\.") as error:
+            lines(*few, word)
+        assert f"experiment.{own}: set that instead" in str(error.value)
+
+
+def test_the_command_line_tells_which_words_have_no_effect(
+    cli: Cli, shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = '+experiment.cells.one=["model=popularity"]'
+    named = ["experiment.name=x", f"experiment.folder={tmp_path}/x", "task=experiment", cell]
+    assert cli(*shop, *named, "model=knn", "experiment.seeds=[1]") == 0
+    note = "note: model=knn does not reach experiment.cells.one (model=popularity)"
+    assert note in capsys.readouterr().err
+    assert cli(*shop, *named, "seed=4") == 2
+    assert "seed=4 has no effect on experiment=x" in capsys.readouterr().err
 
 
 def test_a_cell_starts_from_the_run_of_another_with_its_seed_and_data(

@@ -41,8 +41,9 @@ def stamps(tmp_path: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("outputs/*/run.json")}
 
 
-def write_run(folder: Path, seed: int, value: float, nll: float | None) -> Path:
+def write_run(folder: Path, seed: int, value: float, nll: float | None, kind: str = "llm") -> Path:
     folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"model: {{kind: {kind}}}\n")
     numbers = {name.split("/")[1]: value for name in SWEEP_METRICS}
     numbers |= {"trie_NLL": nll, "vocab_NLL": nll}
     (folder / "metrics.json").write_text(json.dumps({"valid": numbers, "test": numbers}))
@@ -76,6 +77,17 @@ def test_a_sweep_says_what_a_uniform_guess_has_on_each_of_its_data(tmp_path: Pat
         "a uniform guess among 3 titles has 1.099; a uniform guess among 2 titles has 0.693.\n"
     )
     assert f"NLL in nats a title; {guesses}" in write_sweep(data, folders, GRID, tmp_path / "all")
+
+
+def test_a_run_that_no_seed_can_change_counts_once(tmp_path: Path) -> None:
+    kinds = [kind for kind in ("popularity", "sasrec") for _ in (1, 2, 3)]
+    folders = [write_run(tmp_path / str(n), n % 3, n / 10, 2.0, k) for n, k in enumerate(kinds)]
+    settings = [{"model": kind} for kind in kinds]
+    write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    table = pl.read_csv(tmp_path / "sweep/table.csv")
+    assert table.select("model", "num_seeds").rows() == [("popularity", 1), ("sasrec", 3)]
+    assert table["test/NDCG@10"].to_list() == pytest.approx([0.0, 0.4])
+    assert len(pl.read_csv(tmp_path / "sweep/cells.csv")) == 6
 
 
 def test_two_numbers_give_a_heat_map_for_each_metric(
@@ -312,7 +324,8 @@ def test_a_search_proposes_the_same_cells_again(cli: Cli, shop: list[str], tmp_p
     assert cli(*words) == 0
     assert stamps(tmp_path) == before
     cells = pl.read_csv(sweep_folder(tmp_path) / "cells.csv")
-    assert cells["trainer.learning_rate"].n_unique() == cells["loss.tau"].n_unique() == 2
+    varied = ("trainer.learning_rate", "trainer.weight_decay")
+    assert [cells[name].n_unique() for name in varied] == [2, 2]
 
 
 def test_split_x_cross_has_at_least_twelve_cells_that_a_model_of_30_layers_takes() -> None:

@@ -6,9 +6,16 @@ The user's own history is not removed from the list, because the LLM arms do not
 import numpy as np
 import polars as pl
 
+# Added to every title's count, so that an unseen one has a probability: 0.01, 0.018, ... 10,000.
+PSEUDO_COUNTS = tuple(10 ** (quarter / 4) for quarter in range(-8, 17))
+
 
 def popularity_predictions(
-    full_train: pl.DataFrame, examples: pl.DataFrame, items: pl.DataFrame, top_k: int
+    full_train: pl.DataFrame,
+    valid: pl.DataFrame,
+    examples: pl.DataFrame,
+    items: pl.DataFrame,
+    top_k: int,
 ) -> pl.DataFrame:
     """Recommend the ``top_k`` most popular titles to every example.
 
@@ -18,20 +25,21 @@ def popularity_predictions(
 
     Args:
         full_train: Train examples before sampling: history, target.
+        valid: Examples that choose the pseudo-count: target.
         examples: Examples to answer: example_id, user_id, history, target.
         items: The catalogue: item_id, title.
         top_k: Titles answered for each example, at least 1.
 
     Returns:
         The predictions table, one row an example. ``target_trie_log_prob`` is that of the target's
-        title among all titles, counts plus one; ``target_vocab_log_prob`` is null.
+        title among all titles; ``target_vocab_log_prob`` is null.
 
     Raises:
         ValueError: If ``top_k`` is below 1 or a target is not in the catalogue.
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1")
-    ranked = rank_titles(full_train, items)
+    ranked = rank_titles(full_train, valid, items)
     missing = examples.filter(~pl.col("target").is_in(ranked["item_id"].implode()))
     if len(missing):
         raise ValueError(
@@ -58,7 +66,7 @@ def popularity_predictions(
     )
 
 
-def rank_titles(full_train: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+def rank_titles(full_train: pl.DataFrame, valid: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """All items of the catalogue, their titles ranked by popularity.
 
     Titles of equal popularity (all unseen ones among them) are ordered by a hash of their lowest
@@ -67,11 +75,13 @@ def rank_titles(full_train: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         full_train: Train examples before sampling: history, target.
+        valid: Examples that choose the pseudo-count of PSEUDO_COUNTS: target.
         items: The catalogue: item_id, title.
 
     Returns:
         item_id, rank (of the title, from 1), item_rank (from 1, titles expanded into their items in
-        ascending id order), log_prob (of the title, counts plus one), ambiguous; best first.
+        ascending id order), log_prob (of the title: its count and a pseudo-count, normalised),
+        ambiguous; best first.
     """
     items = items.select(pl.col("item_id").cast(pl.Int64), "title")
     counted = items.join(
@@ -85,9 +95,12 @@ def rank_titles(full_train: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     titles = titles.with_columns(tie=scrambled(titles["first_item"])).sort(
         ["count", "tie", "first_item"], descending=[True, False, False]
     )
-    log_prob = ((pl.col("count") + 1) / (pl.col("count") + 1).sum()).log()
-    titles = titles.with_columns(rank=pl.int_range(1, pl.len() + 1), log_prob=log_prob)
+    titles = titles.with_columns(rank=pl.int_range(1, pl.len() + 1))
     ranked = items.join(titles, on="title").sort("rank", "item_id")
+    targets = valid.select(item_id=pl.col("target").cast(pl.Int64)).join(ranked, on="item_id")
+    pseudo_count = _best_pseudo_count(titles["count"], targets["count"])
+    total = int(titles["count"].sum()) + pseudo_count * len(titles)
+    ranked = ranked.with_columns(log_prob=((pl.col("count") + pseudo_count) / total).log())
     return ranked.select(
         "item_id",
         "rank",
@@ -95,6 +108,18 @@ def rank_titles(full_train: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
         "log_prob",
         "ambiguous",
     )
+
+
+def _best_pseudo_count(counts: pl.Series, of_targets: pl.Series) -> float:
+    """The pseudo-count under which the targets of valid are likeliest; 1 where there are none."""
+    if of_targets.is_empty():
+        return 1.0
+
+    def nll(pseudo_count: float) -> float:
+        total = int(counts.sum()) + pseudo_count * len(counts)
+        return -float((((of_targets + pseudo_count) / total).log()).sum())
+
+    return min(PSEUDO_COUNTS, key=nll)
 
 
 def count_occurrences(full_train: pl.DataFrame) -> pl.DataFrame:

@@ -15,9 +15,10 @@ from hatllm.config.baseline import (
 from hatllm.config.checks import check_choice
 from hatllm.config.data import DataConfig, PromptConfig
 from hatllm.config.decode import DecodeConfig
+from hatllm.config.experiment import ExperimentConfig
 from hatllm.config.mask import MaskConfig
 from hatllm.config.model import ModelConfig
-from hatllm.config.run import NOT_IN_HASH, OTHER_RUNS, Config, can_seed_change
+from hatllm.config.run import NOT_IN_HASH, OTHER_RUNS, Config, can_seed_change, makes_steps
 from hatllm.config.sweep import SWEEP_METRICS, SweepConfig
 from hatllm.config.trainer import TrainerConfig
 
@@ -31,6 +32,7 @@ __all__ = [
     "DataConfig",
     "DecodeConfig",
     "DrosConfig",
+    "ExperimentConfig",
     "KnnConfig",
     "MaskConfig",
     "ModelConfig",
@@ -40,4 +42,5 @@ __all__ = [
     "TrainerConfig",
     "can_seed_change",
     "check_choice",
+    "makes_steps",
 ]

@@ -51,10 +51,11 @@ def predict(
         example_id, user_id, target_item, target_rank (by title, from 1, null = not found),
         target_item_rank (by item id), top_items, top_log_probs, target_trie_log_prob,
         target_vocab_log_prob (nats for the whole title), history_length, ambiguous; and with
-        `decode=exact` certified, gap, beam_missed. Under `decode=d3` top_log_probs is the mixture
-        with the assistant, and the target's log-probabilities are null: those of the LLM alone are
-        not what it ranks by. Under `decode=grounding` top_log_probs is the log-softmax of minus the
-        distance.
+        `decode=exact` certified, gap, beam_missed. With a length penalty titles stand by
+        log-probability over length, so top_log_probs need not fall. Under `decode=d3` top_log_probs
+        is the mixture with the assistant, and the target's log-probabilities are null: those of the
+        LLM alone are not what it ranks by. Under `decode=grounding` top_log_probs is the
+        log-softmax of minus the distance.
     """
     rank, world_size = process_rank()
     mine = frame[rank::world_size]

@@ -9,7 +9,7 @@ count once. Labels that have seeds and share none are not compared.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
-from hatllm.config import NOT_IN_HASH, OTHER_RUNS, can_seed_change
-from hatllm.report.evaluation import example_metrics, uniform_guess
+from hatllm.config import NOT_IN_HASH, OTHER_RUNS, can_seed_change, makes_steps
+from hatllm.report.evaluation import NLL_COLUMNS, example_metrics, uniform_guess
 from hatllm.report.examples import describe_examples, pick_examples
 from hatllm.report.statistics import (
     PairedDifference,
@@ -118,7 +118,9 @@ def load_alike_runs(
 ) -> list[FinishedRun]:
     """Read finished runs that belong in one table.
 
-    Of runs that no seed can change, the first of each label and settings stands for its twins.
+    Of runs that no seed can change, the first of each label and settings stands for its twins. A
+    run that only decodes the weights of another run of the table has no NLL here: it would be the
+    other's, tested a second time.
 
     Raises:
         ValueError: As :func:`compare_runs`.
@@ -130,7 +132,8 @@ def load_alike_runs(
         if not any(_are_twins(run, other) for other in runs):
             runs.append(run)
     _refuse_unlike_runs(runs)
-    return runs
+    names_here = {run.folder.name for run in runs}
+    return [_without_nll(run) if _decoded_again(run) in names_here else run for run in runs]
 
 
 def values_by_label(runs: Sequence[FinishedRun]) -> dict[str, dict[int, pl.DataFrame]]:
@@ -154,14 +157,14 @@ def load_run(folder: Path, label: str | None = None) -> FinishedRun:
     return FinishedRun(
         folder=folder,
         label=label or str(identity["label"]),
-        seed=int(identity["seed"]) if _is_seeded(settings) else NO_SEED,
+        seed=int(identity["seed"]) if is_seeded(settings) else NO_SEED,
         split_hash=str(identity["split_hash"]),
         settings=_settings_that_count(settings),
         values=example_metrics(predictions, CUT_OFFS),
     )
 
 
-def _is_seeded(settings: Any) -> bool:
+def is_seeded(settings: Any) -> bool:
     """Whether two seeds could have given two results."""
     kind, tuning, max_steps, *other_runs = (
         OmegaConf.select(settings, name)
@@ -180,6 +183,19 @@ def _are_twins(run: FinishedRun, other: FinishedRun) -> bool:
     """Whether two runs that no seed can change are the same but for the seed."""
     ours, theirs = ((r.label, r.seed, r.split_hash, r.settings) for r in (run, other))
     return run.seed == NO_SEED and ours == theirs
+
+
+def _decoded_again(run: FinishedRun) -> str | None:
+    """Name of the folder whose weights the run decodes without training them further."""
+    model: dict[str, Any] = run.settings["model"]
+    start_from = model.get("start_from")
+    if start_from is None or makes_steps(model["tuning"], run.settings["trainer"]["max_steps"]):
+        return None
+    return Path(start_from).name
+
+
+def _without_nll(run: FinishedRun) -> FinishedRun:
+    return replace(run, values=run.values.drop(NLL_COLUMNS, strict=False))
 
 
 def example_users(

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
+from omegaconf import OmegaConf
 
 from hatllm.config import SWEEP_METRICS, SweepConfig
-from hatllm.report.comparison import compare_runs
+from hatllm.report.comparison import compare_runs, is_seeded
 from hatllm.report.comparison_plot import draw_comparison
 from hatllm.report.evaluation import uniform_guess
 from hatllm.report.figures import save_figure
@@ -62,21 +63,24 @@ def _code_hash(folder: Path) -> str | None:
 
 
 def cell_table(settings: Sequence[Mapping[str, str]], folders: Sequence[Path]) -> pl.DataFrame:
-    """One row a cell: cell (its number), the settings, seed, run folder, every metric.
+    """One row a cell: cell (its number), the settings, seed, seed_counts, run, every metric.
 
     Args:
         settings: setting -> value, for each cell; a column of numbers becomes one.
         folders: The finished run of each cell.
 
     Returns:
-        The rows, in the order of the cells; a metric that a run lacks is null.
+        The rows, in the order of the cells; seed_counts: whether another seed could have given
+        another result; run: the name of its folder; a metric that a run lacks is null.
     """
     rows = []
     for number, (values, folder) in enumerate(zip(settings, folders, strict=True), start=1):
         metrics = json.loads((folder / "metrics.json").read_text())
         seed = json.loads((folder / "run.json").read_text())["seed"]
         numbers = {name: _metric(metrics, name) for name in SWEEP_METRICS}
-        rows.append({"cell": number, **values, "seed": seed, "run": folder.name, **numbers})
+        can_change = is_seeded(OmegaConf.load(folder / "config.yaml"))
+        cell = {"cell": number, **values, "seed": seed, "seed_counts": can_change}
+        rows.append({**cell, "run": folder.name, **numbers})
     types = dict.fromkeys(SWEEP_METRICS, pl.Float64())
     table = pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
     return table.with_columns(_numbers(table[name]) for name in settings[0])
@@ -99,6 +103,9 @@ def over_seeds(cells: pl.DataFrame, settings: Sequence[str], config: SweepConfig
         *(pl.col(name).std().alias(f"{name}_std") for name in SWEEP_METRICS),
     ]
     cells = cells.unique("run", maintain_order=True)  # a search may propose a run twice
+    # What no seed can change (popularity, an untuned backbone) is one run under every seed.
+    is_first = pl.struct(*settings, "seed_counts").is_first_distinct()
+    cells = cells.filter(pl.col("seed_counts") | is_first)
     if not settings:
         return cells.select(summary)
     table = cells.group_by(settings, maintain_order=True).agg(summary)

@@ -73,7 +73,11 @@ def baseline_predictions(
 def popularity_of(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
     """The popularity baseline's predictions."""
     return popularity_predictions(
-        dataset.full_train, dataset.splits[split], dataset.items, config.decode.top_k
+        dataset.full_train,
+        dataset.splits["valid"],
+        dataset.splits[split],
+        dataset.items,
+        config.decode.top_k,
     )
 
 

@@ -6,7 +6,7 @@ from math import floor
 from pathlib import Path
 from typing import NamedTuple
 
-from hatllm.config import Config, check_choice
+from hatllm.config import Config, ExperimentConfig, check_choice
 from hatllm.tasks.assemble import check_hardware
 from hatllm.tasks.run_folder import code_hash, is_finished, run_folder
 
@@ -80,6 +80,52 @@ def plan_cells(
                     )
                 )
     return cells
+
+
+def words_without_effect(experiment: ExperimentConfig, given: list[str]) -> list[str]:
+    """What the command line says and the cells of the experiment set otherwise.
+
+    Args:
+        experiment: Cells, data sets and their settings.
+        given: Words of the command line.
+
+    Returns:
+        A line for each such word: which cells or data sets do not follow it.
+
+    Raises:
+        ValueError: If no cell would follow: a data set or a seed beside those of the experiment.
+    """
+    if not experiment.cells and experiment.grid is None:
+        return []
+    lines = []
+    words = {word.partition("=")[0].lstrip("+"): word for word in given}
+    for name, several in (("data", experiment.datasets), ("seed", experiment.seeds)):
+        if name in words and several:
+            raise ValueError(
+                f"{words[name]} has no effect on experiment={experiment.name}, which runs "
+                f"experiment.{name}{'sets' if name == 'data' else 's'}={several}: set that instead"
+            )
+    own = {
+        f"experiment.data_overrides.{data}": experiment.data_overrides.get(data, [])
+        for data in experiment.datasets
+    }
+    for label, overrides in experiment.cells.items():
+        if not experiment.only or label in experiment.only:
+            own[f"experiment.cells.{label}"] = overrides
+    if (grid := experiment.grid) is not None:
+        depths = [f"mask.split_layer={grid.split_layer}"]
+        depths += [f"mask.num_cross_layers={grid.num_cross_layers}"]
+        own["experiment.grid"] = [*grid.overrides, *depths]
+    for name, word in words.items():
+        theirs = [
+            f"{place} ({setting})"
+            for place, settings in own.items()
+            for setting in settings
+            if setting.partition("=")[0] == name and setting != word
+        ]
+        if theirs:
+            lines.append(f"{word} does not reach {', '.join(theirs)}")
+    return lines
 
 
 def chosen_cells(config: Config, cells: list[PlannedCell]) -> list[PlannedCell]:

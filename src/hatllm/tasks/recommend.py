@@ -38,11 +38,14 @@ def recommend(config: Config) -> None:
     (answers,) = Answerer(config, num_histories=1)([history])
     title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
     table = Table(title=escape("history: " + " → ".join(title[item] for item in history)))
-    for column in ("rank", "title", "log-probability", "item id"):
+    # With a length penalty the titles stand by log-probability over length.
+    by_score = config.decode.length_penalty != 0 and config.decode.is_beam
+    for column in ("rank", "title", *["score"] * by_score, "log-probability", "item id"):
         table.add_column(column)
     for rank, answer in enumerate(answers, start=1):
-        cells = (escape(title[answer.item_id]), f"{answer.log_prob:.2f}", str(answer.item_id))
-        table.add_row(str(rank), *cells)
+        numbers = [answer.score] * by_score + [answer.log_prob]
+        cells = [escape(title[answer.item_id]), *(f"{number:.2f}" for number in numbers)]
+        table.add_row(str(rank), *cells, str(answer.item_id))
     console.print(table)
 
 
