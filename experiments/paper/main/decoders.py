@@ -1,0 +1,138 @@
+"""Decoders of the same finished runs side by side, from what `task=evaluate` left in their folders.
+
+    python run.py task=evaluate task.run_folder=outputs/RUN decode=generate data.test_rows=500
+    python experiments/paper/main/decoders.py --output decoders.md outputs/RUN [outputs/RUN ...]
+
+Rows: every label of the runs under every decoder, the run's own predictions cut to the rows that
+were evaluated. Means and standard deviations over the seeds that were evaluated with that decoder;
+differences are paired by example over the seeds that both have, with 95 % intervals over users.
+"""
+
+import argparse
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+
+from hatllm.report.comparison import paired_examples
+from hatllm.report.evaluation import example_metrics
+from hatllm.report.run_report import markdown_table
+from hatllm.report.statistics import mean_and_std_over_seeds, summarize_differences
+
+METRICS = ("HR@5", "HR@10", "NDCG@10")
+OWN = "the run's own"
+
+Tables = dict[tuple[str, str], dict[int, pl.DataFrame]]  # (label, decoder) -> seed -> predictions
+
+
+def read_runs(runs: list[Path]) -> Tables:
+    """Predictions of the runs and of their evaluations, all cut to the rows of the smallest.
+
+    Raises:
+        ValueError: If a run is not finished or has no evaluation, or rows differ.
+    """
+    found: Tables = {}
+    for run in runs:
+        if not (run / "run.json").exists():
+            raise ValueError(f"{run} is not a finished run")
+        identity = json.loads((run / "run.json").read_text())
+        label, seed = identity["label"], identity["seed"]
+        found.setdefault((label, OWN), {})[seed] = pl.read_parquet(run / "predictions.parquet")
+        evaluations = sorted(run.glob("evaluations/*/metrics.json"))
+        if not evaluations:
+            raise ValueError(f"{run} has no evaluations/: run task=evaluate on it first")
+        for path in evaluations:
+            table = pl.read_parquet(path.parent / "predictions.parquet")
+            found.setdefault((label, _decoder(path.parent)), {})[seed] = table
+    tables = [table for by_seed in found.values() for table in by_seed.values()]
+    rows = min(tables, key=len).select("example_id")
+    cut = {
+        key: {seed: table.join(rows, on="example_id", how="semi") for seed, table in seeds.items()}
+        for key, seeds in found.items()
+    }
+    if any(len(table) < len(rows) for seeds in cut.values() for table in seeds.values()):
+        raise ValueError("the evaluations answered different rows: give them one data.test_rows")
+    return cut
+
+
+def _decoder(evaluation: Path) -> str:
+    """The words of the evaluation's command that name its decoder."""
+    command = json.loads((evaluation / "environment.json").read_text())["command"]
+    return " ".join(word for word in shlex.split(command) if word.startswith("decode"))
+
+
+def table_of(tables: Tables) -> str:
+    """One row a label and decoder: metrics, and how many titles stand in first place."""
+    rows = []
+    for (label, decoder), by_seed in sorted(tables.items(), key=lambda entry: entry[0]):
+        cells = [label, decoder]
+        values = [example_metrics(table, (5, 10)) for table in by_seed.values()]
+        for metric in METRICS:
+            mean, std = mean_and_std_over_seeds([_mean(frame, metric) for frame in values])
+            cells.append(f"{mean:.4f}" + (f" ± {std:.4f}" if len(values) > 1 else ""))
+        firsts = [table["top_items"].list.first().n_unique() for table in by_seed.values()]
+        rows.append([*cells, f"{sum(firsts) / len(firsts):.0f}", str(len(by_seed))])
+    head = ["masks", "decoder", *(f"{metric} ↑" for metric in METRICS), "first titles", "seeds"]
+    return markdown_table(head, rows)
+
+
+def differences_of(tables: Tables) -> str:
+    """Each decoder against the run's own, and under each decoder the labels against the first."""
+    values = {
+        key: {seed: example_metrics(table, (5, 10)) for seed, table in by_seed.items()}
+        for key, by_seed in tables.items()
+    }
+    first = min(label for label, _ in values)
+    pairs = [((label, decoder), (label, OWN)) for label, decoder in values if decoder != OWN]
+    pairs += [
+        ((label, decoder), (first, decoder))
+        for label, decoder in values
+        if label != first and (first, decoder) in values
+    ]
+    rows = [
+        [f"{one[0]}, {one[1]}", f"{other[0]}, {other[1]}", *cells]
+        for one, other in sorted(pairs)
+        if (cells := _differences(values[one], values[other]))
+    ]
+    return markdown_table(["", "minus", "HR@10", "NDCG@10", "seeds"], rows)
+
+
+def _differences(
+    one: Mapping[int, pl.DataFrame], other: Mapping[int, pl.DataFrame]
+) -> list[str] | None:
+    cells = []
+    for metric in ("HR@10", "NDCG@10"):
+        examples = paired_examples(metric, one, other)
+        if examples is None:
+            return None
+        found = summarize_differences(examples)
+        cells.append(f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
+    return [*cells, str(len(one.keys() & other.keys()))]
+
+
+def _mean(frame: pl.DataFrame, metric: str) -> float:
+    return float(frame.select(pl.col(metric).mean()).item())
+
+
+def main() -> None:
+    """Print both tables and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="finished runs with evaluations")
+    parser.add_argument("--output", type=Path, help="Markdown file to write")
+    args = parser.parse_args()
+    try:
+        tables = read_runs(args.runs)
+    except ValueError as error:
+        parser.error(str(error))
+    one = next(iter(next(iter(tables.values())).values()))
+    size = f"{len(one):,} rows of {one['user_id'].n_unique():,} users"
+    text = f"{size}.\n\n{table_of(tables)}\n\n{differences_of(tables)}\n"
+    print(text)
+    if args.output is not None:
+        args.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
