@@ -6,7 +6,8 @@ The user's own history is not removed from the list, because the LLM arms do not
 import numpy as np
 import polars as pl
 
-# Added to every title's count, so that an unseen one has a probability: 0.01, 0.018, ... 10,000.
+# Additive smoothing: added to every title's count, so that an unseen one has a probability. From
+# 0.01 to 10,000, four a decade.
 PSEUDO_COUNTS = tuple(10 ** (quarter / 4) for quarter in range(-8, 17))
 
 

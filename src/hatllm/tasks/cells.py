@@ -34,8 +34,8 @@ def plan_cells(
         to_run: Whether the cells must fit this machine's hardware.
 
     Raises:
-        ValueError: If there are no cells, one that is compared with another or the other is none
-            of them, or a cell's settings are wrong.
+        ValueError: If there are no cells, one that is to run now, or is compared with another, or
+            that other, is none of them, or a cell's settings are wrong.
     """
     experiment = config.experiment
     if config.run_name is not None:
@@ -48,6 +48,8 @@ def plan_cells(
         raise ValueError("experiment.cells={} is empty; choose one, such as experiment=demo")
     if experiment.reference is not None:
         check_choice("experiment.reference", experiment.reference, labels)
+    for label in experiment.only:
+        check_choice("experiment.only", label, labels)
     for label, other in experiment.compared_with.items():
         check_choice("experiment.compared_with", label, labels)
         check_choice(f"experiment.compared_with.{label}", other, labels)
@@ -129,14 +131,8 @@ def words_without_effect(experiment: ExperimentConfig, given: list[str]) -> list
 
 
 def chosen_cells(config: Config, cells: list[PlannedCell]) -> list[PlannedCell]:
-    """The cells to run now: those of ``experiment.only``, in its order within a seed, or all.
-
-    Raises:
-        ValueError: If a label is that of no cell.
-    """
+    """The cells to run now: those of ``experiment.only``, in its order within a seed, or all."""
     only = config.experiment.only
-    for label in only:
-        check_choice("experiment.only", label, {cell.label for cell in cells})
     if not only:
         return cells
     place = {(cell.data, cell.seed): number for number, cell in reversed([*enumerate(cells)])}
