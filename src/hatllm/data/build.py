@@ -158,6 +158,7 @@ def _from_windows(config: DataConfig, files: SourceFiles) -> _Built:
         config.holdout_fraction,
     )
     items = source.bad_rows.drop(items, pl.col("title").is_null(), "item without a title")
+    times = pl.concat([rows["timestamp"] for rows in source.splits.values()])
     user_ids = pl.concat([rows["user_id"] for rows in splits.values()]).unique()
     return _Built(
         splits=splits,
@@ -165,7 +166,7 @@ def _from_windows(config: DataConfig, files: SourceFiles) -> _Built:
         users=pl.DataFrame({"user_id": user_ids, "source_id": user_ids.cast(pl.Utf8)}),
         bad_rows=source.bad_rows,
         steps=[],
-        notes=[],
+        notes=odd_time_notes(times),
         holdout=holdout,
     )
 
