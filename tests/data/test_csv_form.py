@@ -6,6 +6,7 @@ import pytest
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.sources.csv_form import as_utf8, told_separator
 from hatllm.data.sources.csv_table import parse_csv
+from hatllm.data.sources.custom import read_custom
 
 from .settings import data_config
 
@@ -24,6 +25,17 @@ def test_columns_that_are_named_tell_more_than_many_fields() -> None:
     header = b"song;name, long; artist, first, last\n"
     assert told_separator(header, ["song"], ",") == ";"
     assert told_separator(b"song\n1\n", ["song"], "\t") == "\t"
+
+
+@pytest.mark.parametrize("separator", ["@", r"\t"])
+def test_a_separator_that_is_named_is_taken(separator: str, tmp_path: Path) -> None:
+    mark = "\t" if separator == r"\t" else separator
+    interactions, items = tmp_path / "i.csv", tmp_path / "t.csv"
+    interactions.write_text("user_id,item_id,timestamp\n1,5,9\n".replace(",", mark))
+    items.write_text("item_id,title\n5,A; B\n".replace(",", mark))
+    tables = read_custom(interactions, items, data_config(name="mine", separator=separator))
+    assert tables.items["title"].to_list() == ["A; B"]
+    assert tables.interactions.rows() == [(1, 5, 9)]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"])

@@ -19,9 +19,7 @@ from hatllm.data.titles import clean_title, cut_title, cut_titles, prepared_titl
         ("I <3 you, 5 < 6 > 4 <unknown> <brand>", "I <3 you, 5 < 6 > 4 <unknown> <brand>"),
     ],
 )
-def test_clean_title_unescapes_drops_tags_and_folds_white_space(
-    title: str, cleaned: str
-) -> None:
+def test_clean_title_unescapes_drops_tags_and_folds_white_space(title: str, cleaned: str) -> None:
     assert clean_title(title) == cleaned
 
 

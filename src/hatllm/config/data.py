@@ -6,6 +6,7 @@ from hatllm.config.checks import LARGEST, check_choice, check_range, check_url
 
 SOURCES = ("ml100k", "amazon", "windows", "custom")
 RELEASES = ("2014", "2018", "2023")
+TAB = "\\t"  # as one types it
 PROTOCOLS = ("sliding_window", "all_prefixes", "leave_one_out")
 
 
@@ -46,7 +47,7 @@ class DataConfig:
     title_column: str
     rating_column: str | None  # null = the source's own; custom has none
     min_rating: float | None  # interactions rated lower are dropped; null = all are kept
-    separator: str | None  # custom: of CSV files, one character; null = told from the header
+    separator: str | None  # custom: of CSV files, one character or TAB; null = told from the header
     encoding: str | None  # custom: of CSV files; null = told from the file
     train_file: str  # windows: file names inside the folder
     valid_file: str
@@ -109,9 +110,11 @@ class DataConfig:
 
     def _check_csv_form(self) -> None:
         separator = self.separator
-        if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
+        one = separator is None or separator == TAB or len(separator) == 1
+        if not one or separator in ('"', "\r", "\n"):
             raise ValueError(
-                f"data.separator={separator!r} must be one character, not a quote or line break"
+                f"data.separator={separator!r} must be one character, not a quote or line break, "
+                f"or {TAB}"
             )
         if self.encoding is not None:
             try:

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from hatllm.config import DataConfig
+from hatllm.config.data import TAB
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.json_lines import line_blocks, read_json_lines
 from hatllm.data.sources.csv_form import as_utf8, told_separator
@@ -126,6 +127,7 @@ def _read_table(
         content, encoding_notes = as_utf8(csv_content(path), config.encoding, path)
         default = "," if suffix == ".csv" else "\t"
         separator = config.separator or told_separator(content, columns, default)
+        separator = "\t" if separator == TAB else separator
         table = parse_csv(content, separator, bad_rows, path)
         _check_columns(path, table.columns, fields)
         notes += encoding_notes
