@@ -10,8 +10,8 @@ from hatllm.data.sources.tables import as_text
 
 # 110.0: an integer column that once had a gap, as pandas writes it. 007.0 and 1.50 are texts.
 WHOLE_FLOAT = r"^(-?(?:0|[1-9][0-9]*))\.0+$"
-# 1.23457E+17: what a spreadsheet or a float makes of a long number.
-LOST_DIGITS = r"^-?[0-9]\.[0-9]+[eE]\+?[0-9]+$"
+# 1.23457E+17, 1e+17: what a spreadsheet or a float makes of a long number.
+LOST_DIGITS = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]+$|^-?[0-9]\.[0-9]+[eE][0-9]+$"
 LONG_FLOAT = rb"\s*:\s*-?[0-9]{16,}\.[0-9]"  # in JSON
 EXACT_BELOW, EXACT_BELOW_32 = 2**53, 2**24  # whole numbers above are rounded; in 32 bits
 MAX_ID = 40  # characters in a message
@@ -32,10 +32,12 @@ def id_texts(ids: pl.Series, field: str, file: Path) -> tuple[pl.Series, list[st
     text = _float_texts(ids, where) if ids.dtype.is_float() else as_text(ids)
     text = text.str.strip_chars()
     text = text.set(text == "", None)
-    lost = text.filter(text.str.contains(LOST_DIGITS))
-    if len(lost):
-        raise ValueError(_lost(where, lost[0]))
     was_float = text.filter(text.str.contains(WHOLE_FLOAT))
+    size = was_float.str.extract(WHOLE_FLOAT, 1).cast(pl.Float64).abs()
+    scientific = text.filter(text.str.contains(LOST_DIGITS))
+    for lost in (scientific, was_float.filter(size >= EXACT_BELOW)):
+        if len(lost):
+            raise ValueError(_lost(where, lost[0]))
     if was_float.is_empty():
         return text, []
     first = was_float[0]
