@@ -33,7 +33,7 @@ def id_texts(ids: pl.Series, field: str, file: Path) -> tuple[pl.Series, list[st
     text = text.str.strip_chars()
     text = text.set(text == "", None)
     was_float = text.filter(text.str.contains(WHOLE_FLOAT))
-    size = was_float.str.extract(WHOLE_FLOAT, 1).cast(pl.Float64).abs()
+    size = was_float.cast(pl.Float64).abs()
     scientific = text.filter(text.str.contains(LOST_DIGITS))
     for lost in (scientific, was_float.filter(size >= EXACT_BELOW)):
         if len(lost):
