@@ -94,9 +94,9 @@ class ModelConfig:
 
     def _check_baseline(self) -> None:
         for field, kinds in (
-            ("popularity", ("popularity",)),
             ("knn", ("knn",)),
             ("sequence", SEQUENCE_KINDS),
+            ("popularity", ("popularity",)),
         ):
             if (getattr(self, field) is None) == (self.kind in kinds):
                 raise ValueError(
