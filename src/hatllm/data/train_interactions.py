@@ -31,8 +31,8 @@ def interactions_of(rows: pl.DataFrame) -> pl.DataFrame:
         sequence = sequences.setdefault(user, [])
         sequence += [*history[_overlap(sequence, history) :], target]
     table = {"user_id": list(sequences), "item_id": list(sequences.values())}
-    schema = {"user_id": pl.Int64, "item_id": pl.List(pl.Int64)}
-    return with_places(pl.DataFrame(table, schema=schema).explode("item_id"))
+    lists = pl.DataFrame(table, schema={"user_id": pl.Int64, "item_id": pl.List(pl.Int64)})
+    return with_places(lists.explode("item_id"))
 
 
 def _overlap(sequence: list[int], history: list[int]) -> int:
