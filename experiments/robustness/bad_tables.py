@@ -113,6 +113,12 @@ def _repeat(made: Tables, random_: random.Random) -> None:
     rows += [dict(row) for row in rows[: random_.randint(1, 8)]]
 
 
+def _export_twice(made: Tables, random_: random.Random) -> None:
+    made.plays = [dict(row) for row in made.plays for _ in range(2)]
+    if random_.random() < 0.5:  # one export after the other
+        made.plays = made.plays[::2] + made.plays[1::2]
+
+
 def _unknown_items(made: Tables, random_: random.Random) -> None:
     made.songs = made.songs[: len(made.songs) // 2]
 
@@ -140,6 +146,7 @@ TABLE_CHANGES: dict[str, Callable[[Tables, random.Random], None]] = {
     "wrong types": _wrong_types,
     "unsorted": _shuffle,
     "repeated rows": _repeat,
+    "every row twice": _export_twice,
     "unknown items": _unknown_items,
     "equal times": _equal_times,
     **EXPORT_CHANGES,

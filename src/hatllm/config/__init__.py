@@ -10,6 +10,7 @@ from hatllm.config.baseline import (
     ClozeConfig,
     DrosConfig,
     KnnConfig,
+    PopularityConfig,
     SequenceConfig,
 )
 from hatllm.config.checks import check_choice
@@ -36,6 +37,7 @@ __all__ = [
     "KnnConfig",
     "MaskConfig",
     "ModelConfig",
+    "PopularityConfig",
     "PromptConfig",
     "SequenceConfig",
     "SweepConfig",

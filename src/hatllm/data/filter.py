@@ -1,4 +1,4 @@
-"""Which interactions are kept: well rated ones, known, titled items and the k-core."""
+"""Which interactions are kept: each once, well rated ones, known, titled items and the k-core."""
 
 import polars as pl
 
@@ -7,6 +7,18 @@ from hatllm.data.bad_rows import BadRows
 UNKNOWN = "interaction with an unknown item"
 UNTITLED = "interaction with an untitled item"
 UNRATED = "interaction without a rating"
+REPEATED = "interaction that stands there twice"
+
+
+def each_once(interactions: pl.DataFrame, bad_rows: BadRows) -> pl.DataFrame:
+    """Drop rows of the same user, item and time as one before; the same item at other times stays.
+
+    Args:
+        interactions: Columns user_id, item_id, timestamp.
+        bad_rows: Takes what is dropped.
+    """
+    first = pl.struct("user_id", "item_id", "timestamp").is_first_distinct()
+    return bad_rows.drop(interactions, ~first, REPEATED)
 
 
 def titled_only(
