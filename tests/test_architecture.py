@@ -28,9 +28,11 @@ MAY_IMPORT = {
     "compose": ["config", "redact"],
     "redact": [],
     "trusted": ["redact"],
-    "baselines": ["baselines", "config", "metrics"],
+    "ties": [],
+    "baselines": ["baselines", "config", "metrics", "ties"],
     "data": ["config", "data", "masks", "whole_files"],
-    "decode": ["config", "data", "decode", "losses", "masks", "model", "whole_files"],
+    "decode": ["config", "data", "decode", "losses", "masks", "model", "ties",
+               "whole_files"],
     "model": ["config", "data", "decode", "losses", "masks", "model", "report", "whole_files"],
     "report": ["baselines", "config", "data", "masks", "metrics", "report", "whole_files"],
 }
