@@ -112,9 +112,7 @@ def word_catalogue(titles: dict[int, str], words: list[str]) -> tuple[Catalogue,
     vocabulary = {word: i for i, word in enumerate(["<unk>", "</s>", '"', *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
     book = build_prompt_book(tokenizer, PROMPT, list(titles), list(titles.values()))
     return Catalogue.of(book), tokenizer.unk_token_id
 

@@ -33,9 +33,7 @@ def test_a_tokenizer_that_makes_one_sequence_of_all_titles_is_refused(
     vocabulary = ["<unk>", "</s>", '"', "Next", ":", "Chosen", "Item", "number", "A", "user"]
     inner = Tokenizer(models.WordLevel(dict(zip(vocabulary, range(10), strict=True)), "<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
     words = model_with(tokenizer, tmp_path / "model")
     assert cli(*words, *data_words(BASE / "i.csv", BASE / "t.csv")) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -122,7 +122,10 @@ def _run_llm(config: Config, folder: Path) -> Path:
     rows = Examples.of(parts.dataset.splits["train"], config.data.max_history_items)
     num_steps = num_optimizer_steps(config.trainer, len(rows))
     resumed = begin(config, folder, parts.dataset)
-    console.print(f"[bold]{folder.name}[/] layers {parts.schedule.letters}, {num_steps} steps")
+    console.print(
+        f"[bold]{folder.name}[/] layers {parts.schedule.letters}, {num_steps} steps, "
+        f"weights {config.model.dtype}"
+    )
     lm = parts.load_model(config)
     start_from_run(lm, config)
     dataset = parts.dataset
