@@ -1,6 +1,6 @@
 """Thousands of wrong inputs: each is refused in one clear line, or works to the end.
 
-    python -m experiments.robustness.fuzz    # make fuzz; --files, --settings, --folders, --titles, --seed
+    python -m experiments.robustness.fuzz    # make fuzz; --help tells what can be chosen
 
 What is accepted trains one step and decodes. A traceback, or a row that is in the files and neither
 in the data nor in the report of what was dropped, is a failure: it is printed with the seed that

@@ -147,7 +147,7 @@ def test_a_tenth_of_the_titles_may_hold_unknown_tokens(num_unknown: int, is_refu
     titles = {n: f"w{n} odd" if n < num_unknown else f"w{n}" for n in range(20)}
     catalogue, unknown = word_catalogue(titles, words)
     if is_refused:
-        with pytest.raises(ValueError, match="does not know all of 3 of 20 titles.*'w0 odd'"):
+        with pytest.raises(ValueError, match=r"does not know all of 3 of 20 titles.*'w0 odd'"):
             count_titles(catalogue, titles, unknown)
     else:
         assert count_titles(catalogue, titles, unknown) == TitleCounts(20, 0, 2)

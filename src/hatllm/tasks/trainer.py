@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
+    RichProgressBar,
 )
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -23,10 +24,22 @@ from hatllm.tasks.loggers import KeepCurve
 from hatllm.tasks.requeue import Requeue
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
-for upstream in ("LeafSpec", "is_gradient_checkpointing", "does not have many workers",
-                 "exists and is not empty", "your dataloader is not resumable"):  # fmt: skip
-    # The last is wrong here: MicroBatches goes on at the optimizer step that was saved.
+for upstream in ("LeafSpec", "does not have many workers",
+                 "exists and is not empty", "could not find the monitored key",
+                 "your dataloader is not resumable"):  # fmt: skip
+    # A run shorter than its first validation keeps its last weights. The last of these is wrong
+    # here: MicroBatches goes on at the optimizer step that was saved.
     warnings.filterwarnings("ignore", message=f".*{upstream}.*")
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the end of the logger's version, which tells a user nothing."""
+
+    def get_metrics(self, *given: Any) -> dict[str, Any]:
+        """What stands behind the bar."""
+        metrics: dict[str, Any] = super().get_metrics(*given)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
@@ -80,6 +93,7 @@ def build_trainer(
     last = LastCheckpoint(checkpoints / "last.ckpt", trainer.checkpoint_every_steps)
     callbacks: list[Callback] = [
         FiniteLoss(config, folder), best, last, requeue, KeepCurve(), LearningRateMonitor("step"),
+        ProgressBar(),
     ]  # fmt: skip
     if trainer.early_stopping_patience is not None:
         callbacks.append(
