@@ -181,7 +181,7 @@ def _rows_of(
         titles = ranked_titles(catalogue, answers, user, config.top_k)
         target = int(batch.target_item_B[user])
         rank, item_rank = ranks_of(target, titles) or (None, None)
-        row = {
+        row: dict[str, Any] = {
             "example_id": int(batch.example_id_B[user]),
             "target_item": target,
             "target_rank": rank,
