@@ -55,6 +55,7 @@ class PromptBook:
     """The catalogue and the template, tokenised once."""
 
     item_id_I: IntArray  # ascending
+    title_I: IntArray  # number of each item's title; items that share a title have one number
     history_item: Ragged  # tokens of each item inside a history
     target: Ragged  # tokens of each title, end token included
     prefix: IntArray
@@ -133,6 +134,7 @@ def build_prompt_book(
     pad_id = tokenizer.pad_token_id
     return PromptBook(
         np.asarray(item_ids, np.int64)[order],
+        np.unique(np.asarray(sorted_titles, object), return_inverse=True)[1].astype(np.int64),
         Ragged.of(history_items),
         Ragged.of([[*row, end_id] for row in tokens(config.target)]),
         np.asarray(prefix, np.int64),

@@ -121,7 +121,9 @@ def load_masked_lm(
     if config.tuning == "full":
         backbone.float()
     if config.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():  # the name that every version of transformers knows
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
         backbone.enable_input_require_grads()
     if config.compile:
         compile_layers(masked)
@@ -177,8 +179,10 @@ def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
         target_modules=list(config.lora.target_modules),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
+        # peft asks transformers by the old name of the property.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         return get_peft_model(backbone, peft_config)
 
 

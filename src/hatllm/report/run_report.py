@@ -50,6 +50,7 @@ def write_run_report(folder: Path) -> Path:
         f"# Run {folder.resolve().name}",
         _what_ran({str(key): value for key, value in config.items()}),
         _main_table(metrics, label, uniform_guess(folder)),
+        _merged_titles(environment),
         _slices_table(metrics),
         _curves_section(folder, environment.get("exported")),
         _examples_section(folder, label),
@@ -121,6 +122,18 @@ def _main_table(metrics: Mapping[str, dict[str, float]], label: str, guess: str 
     nll = "NLL in nats a title" + (f", {guess}" if guess else "")
     note = f"± is the standard error over users; {nll}; by title unless named item_."
     return f"## Metrics\n\n{markdown_table(['', *heads], rows)}\n\n{note}"
+
+
+def _merged_titles(environment: Mapping[str, Any]) -> str:
+    """What the ranks of titles that the tokenizer cannot tell apart are; empty without such."""
+    counts = environment.get("titles") or {}
+    if not counts.get("merged"):
+        return ""
+    return (
+        f"{counts['merged']:,} of {counts['titles']:,} titles have the tokens of another title: "
+        "such titles take consecutive ranks, in an order blind to the target, and share the "
+        "probability of their tokens."
+    )
 
 
 def _slices_table(metrics: Mapping[str, dict[str, float]]) -> str:

@@ -10,7 +10,7 @@ import torch
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import IntArray
-from hatllm.decode.beam import Answers
+from hatllm.decode.by_title import ranked_titles
 from hatllm.decode.scorer import Scorers, build_scorers
 from hatllm.decode.search import Search
 from hatllm.model.out_of_memory import naming_what_to_lower
@@ -22,8 +22,8 @@ class Answer(NamedTuple):
     """One recommended title."""
 
     item_id: int  # of items that share the title the first
-    score: float  # log_prob / length ** decode.length_penalty
-    log_prob: float  # nats
+    score: float  # log_prob / length ** decode.length_penalty, of the title's tokens
+    log_prob: float  # nats; titles that became the same tokens share their probability
 
 
 class Answerer:
@@ -82,7 +82,8 @@ class Answerer:
             with naming_what_to_lower(config, decoding=True):
                 answers, _ = find(scorers.of(batch), [newest[row] for row in chosen])
             for user, row in enumerate(chosen.tolist()):
-                found[row] = _of_user(answers, user, scorers)
+                titles = ranked_titles(self.parts.catalogue, answers, user, config.decode.top_k)
+                found[row] = [Answer(t.item_ids[0], t.score, t.log_prob) for t in titles]
         return found
 
     def _make_tools(self, lengths: IntArray) -> tuple[Scorers, Search]:
@@ -92,18 +93,6 @@ class Answerer:
         scorers = build_scorers(self.lm, catalogue, self.config, to_come)
         self._tools = scorers, Search(scorers, catalogue, self.config.decode)
         return self._tools
-
-
-def _of_user(answers: Answers, user: int, scorers: Scorers) -> list[Answer]:
-    places = zip(
-        answers.leaf_BW[user].tolist(), answers.score_BW[user].tolist(),
-        answers.log_prob_BW[user].tolist(), strict=True,
-    )  # fmt: skip
-    return [
-        Answer(int(scorers.trie.items_of_leaf(leaf)[0]), score, log_prob)
-        for leaf, score, log_prob in places
-        if leaf >= 0
-    ]
 
 
 def catalogue_of(config: Config) -> pl.DataFrame:

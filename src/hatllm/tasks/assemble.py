@@ -1,12 +1,14 @@
 """The one wiring function: from a config to the objects of a run."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from hatllm.config import Config
@@ -15,6 +17,7 @@ from hatllm.data.prepare import Dataset, prepare_dataset
 from hatllm.data.prompt import PromptBook, build_prompt_book
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.catalogue_states import check_states
+from hatllm.decode.merged_titles import TitleCounts, count_titles
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import (
     context_length_of,
@@ -52,6 +55,7 @@ class Parts:
     dataset: Dataset
     schedule: Schedule
     catalogue: Catalogue
+    title_counts: TitleCounts
     item_vector_IE: Tensor | None  # None = items have no tokens of their own
 
     def load_model(self, config: Config) -> MaskedLM:
@@ -93,6 +97,7 @@ def assemble(
     )  # fmt: skip
     check_context(config, book, dataset)
     catalogue = Catalogue.of(book)
+    title_counts = told_titles(catalogue, dataset, tokenizer.unk_token_id)
     if config.decode.assistant_run is not None:
         catalogue.assistant = load_assistant(
             config.decode.assistant_run, book.item_id_I, coming or {}
@@ -104,7 +109,20 @@ def assemble(
         vector_IE = load_item_vectors(
             config.model.item_vectors, book.item_id_I, dataset.manifest["data_hash"], coming or {}
         )
-    return Parts(dataset, schedule, catalogue, vector_IE)
+    return Parts(dataset, schedule, catalogue, title_counts, vector_IE)
+
+
+def told_titles(catalogue: Catalogue, dataset: Dataset, unknown_id: int | None) -> TitleCounts:
+    """Count the titles that the tokenizer does not tell apart, and say so.
+
+    Raises:
+        ValueError: If there are too many.
+    """
+    titles = dict(dataset.items.select("item_id", "title").iter_rows())
+    counts = count_titles(catalogue, titles, unknown_id)
+    if (note := counts.note()) is not None and rank_zero_only.rank == 0:
+        print(f"note: {note}", file=sys.stderr)
+    return counts
 
 
 def check_hardware(config: Config) -> None:

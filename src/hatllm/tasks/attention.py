@@ -101,7 +101,7 @@ def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
     save_figure(draw_attention(shares), target / "attention.png")
     seconds = {"total": round(time.perf_counter() - start, 3)}
     manifest = json.loads((runs[0][1] / "split_manifest.json").read_text())
-    write_json(target / "attention.json", environment(manifest, seconds))
+    write_json(target / "attention.json", environment(manifest, seconds, runs[0][2].model.dtype))
     console = Console()
     console.print(_terminal_table(ratios))
     console.print(f"attention shares: {target}")

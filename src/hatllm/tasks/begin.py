@@ -48,7 +48,7 @@ def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
     """
     if rank_zero_only.rank != 0:
         return False
-    begun, now = _environment(folder), environment(dataset.manifest, {})
+    begun, now = _environment(folder), environment(dataset.manifest, {}, config.model.dtype)
     forced = config.task.force and begun.get("command") != now["command"]
     if is_finished(folder) or forced:
         _start_over(folder)

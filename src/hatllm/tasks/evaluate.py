@@ -73,7 +73,9 @@ def evaluate(config: Config) -> Path:
         metrics = {split: evaluate_predictions(table, dataset.items, dataset.train_interactions)}
         write_table(folder / "predictions.parquet", table)
         seconds = {"total": round(time.perf_counter() - start, 3)}
-        write_json(folder / "environment.json", environment(dataset.manifest, seconds))
+        write_json(
+            folder / "environment.json", environment(dataset.manifest, seconds, config.model.dtype)
+        )
         write_json(folder / "metrics.json", metrics)
         shutil.rmtree(folder / SHARDS)  # the table holds their rows
     console.print(metrics_table(metrics))

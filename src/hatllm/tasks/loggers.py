@@ -113,7 +113,7 @@ def _wandb(config: Config, folder: Path) -> WandbLogger:
         import wandb  # noqa: F401
     except ImportError as error:
         raise ValueError("logger=wandb needs a package: pip install -e '.[wandb]'") from error
-    return WandbLogger(
+    logger = WandbLogger(
         project=config.logger.project,
         group=config.logger.group,
         tags=config.logger.tags,
@@ -124,6 +124,9 @@ def _wandb(config: Config, folder: Path) -> WandbLogger:
         offline=not wandb_logged_in(),
         config=asdict(config) | {"config_hash": config_hash(config)},
     )
+    # Lightning always passes this one on, and W&B warns that it is of the past.
+    logger._wandb_init.pop("anonymous", None)
+    return logger
 
 
 def wandb_logged_in() -> bool:

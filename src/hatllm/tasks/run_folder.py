@@ -237,8 +237,16 @@ def _fill_newer_settings(saved: Any, schema: Any) -> None:
             _fill_newer_settings(saved[field.name], optional_group)
 
 
-def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """What another person needs to judge and repeat the run."""
+def environment(
+    manifest: dict[str, Any], seconds: dict[str, float], dtype: str | None
+) -> dict[str, Any]:
+    """What another person needs to judge and repeat the run.
+
+    Args:
+        manifest: Of its data: data_hash, split_hash.
+        seconds: What its parts took.
+        dtype: Of the frozen weights; None = there is no model.
+    """
     versions = {}
     for package in PACKAGES:
         try:
@@ -254,6 +262,7 @@ def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str
         "python": platform.python_version(),
         "versions": versions,
         "hardware": hardware(),
+        "dtype": dtype,
         "data_hash": manifest["data_hash"],
         "split_hash": manifest["split_hash"],
         "seconds": seconds,

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def _run_baseline(config: Config, folder: Path) -> Path:
     seconds = {"prepare": time.perf_counter() - start}
     predictions = baseline_predictions(config, folder, dataset, loggers, seconds)
     seconds["total"] = time.perf_counter() - start
-    metrics = _finish(config, folder, dataset, predictions, seconds, resumed)
+    facts = {"resumed": resumed}
+    metrics = _finish(config, folder, dataset, predictions, seconds, facts)
     log_results(loggers, metrics, predictions["test"], dataset.items)
     return folder
 
@@ -121,7 +123,10 @@ def _run_llm(config: Config, folder: Path) -> Path:
     rows = Examples.of(parts.dataset.splits["train"], config.data.max_history_items)
     num_steps = num_optimizer_steps(config.trainer, len(rows))
     resumed = begin(config, folder, parts.dataset)
-    console.print(f"[bold]{folder.name}[/] layers {parts.schedule.letters}, {num_steps} steps")
+    console.print(
+        f"[bold]{folder.name}[/] layers {parts.schedule.letters}, {num_steps} steps, "
+        f"weights {config.model.dtype}"
+    )
     lm = parts.load_model(config)
     start_from_run(lm, config)
     dataset = parts.dataset
@@ -147,7 +152,10 @@ def _run_llm(config: Config, folder: Path) -> Path:
     seconds["total"] = time.perf_counter() - start
     if predictions is not None:
         export_adapter(recommender.lm, parts.schedule, config, folder)
-        metrics = _finish(config, folder, dataset, predictions, seconds, resumed, exported)
+        facts = {"resumed": resumed, "titles": asdict(parts.title_counts)}
+        if exported is not None:
+            facts["exported"] = exported
+        metrics = _finish(config, folder, dataset, predictions, seconds, facts)
         shutil.rmtree(folder / SHARDS)  # the tables hold their rows
         log_results(loggers, metrics, predictions["test"], dataset.items)
     return folder
@@ -241,8 +249,7 @@ def _finish(
     dataset: Dataset,
     predictions: dict[str, pl.DataFrame],
     seconds: dict[str, float],
-    resumed: bool,
-    exported: dict[str, Any] | None = None,
+    facts: dict[str, Any],
 ) -> dict[str, dict[str, float]]:
     """Write everything the folder must hold; `run.json` last, because it says finished."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -262,9 +269,7 @@ def _finish(
     write_table(folder / "examples.parquet", dataset.splits["test"])
     write_json(folder / "split_manifest.json", dataset.manifest)
     write_json(folder / "metrics.json", metrics)
-    made_by = environment(dataset.manifest, rounded) | {"resumed": resumed}
-    if exported is not None:
-        made_by["exported"] = exported
+    made_by = environment(dataset.manifest, rounded, config.model.dtype) | facts
     write_json(folder / "environment.json", made_by)
     run = {
         "label": run_label(config),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 from lightning_fabric.plugins.environments import SLURMEnvironment
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -18,10 +18,20 @@ from hatllm.tasks.loggers import KeepCurve
 from hatllm.tasks.stop_signals import StopSignals
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
-for upstream in ("LeafSpec", "is_gradient_checkpointing", "does not have many workers",
+for upstream in ("LeafSpec", "does not have many workers",
                  "exists and is not empty", "your dataloader is not resumable"):  # fmt: skip
     # The last is wrong here: MicroBatches goes on at the optimizer step that was saved.
     warnings.filterwarnings("ignore", message=f".*{upstream}.*")
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the end of the logger's version, which tells a user nothing."""
+
+    def get_metrics(self, *given: Any) -> dict[str, Any]:
+        """What stands behind the bar."""
+        metrics: dict[str, Any] = super().get_metrics(*given)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
@@ -71,6 +81,7 @@ def build_trainer(
     checkpoints = Checkpoints(folder, trainer)
     callbacks: list[Callback] = [
         FiniteLoss(config, folder), checkpoints, signals, KeepCurve(), LearningRateMonitor("step"),
+        ProgressBar(),
     ]  # fmt: skip
     signals.checkpoints, signals.num_steps = checkpoints, num_steps
     plugins: list[Any] = [WholeCheckpoints()]
