@@ -14,7 +14,8 @@ from hatllm.decode.by_title import ranked_titles
 from hatllm.decode.scorer import Scorers, build_scorers
 from hatllm.decode.search import Search
 from hatllm.model.out_of_memory import naming_what_to_lower
-from hatllm.tasks.evaluate import load_run
+from hatllm.tasks.assemble import assemble_to_answer
+from hatllm.tasks.evaluate import load_tuned
 from hatllm.tasks.run_folder import load_items
 
 
@@ -30,7 +31,7 @@ class Answerer:
     """Finds the best titles for histories of item ids."""
 
     def __init__(self, config: Config, num_histories: int | None) -> None:
-        """Load data and model.
+        """Load model and catalogue, all of it from the run's folder.
 
         Args:
             config: A finished run's settings with the command line's on top.
@@ -39,22 +40,17 @@ class Answerer:
                 same states beside this one: only states that lie ready are used.
 
         Raises:
-            ValueError: If the run is not an LLM's, its weights are missing, or its items are not
-                those of its data.
+            ValueError: If the run is not an LLM's, or a file of its folder is missing.
         """
         if config.model.kind != "llm":
             raise ValueError(
                 f"task=recommend needs an LLM run, this one is model={config.model.name}"
             )
         self.config, self.num_histories = config, num_histories
-        self.parts, self.lm = load_run(config)
-        columns = ["item_id", "title"]
-        if not catalogue_of(config)[columns].equals(self.parts.dataset.items[columns]):
-            raise ValueError(
-                f"task.run_folder={config.task.run_folder}: its items.parquet is not the catalogue "
-                f"of data={config.data.name} as it lies here; give the folder and the data as they "
-                "were when the run was made"
-            )
+        assert config.task.run_folder is not None
+        folder = Path(config.task.run_folder)
+        self.parts = assemble_to_answer(config, folder)
+        self.lm = load_tuned(config, self.parts, folder)
         self._tools: tuple[Scorers, Search] | None = None
 
     @torch.inference_mode()

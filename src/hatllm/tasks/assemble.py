@@ -5,7 +5,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
@@ -25,10 +27,12 @@ from hatllm.model.backbone import (
     load_tokenizer,
     num_layers_of,
 )
+from hatllm.model.export import check_catalogue as check_exported_catalogue
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.tasks.assistant import load_assistant
 from hatllm.tasks.item_vectors import exported_item_vectors, load_item_vectors
+from hatllm.tasks.run_folder import load_items
 
 
 def cache_root(config: Config) -> Path:
@@ -49,13 +53,11 @@ def load_dataset(config: Config) -> Dataset:
 
 
 @dataclass
-class Parts:
-    """What a run is made of, the model last because everything else is checked before."""
+class ModelParts:
+    """What a run's model needs, itself last because everything else is checked before."""
 
-    dataset: Dataset
     schedule: Schedule
     catalogue: Catalogue
-    title_counts: TitleCounts
     item_vector_IE: Tensor | None  # None = items have no tokens of their own
 
     def load_model(self, config: Config) -> MaskedLM:
@@ -65,6 +67,14 @@ class Parts:
             width = lm.output_embedding_VD.shape[1]
             lm.item_tokens = ItemTokens(self.item_vector_IE, width, config.seed)
         return lm
+
+
+@dataclass
+class Parts(ModelParts):
+    """What a run is made of."""
+
+    dataset: Dataset
+    title_counts: TitleCounts
 
 
 def assemble(
@@ -81,27 +91,14 @@ def assemble(
     Raises:
         ValueError: If a setting does not fit the data or the model's layer count.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    check_hardware(config)
-    schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
-    if config.fast and config.decode.state_cache:
-        check_states(schedule)
+    schedule = _schedule(config)
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     tokenizer = load_tokenizer(config.model, cache_root(config))
-    items = dataset.items
-    book = build_prompt_book(
-        tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list(),
-        item_tokens=config.model.item_vectors is not None,
-    )  # fmt: skip
+    book = _book(config, dataset.items, tokenizer)
     check_context(config, book, dataset)
-    catalogue = Catalogue.of(book)
+    catalogue = _catalogue(config, book, coming or {})
     title_counts = told_titles(catalogue, dataset, tokenizer.unk_token_id)
-    if config.decode.assistant_run is not None:
-        catalogue.assistant = load_assistant(
-            config.decode.assistant_run, book.item_id_I, coming or {}
-        )
     vector_IE = None
     if config.model.item_vectors is not None and finished is not None:
         vector_IE = exported_item_vectors(finished, book.item_id_I)
@@ -109,7 +106,7 @@ def assemble(
         vector_IE = load_item_vectors(
             config.model.item_vectors, book.item_id_I, dataset.manifest["data_hash"], coming or {}
         )
-    return Parts(dataset, schedule, catalogue, title_counts, vector_IE)
+    return Parts(schedule, catalogue, vector_IE, dataset, title_counts)
 
 
 def told_titles(catalogue: Catalogue, dataset: Dataset, unknown_id: int | None) -> TitleCounts:
@@ -123,6 +120,52 @@ def told_titles(catalogue: Catalogue, dataset: Dataset, unknown_id: int | None) 
     if (note := counts.note()) is not None and rank_zero_only.rank == 0:
         print(f"note: {note}", file=sys.stderr)
     return counts
+
+
+def assemble_to_answer(config: Config, finished: Path) -> ModelParts:
+    """What a finished run's model needs to answer, from the run's folder alone.
+
+    Args:
+        config: The run's settings with the command line's on top.
+        finished: Its folder: catalogue, item vectors.
+
+    Raises:
+        ValueError: If a file of the folder is missing or does not fit.
+    """
+    schedule, items = _schedule(config), load_items(finished)
+    check_exported_catalogue(finished, items)
+    book = _book(config, items, load_tokenizer(config.model, cache_root(config)))
+    vector_IE = None
+    if config.model.item_vectors is not None:
+        vector_IE = exported_item_vectors(finished, book.item_id_I)
+    return ModelParts(schedule, _catalogue(config, book, {}), vector_IE)
+
+
+def _schedule(config: Config) -> Schedule:
+    """The layers' masks, checked with the machine."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    check_hardware(config)
+    schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
+    if config.fast and config.decode.state_cache:
+        check_states(schedule)
+    return schedule
+
+
+def _book(config: Config, items: pl.DataFrame, tokenizer: Any) -> PromptBook:
+    """The items and the template, tokenised."""
+    return build_prompt_book(
+        tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list(),
+        item_tokens=config.model.item_vectors is not None,
+    )  # fmt: skip
+
+
+def _catalogue(config: Config, book: PromptBook, coming: Mapping[str, Config]) -> Catalogue:
+    """The trie of the titles, and the assistant where there is one."""
+    catalogue = Catalogue.of(book)
+    if config.decode.assistant_run is not None:
+        catalogue.assistant = load_assistant(config.decode.assistant_run, book.item_id_I, coming)
+    return catalogue
 
 
 def check_hardware(config: Config) -> None:

@@ -14,7 +14,7 @@ from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.terminal import metrics_table
-from hatllm.tasks.assemble import Parts, assemble
+from hatllm.tasks.assemble import ModelParts, Parts, assemble
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.run_folder import config_hash, environment
 from hatllm.tasks.run_lock import held_alone
@@ -34,11 +34,16 @@ def load_run(config: Config) -> tuple[Parts, MaskedLM]:
     assert config.task.run_folder is not None
     folder = Path(config.task.run_folder)
     parts = assemble(config, finished=folder)
+    return parts, load_tuned(config, parts, folder)
+
+
+def load_tuned(config: Config, parts: ModelParts, folder: Path) -> MaskedLM:
+    """The tuned model of a finished run, on the GPU where the trainer asks for one."""
     lm = parts.load_model(config).eval()
     load_exported(lm, config, folder)
     if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
         lm.cuda()
-    return parts, lm
+    return lm
 
 
 def evaluate(config: Config) -> Path:

@@ -151,7 +151,7 @@ def _run_llm(config: Config, folder: Path) -> Path:
     seconds["evaluate"] = time.perf_counter() - evaluated
     seconds["total"] = time.perf_counter() - start
     if predictions is not None:
-        export_adapter(recommender.lm, parts.schedule, config, folder)
+        export_adapter(recommender.lm, parts.schedule, config, dataset.items, folder)
         facts = {"resumed": resumed, "titles": asdict(parts.title_counts)}
         if exported is not None:
             facts["exported"] = exported
@@ -266,6 +266,7 @@ def _finish(
     write_table(folder / "predictions.parquet", predictions["test"])
     write_table(folder / "valid_predictions.parquet", predictions["valid"])
     write_table(folder / "items.parquet", dataset.items)
+    write_table(folder / "users.parquet", dataset.users)
     write_table(folder / "examples.parquet", dataset.splits["test"])
     write_json(folder / "split_manifest.json", dataset.manifest)
     write_json(folder / "metrics.json", metrics)
