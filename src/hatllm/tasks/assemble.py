@@ -22,6 +22,7 @@ from hatllm.model.backbone import (
     load_tokenizer,
     num_layers_of,
 )
+from hatllm.model.before_loading import check_backbone
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.tasks.assistant import load_assistant
@@ -83,6 +84,7 @@ def assemble(
     schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
     if config.fast and config.decode.state_cache:
         check_states(schedule)
+    check_backbone(config.model, schedule, cache_root(config))
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     tokenizer = load_tokenizer(config.model, cache_root(config))

@@ -1,0 +1,60 @@
+"""What can be refused of a backbone before its weights are loaded: all that its config says."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from hatllm.masks.schedule import Schedule
+from hatllm.model.backbone import NO_CODE, SHIPPED, check_lora_targets, read_config
+from hatllm.model.proof import refuse_by_verdict, verdict_file
+from hatllm.model.suitability import PROVEN, check_config, check_num_layers, check_structure
+
+if TYPE_CHECKING:
+    from hatllm.config import ModelConfig
+
+
+def check_backbone(config: "ModelConfig", schedule: Schedule, cache_root: Path) -> None:
+    """Refuse, before any weight is loaded, a backbone that the run's masks cannot govern.
+
+    Args:
+        config: Source, backend, adapters.
+        schedule: Of the run.
+        cache_root: Where converted weights and earlier verdicts lie.
+
+    Raises:
+        ValueError: If the model is not found or cannot be masked, has another number of layers
+            than the schedule, lacks a LoRA target, or was found to be computed wrongly before.
+    """
+    if config.source in SHIPPED:
+        return
+    found, backend = read_config(config, cache_root), config.backend
+    if backend == "flex" and not torch.cuda.is_available():
+        backend = "sdpa"
+    check_config(found, backend)
+    check_num_layers(found, schedule)
+    if found.model_type not in PROVEN:
+        refuse_by_verdict(verdict_file(found, config, schedule, backend, cache_root))
+    skeleton = _skeleton(found)
+    check_structure(skeleton)
+    if config.tuning == "lora":
+        check_lora_targets(skeleton, config)
+
+
+def _skeleton(found: Any) -> Any:
+    """The model without weights.
+
+    Raises:
+        ValueError: If it is no causal LM, or needs a package that is not installed.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(found, **NO_CODE)
+    except ImportError as error:
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"model {found.model_type!r} cannot be made here: {line}") from error
+    except ValueError as error:
+        if type(found) in AutoModelForCausalLM._model_mapping:
+            raise
+        raise ValueError(f"model {found.model_type!r} is no causal LM of transformers") from error
