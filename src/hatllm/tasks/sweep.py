@@ -27,6 +27,7 @@ from rich.console import Console
 
 from hatllm.compose import checked, one_line
 from hatllm.config import SweepConfig
+from hatllm.tasks.early import check_layers
 from hatllm.tasks.sweep_cells import Cell, noted_cells
 
 HERE = ("BasicLauncher", "JoblibLauncher")  # launchers whose cells run on this machine
@@ -169,7 +170,9 @@ class Sweep(Callback):
         number = int(HydraConfig.get().job.num)
         cell = Cell(number, words, [sys.executable, str(script), *kept])
         try:
-            folder = run_folder(checked(composed))
+            config = checked(composed)
+            check_layers(config)
+            folder = run_folder(config)
         except (ValueError, OmegaConfBaseException) as error:
             cell.failure = one_line(error, script.parent / "conf")
             return cell
