@@ -10,6 +10,7 @@ three masks.
 import argparse
 import json
 import os
+import re
 import signal
 import tempfile
 import time
@@ -38,6 +39,7 @@ from hatllm.model.packed_prompts import hidden_at
 from hatllm.model.proof import probe_batch, probe_catalogue
 
 RESULTS = Path(__file__).parent / "results"
+NOT_MADE = "not_made.txt"
 MASKS = ("causal", "hatllm", "hatllm_segments")
 CLOSE = 1e-3  # nats, float32: sums in another order differ by 1e-5 on these models
 SECONDS = 180  # for one family
@@ -70,16 +72,17 @@ class NotMadeError(Exception):
 
 
 def _make(model_type: str, window: bool, seed: int, folder: Path) -> None:
+    if window and not can_slide(model_type):
+        raise NoWindowError
     torch.manual_seed(seed)
     try:
-        if window and not can_slide(model_type):
-            raise NoWindowError
-        model = AutoModelForCausalLM.from_config(small_config(model_type, window))
-        model.save_pretrained(folder)
-    except NoWindowError:
-        raise
+        config = small_config(model_type, window)
+        config.save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     except Exception as error:  # any, of a model that was not asked for in this size
-        raise NotMadeError(_line(error)) from error
+        if not folder.exists():
+            raise NotMadeError(_line(error)) from error
+        (folder / NOT_MADE).write_text(_line(error))  # its config may be refused all the same
 
 
 def _outcome(folder: Path, mask: str) -> dict[str, Any]:
@@ -99,14 +102,17 @@ def _outcome(folder: Path, mask: str) -> dict[str, Any]:
 def _under(source: Path, mask: str, cache: Path) -> dict[str, Any]:
     words = [f"mask={mask}", "model=huggingface", f"model.source={source}", "model.tuning=none",
              "model.dtype=float32", f"model.backend={_backend(source)}"]  # fmt: skip
-    config, said = composed(words), "before its weights are loaded"
+    config, said = composed(words), "before"
     try:
         schedule = build_schedule(config.mask, num_layers_of(config.model, cache))
         check_backbone(config.model, schedule, cache)
+        if (source / NOT_MADE).exists():
+            raise NotMadeError((source / NOT_MADE).read_text())
         said = "after"
         lm = load_masked_lm(config.model, schedule, cache, seed=0)
     except ValueError as error:
-        return {"outcome": "refused", "when": said, "line": str(error).replace(str(source), "DIR")}
+        line = re.sub(r" \(verdict: .*\)", "", str(error).replace(str(source), "DIR"))
+        return {"outcome": "refused", "when": said, "line": line}
     return {"outcome": "tried", "nats": _nats(lm, source, cache)}
 
 

@@ -29,7 +29,7 @@ SIZES: tuple[tuple[str, Small], ...] = (
     (r"(global_)?head_dim|.*head_dim|d_kv|attention_head_size", 8),
     (r"(q|kv|o)_lora_rank|.*lora_rank", 16),
     (r"(num|n)_(shared|null)_experts", lambda value: min(value, 1)),
-    (r".*(num_experts_per_tok|top_?k|experts_per_token|moe_topk|num_selected_experts)", 2),
+    (r".*(num_experts_per_tok|top_?k|experts_per_token|moe_topk|moe_k|num_selected_experts)", 2),
     (r"(n_groups?|topk_groups?|num_expert_groups?|num_limited_groups?)", 1),
     (r".*experts.*", lambda value: min(value, 4)),
     (r".*sliding_window.*|attention_window_size|attention_chunk_size|window_size", WINDOW),
@@ -45,6 +45,10 @@ ABSENT = {"head_dim": 8}  # instead of null
 EXTRAS: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "hunyuan_v1_moe": {"num_experts": 4},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
+    },
     "nemotron": {"num_key_value_heads": 2},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16},
     "falcon_h1": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64},
@@ -83,7 +87,9 @@ def small_config(model_type: str, window: bool = False) -> PreTrainedConfig:
 def can_slide(model_type: str) -> bool:
     """Whether the type's text model has sliding windows that are off by default."""
     config = AutoConfig.for_model(model_type).get_text_config(decoder=True)
-    return hasattr(config, "sliding_window") and config.sliding_window is None
+    if not hasattr(config, "sliding_window"):
+        return False
+    return config.sliding_window is None or not getattr(config, "use_sliding_window", True)
 
 
 def shrunk(settings: dict[str, Any]) -> dict[str, Any]:

@@ -63,9 +63,13 @@ def _hook(decoder: Any, pattern: str, segment: Sequence[int], restarts: bool, ki
         if restarts:
             position = torch.tensor([restarted(segment)])
             like = args[0]
+            if kwargs.get("position_ids") is not None:
+                kwargs["position_ids"] = position
+            if kwargs["position_embeddings"] is None:  # a layer without positions
+                return args, kwargs
             try:
                 kwargs["position_embeddings"] = decoder.rotary_emb(like, position)
-            except KeyError:  # a table a kind of layer
+            except (KeyError, TypeError):  # a table a kind of layer
                 kwargs["position_embeddings"] = decoder.rotary_emb(like, position, kind)
         return args, kwargs
 

@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from hatllm.model.stages import Band, Place, Stage, Stages
-from hatllm.model.suitability import check_config, check_structure
+from hatllm.model.suitability import slides
 
 Attention = Any  # an attention module of some model family: has layer_idx, config, training
 
@@ -26,14 +26,9 @@ def install(model: PreTrainedModel, backend: str) -> None:
     """Make a causal LM read its ``stages`` in every layer; call once, before peft wraps it.
 
     Args:
-        model: Any transformers causal LM whose attention goes through `AttentionInterface`.
+        model: A causal LM that `hatllm.model.suitability` has not refused.
         backend: 'sdpa', 'eager' or 'flex'.
-
-    Raises:
-        ValueError: If the model's attention is one the backend would compute wrongly.
     """
-    check_config(model.config, backend)
-    check_structure(model)
     config = model.config.get_text_config(decoder=True)
     model.set_attn_implementation(f"hatllm_{backend}")
     decoder = model.get_decoder()
@@ -79,9 +74,13 @@ def _entry_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
             return args, kwargs  # the model's own positions are the right ones
         if "position_embeddings" not in kwargs:
             raise RuntimeError("this model does not hand position embeddings to its layers")
-        like = kwargs["position_embeddings"][0]
         position = stage.restart_T if restarts else stage.position_T
         position_BQ = position if position.ndim == 2 else position[None]
+        if kwargs.get("position_ids") is not None:  # Ministral 3 scales its queries by them
+            kwargs["position_ids"] = position_BQ
+        if kwargs["position_embeddings"] is None:  # a layer without positions
+            return args, kwargs
+        like = kwargs["position_embeddings"][0]
         kwargs["position_embeddings"] = stage.once(
             ("rotary", restarts, *extra), lambda: rotary(like, position_BQ, *extra)
         )
@@ -132,12 +131,8 @@ def _in_bands(
 def _window_of(module: Attention, kwargs: dict[str, Any]) -> int | None:
     """The layer's own sliding window; some families hide it in the mask they would have made."""
     config, layer = module.config, module.layer_idx
-    kinds = getattr(config, "layer_types", None)
-    slides = (
-        kinds[layer] == "sliding_attention" if kinds else getattr(config, "sliding_window", None)
-    )
     window: int | None = kwargs.get("sliding_window")
-    if slides and window is None:
+    if window is None and slides(config, layer):
         raise RuntimeError(
             f"layer {layer} of {config.model_type!r} does not hand on its sliding window"
         )

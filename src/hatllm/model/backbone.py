@@ -27,6 +27,7 @@ from hatllm.masks.schedule import Schedule
 from hatllm.model.compiled import compile_layers
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.proof import prove
+from hatllm.model.suitability import num_layers_in
 from hatllm.whole_files import CHECKSUMS_FILE, damaged_file, folder_written_whole, record_checksums
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def num_layers_of(config: "ModelConfig", cache_root: Path) -> int:
     """
     if config.num_layers is not None:
         return config.num_layers
-    text_config = read_config(config, cache_root).get_text_config(decoder=True)
-    return int(text_config.num_hidden_layers)
+    return num_layers_in(read_config(config, cache_root))
 
 
 def context_length_of(config: "ModelConfig", cache_root: Path) -> int | None:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from hatllm.masks.schedule import Schedule
 from hatllm.model.backbone import NO_CODE, SHIPPED, check_lora_targets, read_config
 from hatllm.model.proof import refuse_by_verdict, verdict_file
-from hatllm.model.suitability import PROVEN, check_config, check_num_layers, check_structure
+from hatllm.model.suitability import PROVEN, check_config, check_structure
 
 if TYPE_CHECKING:
     from hatllm.config import ModelConfig
@@ -32,8 +32,7 @@ def check_backbone(config: "ModelConfig", schedule: Schedule, cache_root: Path) 
     found, backend = read_config(config, cache_root), config.backend
     if backend == "flex" and not torch.cuda.is_available():
         backend = "sdpa"
-    check_config(found, backend)
-    check_num_layers(found, schedule)
+    check_config(found, backend, schedule)
     if found.model_type not in PROVEN:
         refuse_by_verdict(verdict_file(found, config, schedule, backend, cache_root))
     skeleton = _skeleton(found)
@@ -48,13 +47,11 @@ def _skeleton(found: Any) -> Any:
     Raises:
         ValueError: If it is no causal LM, or needs a package that is not installed.
     """
+    if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"model {found.model_type!r} is no causal LM of transformers")
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(found, **NO_CODE)
     except ImportError as error:
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"model {found.model_type!r} cannot be made here: {line}") from error
-    except ValueError as error:
-        if type(found) in AutoModelForCausalLM._model_mapping:
-            raise
-        raise ValueError(f"model {found.model_type!r} is no causal LM of transformers") from error

@@ -17,7 +17,7 @@ from hatllm.masks.schedule import Schedule
 from hatllm.model import attention
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.stages import Band, PrefixStates, Rows, Stage, Stages
-from hatllm.model.suitability import check_num_layers
+from hatllm.model.suitability import check_config, check_structure
 
 FEW_TOKENS = 64  # up to so many tokens a row, single dot products beat the whole output layer
 
@@ -38,7 +38,8 @@ class MaskedLM(nn.Module):
                 the model's attention.
         """
         super().__init__()
-        check_num_layers(model.config, schedule)
+        check_config(model.config, backend, schedule)
+        check_structure(model)
         attention.install(model, backend)
         self.model: nn.Module = model
         self.backbone = [model]  # in a list: not registered a second time
