@@ -72,13 +72,15 @@ class NotMadeError(Exception):
 
 
 def _make(model_type: str, window: bool, seed: int, folder: Path) -> None:
-    if window and not can_slide(model_type):
-        raise NoWindowError
     torch.manual_seed(seed)
     try:
+        if window and not can_slide(model_type):
+            raise NoWindowError
         config = small_config(model_type, window)
         config.save_pretrained(folder)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    except NoWindowError:
+        raise
     except Exception as error:  # any, of a model that was not asked for in this size
         if not folder.exists():
             raise NotMadeError(_line(error)) from error

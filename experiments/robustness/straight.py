@@ -4,6 +4,7 @@ One row at a time, without padding, eager attention. Each layer is handed the ma
 made for it (causal, with its own sliding window) less what the pattern blocks, pair by pair.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,10 +68,9 @@ def _hook(decoder: Any, pattern: str, segment: Sequence[int], restarts: bool, ki
                 kwargs["position_ids"] = position
             if kwargs["position_embeddings"] is None:  # a layer without positions
                 return args, kwargs
-            try:
-                kwargs["position_embeddings"] = decoder.rotary_emb(like, position)
-            except (KeyError, TypeError):  # a table a kind of layer
-                kwargs["position_embeddings"] = decoder.rotary_emb(like, position, kind)
+            by_kind = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
+            extra = (kind,) if by_kind else ()
+            kwargs["position_embeddings"] = decoder.rotary_emb(like, position, *extra)
         return args, kwargs
 
     return enter

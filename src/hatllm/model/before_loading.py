@@ -8,7 +8,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from hatllm.masks.schedule import Schedule
 from hatllm.model.backbone import NO_CODE, SHIPPED, check_lora_targets, read_config
-from hatllm.model.proof import refuse_by_verdict, verdict_file
+from hatllm.model.proof import UNFIT, refuse_by_verdict, verdict_file
 from hatllm.model.suitability import PROVEN, check_config, check_structure
 
 if TYPE_CHECKING:
@@ -45,13 +45,14 @@ def _skeleton(found: Any) -> Any:
     """The model without weights.
 
     Raises:
-        ValueError: If it is no causal LM, or needs a package that is not installed.
+        ValueError: If it is no causal LM, or transformers cannot make it: it may need a package
+            that is not installed, or a setting that its config lacks.
     """
     if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"model {found.model_type!r} is no causal LM of transformers")
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(found, **NO_CODE)
-    except ImportError as error:
+    except (ImportError, *UNFIT) as error:
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"model {found.model_type!r} cannot be made here: {line}") from error
