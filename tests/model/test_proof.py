@@ -1,5 +1,6 @@
 """Model types that no other test covers: right in every path, or refused by name."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from transformers import CONFIG_MAPPING
 
 from hatllm.model.before_loading import check_backbone
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.proof import differences
+from hatllm.model.proof import differences, prove
 from hatllm.model.suitability import PROVEN
 from hatllm.tasks.early import check_layers
 from hatllm.tasks.train import train
@@ -31,7 +32,6 @@ ODD: dict[str, dict[str, Any]] = {
     "Glm4MoeLite": LATENT,
     "Youtu": LATENT,
 }
-SMALL_FALCON = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4}
 
 
 def test_the_types_that_need_no_proof_are_those_the_tests_cover() -> None:
@@ -108,3 +108,39 @@ def test_masks_are_checked_without_waiting_for_torch() -> None:
     code = "import sys, hatllm.tasks, hatllm.compose; print({'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def unproven(tmp_path: Path, compose_config: Compose) -> tuple[MaskedLM, Any]:
+    """An Arcee in bfloat16, and its model settings; its config lies in a folder."""
+    source = save(tmp_path, "arcee")
+    words = ["model=huggingface", f"model.source={source}", "model.tuning=none"]
+    lm = MaskedLM(build("Arcee").bfloat16(), schedule_of("IFFC", "segments"), "sdpa")
+    return lm, compose_config(*words).model
+
+
+def test_a_model_that_is_computed_wrongly_is_refused_and_next_time_before_it_is_loaded(
+    tmp_path: Path, compose_config: Compose
+) -> None:
+    lm, config = unproven(tmp_path, compose_config)
+    check_backbone(config, lm.schedule, tmp_path)
+    lm.final_softcap = 1.0  # which transformers' own pass does not have
+    with pytest.raises(ValueError, match=r"'arcee' is not computed rightly .* transformers' own"):
+        prove(lm, config, "sdpa", tmp_path)
+    with pytest.raises(ValueError, match=r"'arcee' is not computed rightly"):
+        check_backbone(config, lm.schedule, tmp_path)
+    check_backbone(config, schedule_of("FFFF"), tmp_path)  # another schedule was not tried
+
+
+def test_a_proof_in_float32_leaves_bfloat16_weights_as_they_were(
+    tmp_path: Path, compose_config: Compose
+) -> None:
+    lm, config = unproven(tmp_path, compose_config)
+    before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
+    prove(lm, config, "sdpa", tmp_path)
+    for name, tensor in lm.state_dict().items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, before[name])
+    (verdict,) = (tmp_path / "proofs").glob("arcee-*.json")
+    said = json.loads(verdict.read_text())
+    assert said["dtype"] == "torch.float32" and said["refused"] is None
+    assert max(said["differences"].values()) < 1e-3

@@ -40,6 +40,7 @@ LOW_PRECISION_TOLERANCE = 0.5
 # Two experts that a router likes equally well may swap places by the last digit of a sum. That
 # happens to a token of one prompt, a fault to every prompt.
 PROMPTS = 3
+ADDED = ("dtype", "transformers_version", "architectures", "quantization_config")
 MEMORY = Path("/proc/meminfo")
 # What a model raises that is built otherwise than the masks expect.
 UNFIT = (RuntimeError, TypeError, AttributeError, LookupError)
@@ -91,19 +92,21 @@ def verdict_file(
         backend: As in `prove`.
         cache_root: As in `prove`.
     """
-    settings = {
-        name: value
-        for name, value in found.to_dict().items()
-        if not name.startswith("_")
-        and name not in ("dtype", "transformers_version", "architectures", "quantization_config")
-    }
     code = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
     parts = (
-        settings, config.dtype, config.quantization_bits, backend, vars(schedule),
+        _settings(found.to_dict()), config.dtype, config.quantization_bits, backend, vars(schedule),
         version("transformers"), version("torch"), hashlib.sha256(b"".join(code)).hexdigest(),
     )  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return cache_root / "proofs" / f"{found.model_type}-{digest[:16]}.json"
+
+
+def _settings(found: Any) -> Any:
+    """A configuration without what loading adds to it, in its parts as well."""
+    if not isinstance(found, dict):
+        return found
+    names = [name for name in found if name not in ADDED and not str(name).startswith("_")]
+    return {str(name): _settings(found[name]) for name in names}
 
 
 @torch.no_grad()
