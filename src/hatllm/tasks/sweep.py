@@ -27,7 +27,6 @@ from rich.console import Console
 
 from hatllm.compose import checked, one_line
 from hatllm.config import SweepConfig
-from hatllm.tasks.early import check_layers
 from hatllm.tasks.sweep_cells import Cell, noted_cells
 
 HERE = ("BasicLauncher", "JoblibLauncher")  # launchers whose cells run on this machine
@@ -170,9 +169,7 @@ class Sweep(Callback):
         number = int(HydraConfig.get().job.num)
         cell = Cell(number, words, [sys.executable, str(script), *kept])
         try:
-            config = checked(composed)
-            check_layers(config)
-            folder = run_folder(config)
+            folder = run_folder(checked(composed))
         except (ValueError, OmegaConfBaseException) as error:
             cell.failure = one_line(error, script.parent / "conf")
             return cell
