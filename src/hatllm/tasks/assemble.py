@@ -27,6 +27,7 @@ from hatllm.model.backbone import (
     load_tokenizer,
     num_layers_of,
 )
+from hatllm.model.before_loading import check_backbone
 from hatllm.model.export import check_catalogue as check_exported_catalogue
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
@@ -149,6 +150,7 @@ def _schedule(config: Config) -> Schedule:
     schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
     if config.fast and config.decode.state_cache:
         check_states(schedule)
+    check_backbone(config.model, schedule, cache_root(config))
     return schedule
 
 
