@@ -21,7 +21,8 @@ CONFIG = """\
 model: {name: smollm2_135m, kind: llm}
 mask: {name: hatllm}
 loss: {name: msl}
-decode: {name: beam}
+decode: {name: beam, top_k: 10}
+metrics: {cut_offs: [1, 5, 10]}
 data: {name: toys}
 scale: laptop
 seed: 1
@@ -62,9 +63,9 @@ def make_run(
     )
     train = examples.select("history", pl.col("history").list.first().alias("target"))
     metrics = {
-        "test": evaluate_predictions(predictions, ITEMS, train),
+        "test": evaluate_predictions(predictions, ITEMS, train, (1, 5, 10)),
         "popularity": evaluate_predictions(
-            predictions_frame([None] * (num_examples - 1) + [3]), ITEMS, train
+            predictions_frame([None] * (num_examples - 1) + [3]), ITEMS, train, (1, 5, 10)
         ),
     }
     environment = {

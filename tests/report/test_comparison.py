@@ -11,8 +11,10 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from hatllm.report.comparison import NO_SEED, Comparison, compare_runs, example_users, load_run
+from hatllm.report.comparison import Comparison, compare_runs, load_run
 from hatllm.report.comparison_table import comparison_frame, rich_table, write_comparison
+from hatllm.report.examples import example_users
+from hatllm.report.pairing import NO_SEED
 
 from .run_folders import make_run
 
@@ -109,7 +111,7 @@ def test_a_run_has_a_seed_where_one_can_change_it(
         name, _, value = setting.partition(": ")
         OmegaConf.update(config, name, int(value) if name == "trainer.max_steps" else value)
     OmegaConf.save(config, folder / "config.yaml")
-    assert load_run(folder).seed == (7 if is_seeded else NO_SEED)
+    assert load_run(folder, (10,)).seed == (7 if is_seeded else NO_SEED)
 
 
 def test_of_runs_that_differ_in_a_seed_that_changes_nothing_the_first_counts(

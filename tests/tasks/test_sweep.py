@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,11 +14,12 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
+from report.frames import predictions_frame
 from toys import CONF, Compose
 
 import run
 from hatllm.compose import checked
-from hatllm.config import SWEEP_METRICS, SweepConfig
+from hatllm.config import SweepConfig
 from hatllm.report.sweep import write_sweep
 from hatllm.tasks.run_folder import run_folder
 from hatllm.tasks.run_lock import BUSY, run_lock
@@ -41,13 +42,23 @@ def stamps(tmp_path: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("outputs/*/run.json")}
 
 
-def write_run(folder: Path, seed: int, value: float, nll: float | None, kind: str = "llm") -> Path:
+def write_run(
+    folder: Path,
+    seed: int,
+    value: float,
+    nll: float | None,
+    kind: str = "llm",
+    ranks: Sequence[int | None] = (1, None) * 4,
+) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"model: {{kind: {kind}}}\n")
-    numbers = {name.split("/")[1]: value for name in SWEEP_METRICS}
+    (folder / "config.yaml").write_text(f"model: {{kind: {kind}}}\ndecode: {{top_k: 10}}\n")
+    numbers = dict.fromkeys(("HR@5", "HR@10", "NDCG@5", "NDCG@10"), value)
     numbers |= {"trie_NLL": nll, "vocab_NLL": nll}
     (folder / "metrics.json").write_text(json.dumps({"valid": numbers, "test": numbers}))
     (folder / "run.json").write_text(json.dumps({"seed": seed}))
+    log_probs = None if nll is None else [-nll] * 8
+    for name in ("predictions.parquet", "valid_predictions.parquet"):
+        predictions_frame(ranks, log_probs).write_parquet(folder / name)
     return folder
 
 

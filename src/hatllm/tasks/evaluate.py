@@ -70,7 +70,9 @@ def evaluate(config: Config) -> Path:
             return folder
         dataset = parts.dataset
         table = predictions[split]
-        metrics = {split: evaluate_predictions(table, dataset.items, dataset.full_train)}
+        metrics = {
+            split: evaluate_predictions(table, dataset.items, dataset.full_train, config.cut_offs)
+        }
         write_table(folder / "predictions.parquet", table)
         seconds = {"total": round(time.perf_counter() - start, 3)}
         write_json(folder / "environment.json", environment(dataset.manifest, seconds))

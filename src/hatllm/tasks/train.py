@@ -238,11 +238,11 @@ def _finish(
     """Write everything the folder must hold; `run.json` last, because it says finished."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {
-        split: evaluate_predictions(table, dataset.items, dataset.full_train)
+        split: evaluate_predictions(table, dataset.items, dataset.full_train, config.cut_offs)
         for split, table in predictions.items()
     }
     metrics["popularity"] = evaluate_predictions(
-        popularity_of(config, dataset, "test"), dataset.items, dataset.full_train
+        popularity_of(config, dataset, "test"), dataset.items, dataset.full_train, config.cut_offs
     )
     rounded = {name: round(value, 3) for name, value in seconds.items()}
     write_table(folder / "predictions.parquet", predictions["test"])
@@ -262,7 +262,7 @@ def _finish(
         "data_hash": dataset.manifest["data_hash"],
         "seconds": rounded,
     }
-    write_run_report(folder)
+    write_run_report(folder, run_label(config))
     write_json(folder / RUN_FILE, run)
     console.print(metrics_table(metrics))
     console.print(f"report: {folder / 'report.md'}")
