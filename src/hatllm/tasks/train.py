@@ -20,7 +20,9 @@ from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.model.processes import agreed
 from hatllm.model.recommender import Recommender
+from hatllm.report.draw_masks import draw_masks
 from hatllm.report.evaluation import evaluate_predictions
+from hatllm.report.figures import save_figure
 from hatllm.report.run_report import write_run_report
 from hatllm.report.terminal import metrics_table
 from hatllm.tasks.assemble import (
@@ -34,7 +36,8 @@ from hatllm.tasks.baseline import CHECKPOINT_FILE, baseline_predictions, popular
 from hatllm.tasks.begin import begin
 from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
-from hatllm.tasks.loggers import build_loggers, log_results
+from hatllm.tasks.loggers import build_loggers, log_results, wants_picture
+from hatllm.tasks.masks import masks_of
 from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import (
     RUN_FILE,
@@ -104,12 +107,12 @@ def _run_baseline(config: Config, folder: Path) -> Path:
     resumed = begin(config, folder, dataset)
     if not (folder / CHECKPOINT_FILE).exists():
         (folder / "curves.csv").unlink(missing_ok=True)
-    loggers = build_loggers(config, folder)
+    loggers = build_loggers(config, folder, dataset.manifest, None)
     seconds = {"prepare": time.perf_counter() - start}
     predictions = baseline_predictions(config, folder, dataset, loggers, seconds)
     seconds["total"] = time.perf_counter() - start
     metrics = _finish(config, folder, dataset, predictions, seconds, resumed)
-    log_results(loggers, metrics, predictions["test"], dataset.items)
+    log_results(loggers, metrics, predictions["test"], dataset.items, None)
     return folder
 
 
@@ -129,7 +132,10 @@ def _run_llm(config: Config, folder: Path) -> Path:
         dataset.items, dataset.full_train, dataset.splits["valid"],
     )  # fmt: skip
     seconds = {"prepare": time.perf_counter() - start}
-    loggers = build_loggers(config, folder)
+    loggers = build_loggers(config, folder, dataset.manifest, parts.schedule)
+    picture = None
+    if wants_picture(loggers) and rank_zero_only.rank == 0:
+        picture = save_figure(draw_masks(*masks_of(config, parts)), folder / "masks.png")
     if num_steps and config.model.tuning != "none":
         trained = time.perf_counter()
         fit(config, folder, recommender, rows, parts, num_steps, loggers, requeue)
@@ -147,7 +153,7 @@ def _run_llm(config: Config, folder: Path) -> Path:
         export_adapter(recommender.lm, parts.schedule, config, folder)
         metrics = _finish(config, folder, dataset, predictions, seconds, resumed)
         shutil.rmtree(folder / SHARDS)  # the tables hold their rows
-        log_results(loggers, metrics, predictions["test"], dataset.items)
+        log_results(loggers, metrics, predictions["test"], dataset.items, picture)
     return folder
 
 

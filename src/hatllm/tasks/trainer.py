@@ -10,7 +10,6 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
-    LearningRateMonitor,
     ModelCheckpoint,
 )
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
@@ -19,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from hatllm.config import Config, TrainerConfig
 from hatllm.tasks.checkpoints import LastCheckpoint, WholeCheckpoints
 from hatllm.tasks.finite_loss import FiniteLoss
-from hatllm.tasks.loggers import KeepCurve
+from hatllm.tasks.loggers import KeepCurve, LearningRate
 from hatllm.tasks.requeue import Requeue
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
@@ -79,7 +78,7 @@ def build_trainer(
     )
     last = LastCheckpoint(checkpoints / "last.ckpt", trainer.checkpoint_every_steps)
     callbacks: list[Callback] = [
-        FiniteLoss(config, folder), best, last, requeue, KeepCurve(), LearningRateMonitor("step"),
+        FiniteLoss(config, folder), best, last, requeue, KeepCurve(), LearningRate(),
     ]  # fmt: skip
     if trainer.early_stopping_patience is not None:
         callbacks.append(
