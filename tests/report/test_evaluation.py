@@ -122,3 +122,21 @@ def test_means_of_example_metrics_are_the_metrics() -> None:
     metrics = evaluate(frame)
     for name in ("HR@5", "NDCG@10", "item_MRR@10", "trie_NLL", "vocab_NLL"):
         assert values[name].mean() == pytest.approx(metrics[name])
+
+
+def test_a_list_of_four_has_metrics_at_four_and_none_at_ten() -> None:
+    frame = predictions_frame([1, 4, None], top_items=[[0, 1, 2, 3], [1, 2], [3]])
+    metrics = evaluate(frame, (1, 4))
+    assert (metrics["HR@1"], metrics["HR@4"]) == pytest.approx((1 / 3, 2 / 3))
+    assert metrics["NDCG@4"] == pytest.approx((1 + 1 / math.log2(5)) / 3)
+    assert metrics["head/HR@4"] == metrics["HR@4"]
+    assert metrics["coverage@4"] == 1.0
+    assert not [name for name in metrics if name.endswith(("@5", "@10", "@10_se"))]
+
+
+def test_slices_and_coverage_take_ten_where_there_is_more() -> None:
+    frame = predictions_frame([15], top_items=[[0] * 14 + [1]])
+    metrics = evaluate(frame, (5, 10, 20))
+    assert (metrics["HR@10"], metrics["HR@20"], metrics["head/HR@10"]) == (0, 1, 0)
+    assert metrics["coverage@10"] == pytest.approx(1 / 4)
+    assert "head/HR@20" not in metrics

@@ -38,6 +38,21 @@ def test_report_names_the_run_its_hashes_and_its_command(tmp_path: Path) -> None
     assert "python run.py data=toys seed=1" in text
 
 
+def test_report_calls_the_run_by_its_label_and_the_split_by_its_name(tmp_path: Path) -> None:
+    text = write_run_report(make_run(tmp_path / "run"), "two_phase").read_text()
+    assert "| two_phase, test | popularity baseline, test |" in text
+    assert "top 5 by two_phase:" in text and "its rank: two_phase " in text
+    assert "test (test)" not in text and "by test" not in text and "rank: test" not in text
+
+
+def test_report_of_short_lists_says_what_is_not_measured(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", top_k=6)
+    text = write_run_report(folder, "hatllm").read_text()
+    assert "Not measured: @10, of lists of 6 (decode.top_k)." in text
+    assert "| HR@5 ↑ |" in text and "| target | examples | HR@5 | NDCG@5 |" in text
+    assert "@10 ↑" not in text
+
+
 def test_report_without_a_recorded_command_gives_back_the_config(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a run")
     (folder / "environment.json").write_text("{}")

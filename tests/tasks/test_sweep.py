@@ -78,6 +78,50 @@ def test_cells_are_averaged_over_seeds_and_the_best_is_named(tmp_path: Path) -> 
     assert len(pl.read_csv(tmp_path / "sweep/cells.csv")) == 4
 
 
+def test_a_single_seed_has_its_error_over_users_and_several_both(tmp_path: Path) -> None:
+    settings = [{"mask.split_layer": depth} for depth in ("8", "16", "16")]
+    # Of 8 users 4 are hit: sqrt(8 * 1/4 / 7 / 8) = 0.189. Over both seeds of 16 the means of the
+    # first four users are 1, 0, 1, 0 and those of the others 1/2.
+    ranks: list[list[int | None]] = [
+        [1, None] * 4,
+        [1, None] * 4,
+        [1, None, 1, None, None, 1, None, 1],
+    ]
+    folders = [write_run(tmp_path / str(n), n, 0.5, None, ranks=ranks[n]) for n in range(3)]
+    text = write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    rows = [line for line in text.splitlines() if line.startswith(("| 8 ", "| 16 "))]
+    assert "| 0.5000 ± 0.1890 |" in rows[0] and "(" not in rows[0]
+    both = (sum((x - 0.5) ** 2 for x in (1, 0, 1, 0)) / 7 / 8) ** 0.5
+    assert f"| 0.5000 ± {both:.4f} (0.0000) |" in rows[1]
+    assert "± is the standard error over users, in parentheses the standard deviation" in text
+
+
+def test_a_sweep_without_a_hit_shows_no_error_of_zero(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / str(n), 1, 0.0, 2.0, ranks=[None] * 8) for n in range(2)]
+    settings = [{"loss.tau": tau} for tau in ("1", "2")]
+    text = write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    assert "| 0.0000 | 0.0000 |" in text and "± 0.0000" not in text
+    assert "at 95 % the rate is below 0.3750 (8 users)" in text
+    assert "Best valid/NDCG@10: 0.0000 with `loss.tau=1`, and 1 more alike." in text
+
+
+def test_lists_of_four_have_no_metrics_at_ten_in_a_sweep(tmp_path: Path) -> None:
+    settings = [{"decode.top_k": k} for k in ("4", "20")]
+    folders = [write_run(tmp_path / k["decode.top_k"], 1, 0.25, None) for k in settings]
+    for folder, top_k in zip(folders, (4, 20), strict=True):
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("top_k: 10", f"top_k: {top_k}"))
+    numbers = {"HR@4": 0.25, "NDCG@4": 0.2}
+    (folders[0] / "metrics.json").write_text(json.dumps({"valid": numbers, "test": numbers}))
+    text = write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    assert "| 4 | 1 | – | – | – |" in text
+    assert "– in valid/NDCG@10, test/NDCG@10: lists of fewer titles (decode.top_k)." in text
+    cells = pl.read_csv(tmp_path / "sweep/cells.csv")
+    assert cells["test/HR@10"].to_list() == [None, 0.25]
+    # What one of the runs was not made with is measured of its answers: 4 of 8 at rank 1.
+    assert cells["test/HR@4"].to_list() == [0.25, 0.5]
+
+
 def test_a_sweep_says_what_a_uniform_guess_has_on_each_of_its_data(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / str(n), 1, 0.1, 2.0) for n in range(3)]
     assert "NLL in nats a title.\n" in write_sweep([{}] * 3, folders, GRID, tmp_path / "none")

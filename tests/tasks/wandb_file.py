@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,28 @@ class Logged:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    is_whole: bool = False
 
 
-def read_offline_run(folder: Path) -> Logged:
-    """The run below a run folder; later records win, as on the server."""
+def read_offline_run(folder: Path, seconds: float = 30.0) -> Logged:
+    """The run below a run folder; later records win, as on the server.
+
+    W&B's own process writes the file, and may end a moment after the run: its last record is
+    waited for.
+    """
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    until = time.monotonic() + seconds
+    while True:
+        logged = _read(path)
+        if logged.is_whole:
+            return logged
+        assert time.monotonic() < until, f"{path} has no end"
+        time.sleep(0.05)
+
+
+def _read(path: Path) -> Logged:
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     logged = Logged()
     for content in _records(path.read_bytes()):
         record = Record()
@@ -41,6 +57,8 @@ def read_offline_run(folder: Path) -> Logged:
                 logged.summary |= row  # of every curve its last value
             case "summary":
                 logged.summary |= _values(record.summary.update)
+            case "exit":
+                logged.is_whole = True
     return logged
 
 

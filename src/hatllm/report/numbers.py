@@ -71,12 +71,15 @@ def no_hits_note(num_users: Iterable[float]) -> str:
     return f"0 without ±: nobody was hit; at 95 % the rate is below {' or '.join(bounds)}"
 
 
-def users_without_a_hit(metrics: Mapping[str, Mapping[str, float]]) -> list[float]:
-    """Users of every split of a ``metrics.json`` of which some HR@K is 0."""
+def users_without_a_hit(
+    metrics: Mapping[str, Mapping[str, float]], shown: Iterable[str]
+) -> list[float]:
+    """Users of every split of a ``metrics.json`` of which a HR@K that is shown is 0."""
+    rates = [name for name in shown if name.startswith("HR@")]
     return [
         values["num_users"]
         for values in metrics.values()
-        if any(values[f"HR@{k}"] == 0 for k in cut_offs_of(values))
+        if any(values.get(name) == 0 for name in rates)
     ]
 
 

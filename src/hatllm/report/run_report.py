@@ -128,7 +128,7 @@ def _notes(
     """What must be known to read the main table."""
     top_k = config["decode"]["top_k"]
     too_long = [f"@{k}" for k in config["metrics"]["cut_offs"] if k > top_k]
-    notes = [OVER_USERS, no_hits_note(users_without_a_hit(metrics))]
+    notes = [OVER_USERS, no_hits_note(users_without_a_hit(metrics, metrics["test"]))]
     nll = "NLL in nats a title" + (f", {guess}" if guess else "")
     notes.append(f"{nll}; by title unless named item_")
     if too_long:

@@ -126,8 +126,10 @@ def _markdown(
     )
     if settings and len(best):
         words = " ".join(f"{name}={best[name][0]}" for name in settings)
+        alike = best.filter(pl.col(config.objective) == best[config.objective][0])
         value = format_value(config.objective, best[config.objective][0])
-        text += f"Best {config.objective}: {value} with `{words}`.\n"
+        text += f"Best {config.objective}: {value} with `{words}`"
+        text += f", and {len(alike) - 1} more alike.\n" if len(alike) > 1 else ".\n"
     return text
 
 

@@ -23,14 +23,15 @@ def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
     Returns:
         One column a split.
     """
-    notes = [OVER_USERS, no_hits_note(users_without_a_hit(metrics))]
-    table = Table(caption=sentences([*notes, "NLL in nats a title, lower is better"]))
+    shown = ranking_metrics(cut_offs_of(next(iter(metrics.values()))))
+    notes = [OVER_USERS, no_hits_note(users_without_a_hit(metrics, shown))]
+    caption = sentences([*notes, "NLL in nats a title, lower is better"])
+    table = Table(caption=caption, caption_justify="left")
     table.add_column("")
     for split, values in metrics.items():
         name = "popularity on test" if split == "popularity" else split
         table.add_column(f"{name}\n{values['num_examples']:.0f} examples", justify="right")
-    cut_offs = cut_offs_of(next(iter(metrics.values())))
-    for name in (*ranking_metrics(cut_offs), *NLL_COLUMNS):
+    for name in (*shown, *NLL_COLUMNS):
         cells = (format_value(name, v.get(name), v.get(f"{name}_se")) for v in metrics.values())
         table.add_row(name, *cells)
     return table
