@@ -5,14 +5,20 @@ import io
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
+from experiments.robustness.odd_exports import (
+    EXPORT_CHANGES,
+    Tables,
+    Value,
+    delimited,
+    foreign_csv,
+)
+
 FORMS = ("csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz")
-Value = Any
 ODD_TITLES = (
     "", " ", "\u200b", "👩‍👩‍👧‍👦 🎉", "מלחמה ושלום", "\u202eتفاح\u202c", "Cafe\u0301", "Café",
     "[/red] [bold]", "$x^{$ \\frac", "</s>", "<s>", "{title}", '"quoted", twice ""', "a\nb\tc",
@@ -22,15 +28,6 @@ ODD_TITLES = (
 ODD_TIMES = (-1, 0, 2**62, -(2**62), 1e300, float("nan"), float("inf"), "soon", "", None, "1e5",
              "2024-01-01", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00")  # fmt: skip
 ODD_IDS = (None, "", " ", "007", "12.0", 1.5, float("nan"), 2**62, -3, "u\x00", "🎉", "a,b", "NaN")
-
-
-@dataclass
-class Tables:
-    """Interactions and items, as lists of records, and what was done to them."""
-
-    plays: list[dict[str, Value]]
-    songs: list[dict[str, Value]]
-    changes: list[str] = field(default_factory=list)
 
 
 def tables(random_: random.Random) -> Tables:
@@ -116,6 +113,12 @@ def _repeat(made: Tables, random_: random.Random) -> None:
     rows += [dict(row) for row in rows[: random_.randint(1, 8)]]
 
 
+def _export_twice(made: Tables, random_: random.Random) -> None:
+    made.plays = [dict(row) for row in made.plays for _ in range(2)]
+    if random_.random() < 0.5:  # one export after the other
+        made.plays = made.plays[::2] + made.plays[1::2]
+
+
 def _unknown_items(made: Tables, random_: random.Random) -> None:
     made.songs = made.songs[: len(made.songs) // 2]
 
@@ -143,8 +146,10 @@ TABLE_CHANGES: dict[str, Callable[[Tables, random.Random], None]] = {
     "wrong types": _wrong_types,
     "unsorted": _shuffle,
     "repeated rows": _repeat,
+    "every row twice": _export_twice,
     "unknown items": _unknown_items,
     "equal times": _equal_times,
+    **EXPORT_CHANGES,
 }
 
 
@@ -204,15 +209,8 @@ def encoded(rows: list[dict[str, Value]], form: str) -> bytes:
                 raise ValueError("no Parquet table") from error
             content = buffer.getvalue()
         case plain:
-            names = list(dict.fromkeys(name for row in rows for name in row))
-            texts = [[_cell(row.get(name)) for name in names] for row in rows]
-            table = pl.DataFrame(texts, schema=dict.fromkeys(names, pl.Utf8), orient="row")
-            content = table.write_csv(separator="," if plain == "csv" else "\t").encode()
+            content = delimited(rows, "," if plain == "csv" else "\t")
     return gzip.compress(content, mtime=0) if form.endswith("gz") else content
-
-
-def _cell(value: Value) -> str | None:
-    return None if value is None else str(value)
 
 
 @dataclass
@@ -238,7 +236,11 @@ def write_files(random_: random.Random, folder: Path) -> Files:
     for stem, rows in (("plays", made.plays), ("songs", made.songs)):
         form = random_.choice(FORMS)
         try:
-            content = encoded(rows, form)
+            if form == "csv" and random_.random() < 0.3:
+                content = foreign_csv(rows, random_)
+                made.changes.append("another separator or encoding")
+            else:
+                content = encoded(rows, form)
         except ValueError:
             form = "jsonl"
             content = encoded(rows, form)

@@ -14,6 +14,7 @@ from experiments.robustness.bad_tables import Files, write_files
 from hatllm.compose import checked, register_schema
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, TrainingBatches
+from hatllm.data.filter import REPEATED
 from hatllm.data.prepare import Dataset
 from hatllm.data.report import data_report_table, write_data_report
 from hatllm.decode.predict import predict
@@ -54,8 +55,9 @@ def one_step(config: Config) -> str:
     dataset = parts.dataset
     lm = parts.load_model(config)
     recommender = Recommender(
-        lm, parts.catalogue, config, 1, dataset.items, dataset.full_train, dataset.splits["valid"]
-    )
+        lm, parts.catalogue, config, 1,
+        dataset.items, dataset.train_interactions, dataset.splits["valid"],
+    )  # fmt: skip
     rows = Examples.of(dataset.splits["train"][:2], config.data.max_history_items)
     batches = TrainingBatches(rows, parts.catalogue.book, config)
     loss = recommender.title_loss(batches.batch(np.arange(len(rows))))
@@ -100,11 +102,14 @@ def check_nothing_is_lost(files: Files, dataset: Dataset) -> None:
     steps = {step["step"]: step for step in dataset.manifest["steps"]}
     read, titled = steps["read"]["interactions"], steps["with a title"]["interactions"]
     assert read + plays == files.num_plays, f"{files.num_plays} rows, {read} read, {bad}"
-    dropped = sum(bad.get(reason, 0) for reason in late)
+    dropped = sum(bad.get(reason, 0) for reason in (*late, REPEATED))
     assert titled + dropped == read, f"{read} rows read, {titled} with a title, {bad}"
     items = sum(n for reason, n in bad.items() if "songs" in reason or reason.startswith("item "))
     kept = steps["with a title"]["items"]
     left_out = dataset.manifest["untouched_items"]
+    played = dataset.train_interactions.height
+    targets = {name: rows.height for name, rows in dataset.splits.items() if name != "train"}
+    assert played + sum(targets.values()) <= titled, f"{played} in train, {targets}, of {titled}"
     assert kept + items + left_out == files.num_songs, (
         f"{files.num_songs} items, {kept} kept, {left_out} that nobody touched, {bad}"
     )

@@ -6,13 +6,14 @@ from itertools import permutations
 import polars as pl
 import pytest
 
+from hatllm.baselines import knn
 from hatllm.baselines.knn import knn_predictions, neighbours
 from hatllm.config import KnnConfig
 
 ITEMS = pl.DataFrame({"item_id": [1, 2, 3, 4, 9], "title": ["A", "B", "C", "D", "E"]})
-# Baskets {1, 2, 3}, {1, 2}, {2, 3} (2 twice: counted once), {4, 1}; 9 never.
+# Sequences {1, 2, 3}, {1, 2}, {2, 3} (2 twice: counted once), {4, 1}; 9 never.
 TRAIN = pl.DataFrame(
-    {"history": [[1, 2], [1], [2, 2], [4]], "target": [3, 2, 3, 1], "user_id": [1, 1, 2, 3]}
+    {"user_id": [1, 1, 1, 2, 2, 3, 3, 3, 4, 4], "item_id": [1, 2, 3, 1, 2, 2, 2, 3, 4, 1]}
 )
 PLAIN = KnnConfig(train_on="full", num_neighbours=100, shrinkage=0.0, balance=0.5)
 
@@ -30,7 +31,7 @@ def examples(*histories: list[int], target: int = 3) -> pl.DataFrame:
 
 
 def test_similarities_are_meetings_over_the_root_of_both_counts() -> None:
-    # Counts: item 1 in 3 baskets, 2 in 3, 3 in 2, 4 in 1. Items 1 and 2 meet twice.
+    # Counts: item 1 in 3 sequences, 2 in 3, 3 in 2, 4 in 1. Items 1 and 2 meet twice.
     found = {(i, j): s for i, j, s in neighbours(TRAIN, PLAIN).iter_rows()}
     expected = {
         (1, 2): 2 / 3, (1, 3): 1 / 6**0.5, (2, 3): 2 / 6**0.5, (1, 4): 1 / 3**0.5,
@@ -45,9 +46,11 @@ def test_shrinkage_and_balance_stand_where_the_formula_has_them() -> None:
     assert found[(2, 3)] == pytest.approx(2 / (23**0.25 * 22**0.75))
 
 
-def test_meetings_equal_nested_loops() -> None:
+@pytest.mark.parametrize("at_a_time", [1, 50, 4_000_000])
+def test_meetings_equal_nested_loops(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "MEETINGS_AT_A_TIME", at_a_time)
     rows = [[(7 * r + 3 * step * (1 + r % 3)) % 20 for step in range(6)] for r in range(40)]
-    train = pl.DataFrame({"history": [r[:-1] for r in rows], "target": [r[-1] for r in rows]})
+    train = pl.DataFrame({"user_id": range(40), "item_id": rows}).explode("item_id")
     meetings: Counter[tuple[int, int]] = Counter()
     counts: Counter[int] = Counter()
     for row in rows:

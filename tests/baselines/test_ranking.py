@@ -42,7 +42,8 @@ def test_ranks_beyond_the_list_are_null_and_the_list_has_its_length() -> None:
 
 def test_the_table_has_the_columns_and_types_of_popularity() -> None:
     table = predictions_of(EXAMPLES, [(SCORES, TARGETS)], TitleIndex.of(SHARED), top_k=2)
-    other = popularity_predictions(EXAMPLES, EXAMPLES, EXAMPLES, SHARED, top_k=2)
+    counts = SHARED.select("item_id", count=pl.lit(1))
+    other = popularity_predictions(counts, EXAMPLES, EXAMPLES, SHARED, top_k=2)
     assert table.schema == other.schema
     same = ["example_id", "user_id", "target_item", "history_length", "ambiguous"]
     assert table.select(same).equals(other.select(same))
@@ -82,7 +83,7 @@ def test_ranks_and_metrics_equal_a_brute_force_sort() -> None:
             index.item_id_N[order[:10]].tolist() == table["top_items"][len(expected) - 1].to_list()
         )
     assert table["target_rank"].to_list() == [r if r <= 10 else None for r in expected]
-    metrics = evaluate_predictions(table, ITEMS, examples, (1, 5, 10))
+    metrics = evaluate_predictions(table, ITEMS, ITEMS, (1, 5, 10))
     assert metrics["HR@5"] == pytest.approx(sum(r <= 5 for r in expected) / 200)
     assert metrics["MRR@10"] == pytest.approx(sum(1 / r for r in expected if r <= 10) / 200)
     assert metrics["item_NDCG@10"] == metrics["NDCG@10"]

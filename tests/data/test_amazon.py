@@ -127,3 +127,17 @@ def test_each_release_has_its_file_names(release: str, files: tuple[str, str]) -
     addresses = RELEASES[release].reviews_url, RELEASES[release].metadata_url
     names = tuple(url.format(category="Toys").rsplit("/", 1)[1] for url in addresses)
     assert names == files
+
+
+@pytest.mark.parametrize("release", ["2014", "2023"])
+def test_stars_are_read_where_they_are_asked_for(tmp_path: Path, release: str) -> None:
+    names = RELEASES[release]
+    reviews = [
+        json.dumps({names.user: "U", names.item: "A", names.time: at, names.rating: stars})
+        for at, stars in ((1, 5.0), (2, 1), (3, None))
+    ]
+    files = write_lines(tmp_path / "r.gz", reviews), write_lines(tmp_path / "m.gz", [])
+    ratings = read_amazon(*files, release, names.rating).interactions["rating"]
+    assert ratings.to_list() == [5.0, 1.0, None]
+    with pytest.raises(ValueError, match=r"data\.rating_column='stars' of .* holds no number"):
+        read_amazon(*files, release, "stars")

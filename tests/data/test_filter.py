@@ -1,7 +1,7 @@
 import polars as pl
 
 from hatllm.data.bad_rows import MAX_SAMPLES, BadRows
-from hatllm.data.filter import k_core, titled_only
+from hatllm.data.filter import k_core, min_rated, titled_only
 
 
 def pairs(rows: list[tuple[int, int]]) -> pl.DataFrame:
@@ -43,3 +43,12 @@ def test_bad_rows_keep_a_few_short_samples() -> None:
     assert report["count"] == 20
     assert len(report["samples"]) == MAX_SAMPLES
     assert max(map(len, report["samples"])) == 200
+
+
+def test_unrated_and_low_rated_interactions_are_dropped_and_counted() -> None:
+    interactions = pl.DataFrame({"item_id": [1, 2, 3, 4], "rating": [3.0, 2.5, None, 5.0]})
+    bad_rows = BadRows()
+    kept = min_rated(interactions, 3.0, bad_rows)
+    assert kept.rows() == [(1,), (4,)]
+    assert bad_rows.counts == {"interaction without a rating": 1, "interaction rated below 3": 1}
+    assert min_rated(kept, None, bad_rows).equals(kept)

@@ -183,7 +183,10 @@ def test_custom_tables_give_the_same_splits_as_ready_tables(root: Path) -> None:
 
 def test_ready_tables_of_another_release_are_noted(root: Path) -> None:
     notes = prepare(root, release="2018").manifest["notes"]
-    assert notes == ["ready tables were used; data.release=2018 was not looked at"]
+    assert notes == [
+        "ready tables were used; data.release=2018 was not looked at",
+        "times before 1990: 11, the earliest on 1970-01-01",
+    ]
 
 
 def test_settings_that_leave_no_example_are_refused_with_the_counts(root: Path) -> None:
@@ -193,3 +196,48 @@ def test_settings_that_leave_no_example_are_refused_with_the_counts(root: Path) 
     assert "data=films leaves no example" in message
     assert "5-core: 0 interactions" in message
     assert "Lower data.min_interactions=5" in message
+
+
+def test_rows_that_stand_there_twice_are_dropped_and_counted(root: Path) -> None:
+    once = prepare(root)
+    twice = pl.concat([interactions(), interactions()])
+    write_ready(root / "twice", twice, items())
+    made = prepare(root, name="twice")
+    assert same_tables(once, made)
+    assert made.train_interactions.equals(once.train_interactions)
+    assert made.manifest["data_hash"] == once.manifest["data_hash"]
+    repeated = made.manifest["bad_rows"]["interaction that stands there twice"]
+    assert repeated["count"] == 11
+    assert repeated["samples"][0] == "user_id=1, item_id=1, timestamp=10"
+    assert [step["interactions"] for step in made.manifest["steps"]] == [22, 11, 9, 8]
+
+
+def test_the_same_item_at_another_time_stays(root: Path) -> None:
+    later = interactions().with_columns(pl.col("timestamp") + 1000)
+    write_ready(root / "again", pl.concat([interactions(), later]), items())
+    made = prepare(root, name="again")
+    assert "interaction that stands there twice" not in made.manifest["bad_rows"]
+    assert made.manifest["steps"][0]["interactions"] == 22
+
+
+def test_train_interactions_do_not_depend_on_sampling(root: Path) -> None:
+    full, sampled = prepare(root), prepare(root, train_rows=1)
+    expected = [(1, 1, 0), (1, 2, 1), (2, 5, 0), (2, 4, 1)]
+    assert full.train_interactions.rows() == expected
+    assert sampled.train_interactions.rows() == expected
+    assert sampled.manifest["cached"]
+
+
+def test_other_train_interactions_are_other_data_even_where_the_rows_are_the_same(
+    root: Path,
+) -> None:
+    # A user too short for any row has a train interaction all the same.
+    later = interactions().with_columns(pl.col("timestamp") + 1000)
+    short = pl.DataFrame({"user_id": [9] * 3, "item_id": [1, 2, 4], "timestamp": [1, 2, 3]})
+    write_ready(root / "films", pl.concat([interactions(), later]), items())
+    write_ready(root / "more", pl.concat([interactions(), later, short]), items())
+    settings = {"min_history_items": 3, "max_history_items": 3}
+    one, other = (prepare(root, name=name, **settings) for name in ("films", "more"))
+    assert same_tables(one, other)
+    assert other.train_interactions.rows()[-1] == (9, 1, 0)
+    assert one.manifest["data_hash"] != other.manifest["data_hash"]

@@ -46,6 +46,26 @@ def test_toys_equal_the_published_rows_one_by_one(root: Path, tmp_path: Path) ->
     assert different == ["My Little Pony: Friendship Ball - Star Catcher with VHS"]
 
 
+def test_published_windows_laid_together_are_the_interactions_that_train_holds(
+    root: Path, tmp_path: Path
+) -> None:
+    made = prepare_dataset(compose_data("toys", ["data.clean_titles=false"]), root, tmp_path)
+    windows = prepare_dataset(compose_data("msl_toys", []), root, tmp_path)
+    rank_of_item = {item: rank for rank, item in enumerate(made.items["item_id"], start=1)}
+    rank_of_user = {user: rank for rank, user in enumerate(made.users["user_id"], start=1)}
+    expected = [
+        (rank_of_user[user], rank_of_item[item], place)
+        for user, item, place in made.train_interactions.rows()
+    ]
+    assert windows.train_interactions.rows() == expected
+    # Stride 1: a user's first window brings all of its items, each further one its target.
+    first_windows = {
+        user: items for user, items, _ in reversed(published_rows(root / "msl_toys", "train"))
+    }
+    further = windows.full_train.height - len(first_windows)
+    assert len(expected) == sum(map(len, first_windows.values())) + further
+
+
 @pytest.mark.parametrize("name", ["msl_toys", "msl_books", "msl_clothing", "msl_office"])
 def test_published_windows_are_read_row_by_row(root: Path, tmp_path: Path, name: str) -> None:
     dataset = prepare_dataset(compose_data(name, []), root, tmp_path)

@@ -67,3 +67,25 @@ def test_a_cut_off_parquet_file_is_refused(tmp_path: Path) -> None:
     files[0].write_bytes(files[0].read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"interactions\.parquet is no readable Parquet file"):
         read_ready_tables(*files)
+
+
+def test_ready_tables_with_ratings_give_them_and_others_are_refused(tmp_path: Path) -> None:
+    files = write_ready(tmp_path, INTERACTIONS.with_columns(rating=pl.Series([2, 5])), ITEMS)
+    assert read_ready_tables(*files, "rating").interactions["rating"].to_list() == [2.0, 5.0]
+    assert read_ready_tables(*files).interactions.columns == INTERACTIONS.columns
+    files = write_ready(tmp_path, INTERACTIONS, ITEMS)
+    with pytest.raises(ValueError, match=r"data\.min_rating needs ratings, .* no column 'rating'"):
+        read_ready_tables(*files, "rating")
+
+
+def test_a_titled_row_of_an_item_listed_twice_wins(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": [8, 9, 8, 8], "title": ["&nbsp;", "nine", "eight", "other"]})
+    tables = read_ready_tables(*write_ready(tmp_path, INTERACTIONS, items))
+    assert tables.items["title"].to_list() == ["nine", "eight"]
+    assert tables.bad_rows.counts == {"item listed twice": 2}
+
+
+def test_ready_tables_whose_ids_never_meet_are_refused(tmp_path: Path) -> None:
+    files = write_ready(tmp_path, INTERACTIONS, ITEMS.with_columns(pl.col("item_id") + 100))
+    with pytest.raises(ValueError, match=r"no item id of .* the first are 9 and 108"):
+        read_ready_tables(*files)

@@ -25,13 +25,45 @@ def test_statistics_are_those_counted_by_hand(dataset: Dataset) -> None:
     statistics = dataset_statistics(dataset)
     assert (statistics.users, statistics.items, statistics.interactions) == (2, 4, 8)
     assert statistics.title_characters == Spread(3, (9 + 3 + 4 + 4) / 4, 9)
-    # Train: histories [1] and [5], targets 2 and 4. Test targets: 5 and 1.
+    # Train: items 1, 2 of one user, 5, 4 of the other. Test targets: 5 and 1.
     test = statistics.splits["test"]
     assert test.rows == 2
     assert test.history_items == Spread(2, 2, 2)
     assert test.unseen_share == 0
     assert test.never_target_share == 1
     assert statistics.splits["valid"].never_target_share == 0  # targets 4 and 2
+
+
+def test_targets_that_the_user_had_before_are_counted(tmp_path: Path) -> None:
+    # User 1 takes film 1 again and again; user 2's test target is the item before the last.
+    again = {1: [1, 2, 1, 1], 2: [2, 1, 4, 1]}
+    rows = [
+        (user, item, 10 * user + place)
+        for user, films in again.items()
+        for place, item in enumerate(films)
+    ]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    write_ready(tmp_path / "films", table, items())
+    made = prepare(tmp_path, min_interactions=1)
+    splits = dataset_statistics(made).splits
+    found = {name: (s.targets_in_history, s.targets_last) for name, s in splits.items()}
+    assert found == {"train": (0, 0), "valid": (1, 0), "test": (2, 1)}
+    text = write_data_report(made, tmp_path / "report").read_text()
+    assert "| target stands in its history | 0 (0.0%) | 1 (50.0%) | 2 (100.0%) |" in text
+    assert "| target is the last history item | 0 (0.0%) | 0 (0.0%) | 1 (50.0%) |" in text
+
+
+def test_the_report_says_that_leave_one_out_trains_on_what_comes_later(tmp_path: Path) -> None:
+    write_ready(tmp_path / "films", interactions(), items())
+    texts = {
+        protocol: write_data_report(
+            prepare(tmp_path, protocol=protocol), tmp_path / protocol
+        ).read_text()
+        for protocol in ("leave_one_out", "sliding_window")
+    }
+    note = "train holds interactions of some users that are later than valid and test targets"
+    assert texts["leave_one_out"].count(note) == 1
+    assert note not in texts["sliding_window"]
 
 
 def test_targets_are_unseen_against_all_of_train_and_against_the_sample(tmp_path: Path) -> None:

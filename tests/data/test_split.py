@@ -3,7 +3,8 @@ import random
 import polars as pl
 import pytest
 
-from hatllm.data.split import in_sequence_order, split_sequences
+from hatllm.data.split import in_sequence_order, split_sequences, train_interactions
+from hatllm.data.train_interactions import interactions_of, sequence_rows
 
 Interaction = tuple[int, int, int]  # user, item, time
 Example = tuple[int, list[int], int, int]  # user, history, target, time
@@ -57,9 +58,9 @@ def test_all_prefixes_makes_every_prefix_an_example() -> None:
     ]
 
 
-def test_leave_one_out_gives_one_example_of_each_split_a_user() -> None:
+def test_leave_one_out_tests_the_last_item_and_trains_on_all_before_the_last_two() -> None:
     splits = split_sequences(interactions(SMALL), "leave_one_out", 10, 1)
-    assert examples(splits["train"]) == [(1, [11, 12], 13, 300)]
+    assert examples(splits["train"]) == [(1, [11], 12, 200), (1, [11, 12], 13, 300)]
     assert examples(splits["valid"]) == [(1, [11, 12, 13], 14, 400), (2, [21], 22, 250)]
     assert examples(splits["test"]) == [
         (1, [11, 12, 13, 14], 15, 700),
@@ -107,7 +108,7 @@ def slow_examples(
             wanted = {
                 "sliding_window": len(history) == longest or (last and end < longest),
                 "all_prefixes": True,
-                "leave_one_out": end >= len(items) - 3,
+                "leave_one_out": True,
             }
             if len(history) >= shortest and wanted[protocol]:
                 found.append((user, history, items[end], own[end][2]))
@@ -133,3 +134,109 @@ def test_all_examples_equal_those_of_plain_loops(protocol: str, seed: int) -> No
 def test_an_unknown_protocol_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"data\.protocol='random'"):
         split_sequences(interactions(SMALL), "random", 2, 1)
+
+
+def triples(table: pl.DataFrame) -> list[tuple[int, int, int]]:
+    return list(table.select("user_id", "item_id", "place").rows())
+
+
+@pytest.mark.parametrize("protocol", ["all_prefixes", "leave_one_out"])
+def test_all_before_a_users_last_two_is_train_whether_or_not_it_makes_a_row(protocol: str) -> None:
+    found = train_interactions(interactions(SMALL), protocol, 2, 2)
+    # User 2 has one item before its last two and no train row; user 3 has none.
+    assert triples(found) == [(1, 11, 0), (1, 12, 1), (1, 13, 2), (2, 21, 0)]
+    assert examples(split_sequences(interactions(SMALL), protocol, 2, 2)["train"]) == [
+        (1, [11, 12], 13, 300)
+    ]
+
+
+def test_a_sliding_window_holds_what_stands_in_some_train_row_once() -> None:
+    # Train rows (first 4 of 5): 11 12 > 13, 12 13 > 14, 21 22 > 23, 31 > 32; 15 is a test target.
+    found = train_interactions(interactions(SMALL), "sliding_window", 2, 1)
+    assert triples(found) == [
+        (1, 11, 0), (1, 12, 1), (1, 13, 2), (1, 14, 3),
+        (2, 21, 0), (2, 22, 1), (2, 23, 2), (3, 31, 0), (3, 32, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["sliding_window", "all_prefixes", "leave_one_out"])
+@pytest.mark.parametrize("seed", range(4))
+def test_train_rows_laid_together_give_the_interactions_back(protocol: str, seed: int) -> None:
+    generator = random.Random(seed)
+    # Few items, so that sequences repeat themselves and overlap with themselves.
+    rows = [
+        (generator.randrange(9), generator.randrange(3), generator.randrange(40))
+        for _ in range(150)
+    ]
+    table = interactions(rows)
+    expected = train_interactions(table, protocol, 4, 2)
+    train = split_sequences(table, protocol, 4, 2)["train"]
+    found = interactions_of(train)
+    with_row = expected.filter(pl.col("user_id").is_in(train["user_id"].unique().implode()))
+    assert triples(found) == triples(with_row)
+    assert found.height > train.height > 20
+
+
+def test_rows_with_gaps_count_no_item_twice_that_they_may_share() -> None:
+    rows = pl.DataFrame(
+        {
+            "user_id": [1, 2, 1, 1],
+            "history": [[1, 2, 3], [8], [3, 4, 5], [8, 9]],
+            "target": [4, 9, 6, 7],
+            "timestamp": [10, 5, 20, 30],
+        }
+    )
+    # 3 4 is the end of 1 2 3 4; 8 9 follows nothing of user 1.
+    assert triples(interactions_of(rows)) == [
+        *((1, item, place) for place, item in enumerate([1, 2, 3, 4, 5, 6, 8, 9, 7])),
+        (2, 8, 0), (2, 9, 1),
+    ]  # fmt: skip
+
+
+def test_a_repeated_window_is_a_new_target_every_time() -> None:
+    rows = pl.DataFrame(
+        {"user_id": [1] * 3, "history": [[5, 5]] * 3, "target": [5] * 3, "timestamp": [7] * 3}
+    )
+    assert interactions_of(rows)["item_id"].to_list() == [5] * 5
+
+
+def sequence(*lengths: int) -> pl.DataFrame:
+    """Users 1, 2, ... with items user * 100 + place."""
+    rows = [
+        (user, 100 * user + place, place)
+        for user, length in enumerate(lengths, start=1)
+        for place in range(length)
+    ]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "place"], orient="row")
+
+
+def test_a_sequence_is_cut_from_its_end_into_pieces_that_share_one_item() -> None:
+    rows = sequence_rows(sequence(6, 1, 3), 2, every_position=True)
+    assert list(rows.rows()) == [
+        (1, [100], 101),
+        (1, [101, 102], 103),
+        (1, [103, 104], 105),
+        (3, [300, 301], 302),
+    ]
+
+
+def test_a_model_that_learns_from_the_target_alone_gets_one_row_a_target() -> None:
+    rows = sequence_rows(sequence(4, 2), 2, every_position=False)
+    assert list(rows.rows()) == [
+        (1, [100], 101),
+        (1, [100, 101], 102),
+        (1, [101, 102], 103),
+        (2, [200], 201),
+    ]
+
+
+@pytest.mark.parametrize("every", [True, False])
+@pytest.mark.parametrize("longest", [1, 2, 3, 7, 50])
+def test_every_interaction_but_the_first_is_a_target_once(longest: int, every: bool) -> None:
+    table = sequence(1, 2, 3, 7, 8, 9, 30)
+    rows = sequence_rows(table, longest, every)
+    lists = zip(rows["history"].to_list(), rows["target"], strict=True)
+    learned = [[*(history[1:] if every else []), target] for history, target in lists]
+    asked = [item for items in learned for item in items]
+    assert sorted(asked) == table.filter(pl.col("place") > 0)["item_id"].to_list()
+    assert rows["history"].list.len().is_between(1, longest).all()

@@ -101,6 +101,28 @@ def test_in_time_order_the_last_rows_are_held_out_even_among_ties() -> None:
     assert held_out["user_id"].to_list() == [3, 4]
 
 
+def test_windows_that_stand_there_again_are_kept_and_noted(tmp_path: Path) -> None:
+    # User 4721 of the published Books took one item 13 times: windows of stride 1 are equal.
+    train = [(1, [2, 2, 2], 5), (1, [2, 2, 2], 5), (2, [1, 2, 3], 5)]
+    test = [(1, [1, 2, 3], 9)]
+    write_windows(tmp_path / "mine", {"train": train, "valid": test, "test": test})
+    dataset = prepare(tmp_path)
+    assert dataset.splits["train"].height == 3
+    note = "1 train windows stand there again and are kept (as published)"
+    assert dataset.manifest["notes"][-1] == note
+
+
+def test_each_interaction_of_overlapping_windows_is_counted_once(tmp_path: Path) -> None:
+    train = [(7, [1, 2, 3], 50), (8, [5, 5, 1], 51), (7, [2, 3, 1], 52), (7, [3, 1, 1], 53)]
+    test = [(7, [1, 1, 5], 60)]
+    write_windows(tmp_path / "mine", {"train": train, "valid": test, "test": test})
+    found = prepare(tmp_path).train_interactions
+    assert found.rows() == [
+        (7, 1, 0), (7, 2, 1), (7, 3, 2), (7, 1, 3), (7, 1, 4),
+        (8, 5, 0), (8, 5, 1), (8, 1, 2),
+    ]  # fmt: skip
+
+
 def test_another_train_file_can_be_named(tmp_path: Path) -> None:
     write_windows(
         tmp_path / "mine",

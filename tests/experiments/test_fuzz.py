@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from toys import toy_catalogue
 
 from experiments.robustness import fuzz
+from experiments.robustness.odd_exports import foreign_csv
 from hatllm.data.bad_rows import BadRows
-from hatllm.data.sources.csv_table import read_csv_texts
+from hatllm.data.sources.csv_form import as_utf8, told_separator
+from hatllm.data.sources.csv_table import parse_csv, read_csv_texts
+from hatllm.data.sources.timestamps import to_microseconds
 from hatllm.data.titles import clean_title, prepared_titles
 
 QUICK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+MOMENTS = st.integers(1_000_000_000, 4_000_000_000)  # Unix seconds
 TITLES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
@@ -86,3 +90,34 @@ def test_every_line_of_a_csv_file_is_a_row_or_a_bad_row(
     rows = read_csv_texts(path, ",", bad_rows)
     num_lines = sum(1 for line in content.replace(b"\r", b"\n").split(b"\n") if line)
     assert rows.height + sum(bad_rows.counts.values()) == num_lines - 1
+
+
+@QUICK
+@given(st.integers(0, 2**32))
+def test_csv_files_of_any_form_hold_the_same_table(seed: int) -> None:
+    random_ = random.Random(seed)
+    titles = [random_.choice(("Song one", "Song; two", 'The "Song"', "Song, three")) for _ in "123"]
+    rows = [{"song": f"{place:03d}", "name": title} for place, title in enumerate(titles)]
+    path = Path("songs.csv")
+    content, _ = as_utf8(foreign_csv(rows, random_), None, path)
+    separator = told_separator(content, ["song", "name"], ",")
+    table = parse_csv(content, separator, BadRows(), path)
+    assert table["song"].to_list() == ["000", "001", "002"]
+    assert [title.replace("ó", "o") for title in table["name"]] == titles
+
+
+@QUICK
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1_000_000_000, 4_000_000_000), st.sampled_from((1, 10**3, 10**6, 10**9))
+        ),
+        min_size=1,
+    )
+)
+def test_times_of_any_units_in_one_column_are_the_same_times(
+    times: list[tuple[int, int]],
+) -> None:
+    numbers = pl.Series("at", [seconds * factor for seconds, factor in times])
+    expected = [seconds * 1_000_000 for seconds, _ in times]
+    assert to_microseconds(numbers)[0].to_list() == expected

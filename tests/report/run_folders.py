@@ -63,7 +63,8 @@ def make_run(
     examples = pl.DataFrame(
         {"example_id": list(range(num_examples)), "history": histories, "target": targets}
     )
-    train = examples.select("history", pl.col("history").list.first().alias("target"))
+    history = examples["history"]
+    train = pl.concat([history.explode(), history.list.first()]).to_frame("item_id")
     cut_offs = [k for k in (1, 5, 10) if k <= top_k]
     metrics = {
         "test": evaluate_predictions(predictions, ITEMS, train, cut_offs),

@@ -11,10 +11,7 @@ from .frames import predictions_frame
 
 ITEMS = pl.DataFrame({"item_id": [0, 1, 2, 3, 4], "title": ["A", "B", "C", "D", "D"]})
 # Item 0 occurs six times, item 1 three times, item 2 twice, item 3 once, item 4 never.
-TRAIN = pl.DataFrame(
-    {"history": [[0, 0, 1], [0, 1], [0, 2, 1], [0]], "target": [0, 2, 3, 0]},
-    schema={"history": pl.List(pl.Int64), "target": pl.Int64},
-)
+TRAIN = pl.DataFrame({"item_id": [0] * 6 + [1] * 3 + [2] * 2 + [3]})
 
 
 def evaluate(predictions: pl.DataFrame, cut_offs: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
@@ -80,15 +77,15 @@ def test_no_predictions_is_an_error() -> None:
         evaluate(predictions_frame([]))
 
 
-def test_slices_cut_train_occurrences_into_thirds() -> None:
-    # 12 occurrences: 6 of item 0 fill the first third and more (head); item 1 begins at 6/12
+def test_slices_cut_train_interactions_into_thirds() -> None:
+    # 12 interactions: 6 of item 0 fill the first third and more (head); item 1 begins at 6/12
     # (mid); item 2 begins at 9/12 and item 3 at 11/12 (tail); item 4 never occurs.
     slices = target_slices(pl.Series([4, 3, 2, 1, 0, 0]), TRAIN)
     assert slices.to_list() == ["unseen", "tail", "tail", "mid", "head", "head"]
 
 
 def test_items_of_equal_popularity_share_a_slice() -> None:
-    train = pl.DataFrame({"history": [[1, 2, 3]], "target": [4]})
+    train = pl.DataFrame({"item_id": [1, 2, 3, 4]})
     assert target_slices(pl.Series([4, 3, 2, 1]), train).to_list() == ["head"] * 4
 
 

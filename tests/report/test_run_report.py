@@ -131,7 +131,7 @@ def test_metrics_survive_json() -> None:
     metrics = evaluate_predictions(
         predictions_frame([1, None], [-1.0, -2.0]),
         pl.DataFrame({"item_id": [0, 1], "title": ["A", "B"]}),
-        pl.DataFrame({"history": [[0]], "target": [1]}),
+        pl.DataFrame({"item_id": [0, 1]}),
         (1, 5, 10),
     )
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from hatllm.tasks import baseline
 from hatllm.tasks.experiment import plan_cells
 
 Cli = Callable[..., int]
+CASES = Path(__file__).parents[1] / "cases"
 LEARNED = ("sasrec", "sasrec_dros", "gru4rec", "bert4rec")
 SHORT = ("model.sequence.max_epochs=2", "model.sequence.batch_size=16")
 
@@ -58,6 +60,58 @@ def test_a_run_folder_holds_what_that_of_popularity_holds(
     assert metrics[1]["test"].keys() == metrics[0]["test"].keys() - of_popularity_alone
     assert json.loads((folder / "run.json").read_text())["label"] == model
     assert f"**{model}** on" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("model", ["knn", "popularity"])
+def test_rows_exported_twice_change_no_number(cli: Cli, model: str) -> None:
+    found = {}
+    for case in ("base", "dup_rows"):
+        words = ["data=custom", f"data.interactions_file={CASES / case / 'i.csv'}",
+                 f"data.items_file={CASES / case / 't.csv'}", f"model={model}"]  # fmt: skip
+        rows = [f"data.{split}_rows=null" for split in ("train", "valid", "test")]
+        folder = runs(cli, words, case, *rows)
+        found[case] = json.loads((folder / "metrics.json").read_text())
+    assert found["dup_rows"] == found["base"]
+    if model == "knn":
+        assert found["base"]["test"]["HR@10"] == 0.45
+
+
+def test_popularity_counts_train_interactions_or_train_targets_once(
+    cli: Cli, shop: list[str]
+) -> None:
+    plays = pl.read_csv(shop[1].split("=")[1])
+    train = [row for _, own in plays.group_by("who") for row in own.sort("when")["sku"][:-2]]
+    targets = [row for _, own in plays.group_by("who") for row in own.sort("when")["sku"][4:-2]]
+    for count, expected in (("interactions", Counter(train)), ("targets", Counter(targets))):
+        folder = runs(cli, shop, count, "model=popularity", f"model.popularity.count={count}")
+        sku_of = dict(pl.read_parquet(folder / "items.parquet")["item_id", "source_id"].rows())
+        ranked = pl.read_parquet(folder / "predictions.parquet")["top_items"][0].to_list()
+        counts = [expected[sku_of[item]] for item in ranked]
+        most = sorted(expected.values(), reverse=True)
+        assert counts == [*most, *[0] * len(ranked)][: len(ranked)]
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert (metrics["test"] == metrics["popularity"]) == (count == "interactions")
+
+
+def test_leave_one_out_asks_sasrec_for_every_train_interaction_but_the_first_of_a_user(
+    cli: Cli, shop: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def asked(
+        self: SASRec, *rows: torch.Tensor, was: Any = SASRec.training_states
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        states_MD, target_M = was(self, *rows)
+        seen.extend(target_M.tolist())
+        return states_MD, target_M
+
+    monkeypatch.setattr(SASRec, "training_states", asked)
+    words = ["model=sasrec", "model.sequence.max_epochs=1", "data.max_history_items=4"]
+    folder = runs(cli, shop, "one", *words)
+    plays = pl.read_csv(shop[1].split("=")[1])
+    expected = [row for _, own in plays.group_by("who") for row in own.sort("when")["sku"][1:-2]]
+    sku_N = pl.read_parquet(folder / "items.parquet").sort("item_id")["source_id"].to_list()
+    assert Counter(sku_N[number] for number in seen) == Counter(expected)
 
 
 def test_equal_seeds_give_equal_predictions_and_curves(cli: Cli, shop: list[str]) -> None:

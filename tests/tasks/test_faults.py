@@ -60,7 +60,7 @@ def test_a_baselines_loss_that_is_not_finite_stops_it(
     assert cli(*shop, *words, "model.sequence.max_epochs=5") == 2
     assert "lower model.sequence.learning_rate" in capsys.readouterr().err
     saved = json.loads((tmp_path / "outputs/ids/non_finite_loss.json").read_text())
-    assert saved["example_ids"] and saved["loss"] in ("nan", "inf")
+    assert saved["user_ids"] and saved["loss"] in ("nan", "inf")
 
 
 @pytest.mark.parametrize(

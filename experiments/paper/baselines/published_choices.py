@@ -29,6 +29,7 @@ from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
 from hatllm.metrics import hit_rate, ndcg
 from hatllm.tasks.assemble import load_dataset
+from hatllm.tasks.baseline import all_of_train
 from hatllm.tasks.run_folder import WEIGHTS_FILE, load_config
 
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
@@ -56,7 +57,7 @@ def metrics_by_epoch(config: Config, rows: str, num_epochs: int) -> list[dict[st
     assert settings is not None
     settings.max_epochs, settings.patience = num_epochs, None
     valid, test = dataset.splits["valid"], dataset.splits["test"]
-    frame = dataset.full_train
+    frame = all_of_train(config, dataset)
     if rows == "train and valid":
         frame = pl.concat([frame, valid.select(frame.columns)])
     index = TitleIndex.of(dataset.items)

@@ -19,7 +19,7 @@ from hatllm.baselines.gru4rec import GRU4Rec
 from hatllm.baselines.next_item_loss import next_item_loss, nominal_distribution
 from hatllm.baselines.ranking import TitleIndex, target_ranks
 from hatllm.baselines.sasrec import SASRec
-from hatllm.baselines.sequences import Sequences
+from hatllm.baselines.sequences import Sequences, learned_items
 from hatllm.config import SequenceConfig
 from hatllm.metrics import ndcg
 
@@ -105,7 +105,8 @@ def fit(
     optimizer = _optimizer(model, config)
     nominal_N = None
     if config.dros is not None:
-        nominal_N = nominal_distribution(train.target_R, train.num_items, config.dros)
+        asked = learned_items(train, config.every_position or config.cloze is not None)
+        nominal_N = nominal_distribution(asked, train.num_items, config.dros)
         nominal_N = nominal_N.to(_device(model))
     done = _Progress(deepcopy(model.state_dict()))
     if saved is not None:

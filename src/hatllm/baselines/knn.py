@@ -4,11 +4,10 @@ Item-KNN of Hidasi et al. (ICLR 2016, arXiv:1511.06939, section 4; `baselines.py
 
     sim(i, j) = meetings(i, j) / (c(i)^balance c(j)^(1 - balance)), c(i) = count(i) + shrinkage,
 
-where a session is here one training example, history and target together, and an item counts once
-in it. A sliding window shows one meeting in several examples; each of them counts, so that items
-close together weigh more. An item is no neighbour of itself. What is no neighbour scores 0.
+where a session is here a user's train sequence, and an item counts once in it. An item is no
+neighbour of itself. What is no neighbour scores 0.
 
-Dimension key: R examples, B examples of a batch, N items by ascending id.
+Dimension key: B examples of a batch, N items by ascending id.
 """
 
 from collections.abc import Iterator
@@ -24,15 +23,20 @@ from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import KnnConfig
 
 ROWS_A_BATCH = 256
+MEETINGS_AT_A_TIME = 4_000_000  # pairs that exist at once: long sequences make many
 
 
 def knn_predictions(
-    train: pl.DataFrame, examples: pl.DataFrame, items: pl.DataFrame, config: KnnConfig, top_k: int
+    interactions: pl.DataFrame,
+    examples: pl.DataFrame,
+    items: pl.DataFrame,
+    config: KnnConfig,
+    top_k: int,
 ) -> pl.DataFrame:
     """Recommend the neighbours of each example's last item.
 
     Args:
-        train: Train examples: history, target.
+        interactions: Those of train: user_id, item_id.
         examples: Examples to answer: example_id, user_id, history, target.
         items: The catalogue: item_id, title.
         config: How neighbours are found.
@@ -45,28 +49,43 @@ def knn_predictions(
         ValueError: If an item is not in the catalogue.
     """
     index = TitleIndex.of(items)
-    table = neighbours(train, config)
+    table = neighbours(interactions, config)
     sequences = sequences_of(examples, index.item_id_N, 1)
     return predictions_of(examples, _scores(table, sequences, index), index, top_k)
 
 
-def neighbours(train: pl.DataFrame, config: KnnConfig) -> pl.DataFrame:
+def neighbours(interactions: pl.DataFrame, config: KnnConfig) -> pl.DataFrame:
     """The nearest neighbours of every item that occurs in train.
 
     Args:
-        train: Train examples: history, target.
+        interactions: Those of train: user_id, item_id.
         config: How neighbours are found.
 
     Returns:
         item_id, neighbour, similarity; at most ``num_neighbours`` rows an item, nearest first,
         equal ones in the order of a hash of their ids.
     """
-    items = pl.concat_list("history", "target").cast(pl.List(pl.Int64)).list.unique()
-    baskets = train.select(items.alias("item_id")).with_row_index("example").explode("item_id")
+    baskets = interactions.select(pl.col("user_id", "item_id").cast(pl.Int64)).unique()
     counts = baskets.group_by("item_id").agg(count=pl.len() + config.shrinkage)
-    others = baskets.rename({"item_id": "neighbour"})
+    found = [_nearest(part, baskets, counts, config) for part in _parts(baskets)]
+    return pl.concat(found).sort("item_id", maintain_order=True)
+
+
+def _parts(baskets: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """The baskets' rows cut by items, so that those of a part meet a bounded number of others."""
+    sized = baskets.with_columns(size=pl.len().over("user_id"))
+    meetings = sized.group_by("item_id").agg(pl.col("size").sum()).sort("item_id")
+    part = (pl.col("size").cum_sum() - pl.col("size")) // MEETINGS_AT_A_TIME
+    parts = meetings.select("item_id", part=part)
+    yield from baskets.join(parts, on="item_id").partition_by("part", include_key=False)
+
+
+def _nearest(
+    part: pl.DataFrame, baskets: pl.DataFrame, counts: pl.DataFrame, config: KnnConfig
+) -> pl.DataFrame:
+    """The neighbours of the items of one part."""
     pairs = (
-        baskets.join(others, on="example")
+        part.join(baskets.rename({"item_id": "neighbour"}), on="user_id")
         .filter(pl.col("item_id") != pl.col("neighbour"))
         .group_by("item_id", "neighbour")
         .agg(meetings=pl.len())

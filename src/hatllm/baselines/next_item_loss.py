@@ -112,7 +112,10 @@ def robust_loss(logit_MN: Tensor, target_M: Tensor, nominal_N: Tensor, radius: f
     return (nominal_N * (logit_MN - wanted_MN).square() / radius).logsumexp(dim=1).mean()
 
 
-def nominal_distribution(target_R: Tensor, num_items: int, config: DrosConfig) -> Tensor:
-    """Popularity of the training targets, one added, to a power; shape (N,), not normalised."""
-    count_N = target_R.bincount(minlength=num_items).float() + 1
+def nominal_distribution(target_M: Tensor, num_items: int, config: DrosConfig) -> Tensor:
+    """Popularity of the training targets, one added, to a power; shape (N,), not normalised.
+
+    As in the authors' code (SASRec_bce.py), which counts the target of every row.
+    """
+    count_N = target_M.bincount(minlength=num_items).float() + 1
     return (count_N / count_N.sum()) ** config.popularity_power

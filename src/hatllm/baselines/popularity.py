@@ -1,4 +1,4 @@
-"""The popularity baseline: everybody is recommended the titles that occur most often in train.
+"""The popularity baseline: everybody is recommended the most frequent titles of train.
 
 The user's own history is not removed from the list, because the LLM arms do not remove it either.
 """
@@ -12,7 +12,7 @@ PSEUDO_COUNTS = tuple(10 ** (quarter / 4) for quarter in range(-8, 17))
 
 
 def popularity_predictions(
-    full_train: pl.DataFrame,
+    counts: pl.DataFrame,
     valid: pl.DataFrame,
     examples: pl.DataFrame,
     items: pl.DataFrame,
@@ -20,12 +20,11 @@ def popularity_predictions(
 ) -> pl.DataFrame:
     """Recommend the ``top_k`` most popular titles to every example.
 
-    Popularity is the number of occurrences in train, in histories and as targets together; items
-    that share a title make one answer with the sum of their counts. See :func:`rank_titles` for
-    ties.
+    Items that share a title make one answer with the sum of their counts. See :func:`rank_titles`
+    for ties.
 
     Args:
-        full_train: Train examples before sampling: history, target.
+        counts: How often each item stands in train: item_id, count.
         valid: Examples that choose the pseudo-count: target.
         examples: Examples to answer: example_id, user_id, history, target.
         items: The catalogue: item_id, title.
@@ -40,7 +39,7 @@ def popularity_predictions(
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1")
-    ranked = rank_titles(full_train, valid, items)
+    ranked = rank_titles(counts, valid, items)
     missing = examples.filter(~pl.col("target").is_in(ranked["item_id"].implode()))
     if len(missing):
         raise ValueError(
@@ -67,7 +66,7 @@ def popularity_predictions(
     )
 
 
-def rank_titles(full_train: pl.DataFrame, valid: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+def rank_titles(counts: pl.DataFrame, valid: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """All items of the catalogue, their titles ranked by popularity.
 
     Titles of equal popularity (all unseen ones among them) are ordered by a hash of their lowest
@@ -75,7 +74,7 @@ def rank_titles(full_train: pl.DataFrame, valid: pl.DataFrame, items: pl.DataFra
     items first appeared, which would leak what comes late.
 
     Args:
-        full_train: Train examples before sampling: history, target.
+        counts: How often each item stands in train: item_id, count; others never do.
         valid: Examples that choose the pseudo-count of PSEUDO_COUNTS: target.
         items: The catalogue: item_id, title.
 
@@ -86,8 +85,9 @@ def rank_titles(full_train: pl.DataFrame, valid: pl.DataFrame, items: pl.DataFra
     """
     items = items.select(pl.col("item_id").cast(pl.Int64), "title")
     counted = items.join(
-        count_occurrences(full_train), on="item_id", how="left", maintain_order="left"
-    )
+        counts.select(pl.col("item_id").cast(pl.Int64), "count"),
+        on="item_id", how="left", maintain_order="left",
+    )  # fmt: skip
     titles = counted.group_by("title").agg(
         count=pl.col("count").fill_null(0).sum(),
         first_item=pl.col("item_id").min(),
@@ -121,27 +121,6 @@ def _best_pseudo_count(counts: pl.Series, of_targets: pl.Series) -> float:
         return -float((((of_targets + pseudo_count) / total).log()).sum())
 
     return min(PSEUDO_COUNTS, key=nll)
-
-
-def count_occurrences(full_train: pl.DataFrame) -> pl.DataFrame:
-    """How often each item stands in train, in any history or as a target.
-
-    A sliding window shows one interaction in several examples; each of them counts.
-
-    Args:
-        full_train: Train examples: history (lists of item ids), target (item ids).
-
-    Returns:
-        item_id (Int64), count (Int64); only items that occur.
-    """
-    occurrences = pl.concat(
-        [
-            full_train["history"].explode().drop_nulls().cast(pl.Int64),
-            full_train["target"].cast(pl.Int64),
-        ]
-    )
-    counts = occurrences.alias("item_id").value_counts()
-    return counts.select("item_id", pl.col("count").cast(pl.Int64))
 
 
 def scrambled(item_ids: pl.Series) -> pl.Series:

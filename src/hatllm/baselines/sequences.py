@@ -99,6 +99,19 @@ def training_states(
     return hidden_BLD[real_BL], next_BL[real_BL]
 
 
+def learned_items(train: Sequences, every: bool) -> Tensor:
+    """Item numbers that a causal model is asked for in an epoch, as often as it is; 1-D, int64.
+
+    Args:
+        train: Training rows.
+        every: As for :func:`training_states`.
+    """
+    if not every:
+        return train.target_R
+    later_RL = train.history_RL[:, 1:]
+    return torch.cat([later_RL[later_RL < train.num_items], train.target_R])
+
+
 def last_states(hidden_BLD: Tensor, length_B: Tensor) -> Tensor:
     """The state after each history's last item, shape (B, D)."""
     return hidden_BLD[torch.arange(len(length_B), device=length_B.device), length_B - 1]

@@ -10,6 +10,7 @@ from hatllm.config.baseline import (
     ClozeConfig,
     DrosConfig,
     KnnConfig,
+    PopularityConfig,
     SequenceConfig,
 )
 from hatllm.config.checks import check_choice
@@ -37,6 +38,7 @@ __all__ = [
     "MaskConfig",
     "MetricsConfig",
     "ModelConfig",
+    "PopularityConfig",
     "PromptConfig",
     "SequenceConfig",
     "SweepConfig",

@@ -7,15 +7,26 @@ from hatllm.config.checks import check_choice, check_positive, check_range
 SEQUENCE_KINDS = ("sasrec", "gru4rec", "bert4rec")
 SEEDLESS_KINDS = ("popularity", "knn")  # no seed changes what they answer
 TRAIN_ON = ("full", "sampled")
+POPULARITY_COUNTS = ("interactions", "targets")
 SEQUENCE_LOSSES = ("bce", "ce")
 OPTIMIZERS = ("adam", "adamw")
+
+
+@dataclass
+class PopularityConfig:
+    """The popularity baseline."""
+
+    count: str  # one of POPULARITY_COUNTS: every train interaction once, or train targets alone
+
+    def __post_init__(self) -> None:
+        check_choice("model.popularity.count", self.count, POPULARITY_COUNTS)
 
 
 @dataclass
 class KnnConfig:
     """The last-item kNN baseline."""
 
-    train_on: str  # one of TRAIN_ON: the whole train split, or the rows the LLM arms see
+    train_on: str  # one of TRAIN_ON: all train interactions, or those in the rows the LLM arms see
     num_neighbours: int  # most similar items kept for each item
     shrinkage: float  # added to every item's count: discounts chance meetings of rare items
     balance: float  # 0.5 = cosine, 1 = confidence in the last item
@@ -57,7 +68,7 @@ class DrosConfig:
 class SequenceConfig:
     """The baselines that learn a vector for every item id."""
 
-    train_on: str  # one of TRAIN_ON: whole train and valid splits, or the rows the LLM arms see
+    train_on: str  # one of TRAIN_ON: all of train and valid, or the rows the LLM arms see
     hidden_size: int
     num_layers: int
     num_heads: int | None  # transformers only

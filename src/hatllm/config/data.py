@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from hatllm.config.checks import check_choice, check_range, check_url
+from hatllm.config.checks import LARGEST, check_choice, check_range, check_url
 
 SOURCES = ("ml100k", "amazon", "windows", "custom")
 RELEASES = ("2014", "2018", "2023")
+TAB = "\\t"  # as one types it
 PROTOCOLS = ("sliding_window", "all_prefixes", "leave_one_out")
 
 
@@ -44,6 +45,10 @@ class DataConfig:
     item_column: str
     time_column: str
     title_column: str
+    rating_column: str | None  # null = the source's own; custom has none
+    min_rating: float | None  # interactions rated lower are dropped; null = all are kept
+    separator: str | None  # custom: of CSV files, one character or TAB; null = told from the header
+    encoding: str | None  # custom: of CSV files; null = told from the file
     train_file: str  # windows: file names inside the folder
     valid_file: str
     test_file: str
@@ -51,7 +56,8 @@ class DataConfig:
     min_interactions: int  # k of the k-core on users and items; 1 = keep all
     max_history_items: int
     min_history_items: int
-    clean_titles: bool  # unescape HTML entities twice and fold white space
+    clean_titles: bool  # unescape HTML entities twice, drop HTML tags, fold white space
+    max_title_characters: int | None  # longer titles are cut between words; null = whole
     holdout_fraction: float  # share of the end of train used as valid where there is no valid split
     train_rows: int | None  # rows sampled from a split (seeded by sample_seed); null = all
     valid_rows: int | None
@@ -66,6 +72,9 @@ class DataConfig:
         check_range("data.min_interactions", self.min_interactions, 1)
         check_range("data.max_history_items", self.max_history_items, 1)
         check_range("data.min_history_items", self.min_history_items, 1, self.max_history_items)
+        check_range("data.max_title_characters", self.max_title_characters, 1)
+        self._check_ratings()
+        self._check_csv_form()
         check_range("data.holdout_fraction", self.holdout_fraction, 0.0, 0.5)
         for field in ("train_rows", "valid_rows", "test_rows"):
             check_range(f"data.{field}", getattr(self, field), 1)
@@ -84,3 +93,34 @@ class DataConfig:
                     raise ValueError(
                         f"data.{field}=null must name a CSV, Parquet or JSONL file (data=custom)"
                     )
+
+    def _check_ratings(self) -> None:
+        if self.min_rating is None:
+            return
+        check_range("data.min_rating", self.min_rating, -LARGEST)
+        if self.source == "windows":
+            raise ValueError(
+                f"data.min_rating={self.min_rating} must be null: prepared windows have no ratings"
+            )
+        if self.source == "custom" and self.rating_column is None:
+            raise ValueError(
+                f"data.min_rating={self.min_rating} needs data.rating_column, the ratings' column "
+                "in data.interactions_file"
+            )
+
+    def _check_csv_form(self) -> None:
+        separator = self.separator
+        one = separator is None or separator == TAB or len(separator) == 1
+        if not one or separator in ('"', "\r", "\n"):
+            raise ValueError(
+                f"data.separator={separator!r} must be one character, not a quote or line break, "
+                f"or {TAB}"
+            )
+        if self.encoding is not None:
+            try:
+                "a".encode(self.encoding)
+            except (LookupError, ValueError) as error:
+                raise ValueError(
+                    f"data.encoding={self.encoding!r} is no encoding that Python knows, such as "
+                    "utf-8, latin-1, cp1251 or gbk"
+                ) from error

@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from hatllm.config.baseline import SEEDLESS_KINDS, SEQUENCE_KINDS, KnnConfig, SequenceConfig
+from hatllm.config.baseline import (
+    SEEDLESS_KINDS,
+    SEQUENCE_KINDS,
+    KnnConfig,
+    PopularityConfig,
+    SequenceConfig,
+)
 from hatllm.config.checks import check_choice, check_range
 
 BACKENDS = ("sdpa", "eager", "flex")
@@ -44,6 +50,7 @@ class ModelConfig:
     backend: str  # one of BACKENDS: how the masks are applied
     gradient_checkpointing: bool
     compile: bool  # decoder layers through torch.compile
+    popularity: PopularityConfig | None  # kind popularity
     knn: KnnConfig | None  # kind knn
     sequence: SequenceConfig | None  # one of SEQUENCE_KINDS
     item_vectors: str | None  # finished run of SEQUENCE_KINDS whose items get tokens of their own
@@ -86,7 +93,11 @@ class ModelConfig:
             )
 
     def _check_baseline(self) -> None:
-        for field, kinds in (("knn", ("knn",)), ("sequence", SEQUENCE_KINDS)):
+        for field, kinds in (
+            ("knn", ("knn",)),
+            ("sequence", SEQUENCE_KINDS),
+            ("popularity", ("popularity",)),
+        ):
             if (getattr(self, field) is None) == (self.kind in kinds):
                 raise ValueError(
                     f"model.{field} must be given for model.kind={', '.join(kinds)} and null for "

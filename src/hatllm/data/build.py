@@ -2,25 +2,27 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from hatllm.config import DataConfig
 from hatllm.data.bad_rows import BadRows
-from hatllm.data.filter import k_core, titled_only
+from hatllm.data.filter import each_once, k_core, min_rated, titled_only
 from hatllm.data.hashing import tables_hash
 from hatllm.data.prepared import PreparedTables
-from hatllm.data.sources.amazon import read_amazon
+from hatllm.data.sources.amazon import RELEASES, read_amazon
 from hatllm.data.sources.custom import read_custom
 from hatllm.data.sources.locate import SourceFiles
 from hatllm.data.sources.ml100k import read_ml100k
 from hatllm.data.sources.ready import read_ready_tables
 from hatllm.data.sources.tables import SourceTables
+from hatllm.data.sources.timestamps import odd_time_notes
 from hatllm.data.sources.windows import read_windows
-from hatllm.data.split import SPLITS, in_sequence_order, split_sequences
-from hatllm.data.titles import prepared_titles
+from hatllm.data.split import SPLITS, in_sequence_order, split_sequences, train_interactions
+from hatllm.data.titles import cut_titles, prepared_titles
+from hatllm.data.train_interactions import interactions_of
 from hatllm.data.windows import window_examples
 
 
@@ -29,6 +31,7 @@ class _Built:
     """Tables before they are checked, and what the manifest says about them."""
 
     splits: dict[str, pl.DataFrame]
+    train_interactions: pl.DataFrame
     items: pl.DataFrame
     users: pl.DataFrame
     bad_rows: BadRows
@@ -48,11 +51,15 @@ def build_tables(config: DataConfig, files: SourceFiles) -> PreparedTables:
     built = _from_windows(config, files) if files.form == "windows" else _from_rows(config, files)
     if built.splits["train"].is_empty() or built.splits["test"].is_empty():
         raise ValueError(_no_examples(config, built))
+    titles, cut_notes = cut_titles(built.items["title"], config.max_title_characters)
+    items = built.items.with_columns(titles).sort("item_id")
     seen = pl.concat([rows["user_id"] for rows in built.splits.values()]).unique()
     users = built.users.filter(pl.col("user_id").is_in(seen.implode()))
-    tables = {"items": built.items.sort("item_id"), "users": users.sort("user_id"), **built.splits}
+    tables = {"items": items, "users": users.sort("user_id"), **built.splits}
+    interactions = {"train_interactions": built.train_interactions}
+    hashed = tables if files.form == "windows" else tables | interactions  # there they follow
     manifest = {
-        "data_hash": tables_hash(tables),
+        "data_hash": tables_hash(hashed),
         "source": {
             "form": files.form,
             "files": {path.name: path.stat().st_size for path in files.paths.values()},
@@ -61,30 +68,34 @@ def build_tables(config: DataConfig, files: SourceFiles) -> PreparedTables:
         "holdout": built.holdout,
         "untouched_items": built.untouched_items,
         "bad_rows": built.bad_rows.report(),
-        "notes": files.notes + built.notes,
+        "notes": files.notes + built.notes + cut_notes,
         "timings": {"build_s": round(time.perf_counter() - start, 3)},
     }
-    return PreparedTables(tables=tables, manifest=manifest)
+    return PreparedTables(tables=tables | interactions, manifest=manifest)
 
 
 def _from_rows(config: DataConfig, files: SourceFiles) -> _Built:
-    """Titled items, then k-core, then a protocol."""
+    """Each interaction once, titled items, then k-core, then a protocol."""
     source = _read(config, files)
     items = source.items.with_columns(prepared_titles(source.items["title"], config.clean_titles))
     interactions = in_sequence_order(source.interactions)
-    titled, items = titled_only(interactions, items, source.bad_rows)
+    once = each_once(interactions, source.bad_rows)
+    rated = min_rated(once, config.min_rating, source.bad_rows)
+    titled, items = titled_only(rated, items, source.bad_rows)
     kept = k_core(titled, config.min_interactions)
-    splits = split_sequences(
-        kept, config.protocol, config.max_history_items, config.min_history_items
-    )
+    cut = (config.protocol, config.max_history_items, config.min_history_items)
+    splits = split_sequences(kept, *cut)
     untouched = source.untouched_items + items.height - titled["item_id"].n_unique()
-    steps = [
-        _step("read", interactions),
-        _step("with a title", titled),
-        _step(f"{config.min_interactions}-core", kept),
-    ]
+    steps = [_step("read", interactions)]
+    if once.height < interactions.height:
+        steps.append(_step("each once", once))
+    if config.min_rating is not None:
+        steps.append(_step(f"rated {config.min_rating:g} or more", rated))
+    steps.append(_step("with a title", titled))
+    steps.append(_step(f"{config.min_interactions}-core", kept))
     return _Built(
         splits=splits,
+        train_interactions=train_interactions(kept, *cut),
         items=items.filter(pl.col("item_id").is_in(kept["item_id"].unique().implode())),
         users=source.users,
         bad_rows=source.bad_rows,
@@ -109,14 +120,24 @@ def _left_out(
 
 
 def _read(config: DataConfig, files: SourceFiles) -> SourceTables:
+    source = _tables(config, files)
+    times = odd_time_notes(source.interactions["timestamp"])
+    return replace(source, notes=[*source.notes, *times])
+
+
+def _tables(config: DataConfig, files: SourceFiles) -> SourceTables:
     interactions, items = files.paths["interactions"], files.paths["items"]
+    rating = None if config.min_rating is None else config.rating_column or "rating"
     match files.form:
         case "ready":
-            return read_ready_tables(interactions, items)
+            return read_ready_tables(interactions, items, rating)
         case "ml100k":
-            return read_ml100k(interactions, items)
+            return read_ml100k(interactions, items, rating)
         case "amazon":
-            return read_amazon(interactions, items, str(config.release))
+            release = str(config.release)
+            if rating is not None:
+                rating = config.rating_column or RELEASES[release].rating
+            return read_amazon(interactions, items, release, rating)
         case _:
             return read_custom(interactions, items, config)
 
@@ -144,16 +165,29 @@ def _from_windows(config: DataConfig, files: SourceFiles) -> _Built:
         config.holdout_fraction,
     )
     items = source.bad_rows.drop(items, pl.col("title").is_null(), "item without a title")
+    times = pl.concat([rows["timestamp"] for rows in source.splits.values()])
     user_ids = pl.concat([rows["user_id"] for rows in splits.values()]).unique()
     return _Built(
         splits=splits,
+        train_interactions=interactions_of(splits["train"]),
         items=items,
         users=pl.DataFrame({"user_id": user_ids, "source_id": user_ids.cast(pl.Utf8)}),
         bad_rows=source.bad_rows,
         steps=[],
-        notes=[],
+        notes=[*odd_time_notes(times), *_repeated_windows(source.splits)],
         holdout=holdout,
     )
+
+
+def _repeated_windows(splits: dict[str, pl.DataFrame]) -> Iterator[str]:
+    """Windows that stand there again; dropping them would change published rows.
+
+    Where a user took one item many times at one time, windows of stride 1 are equal: so in Books.
+    """
+    for name, windows in splits.items():
+        repeated = windows.height - windows.n_unique()
+        if repeated:
+            yield f"{repeated:,} {name} windows stand there again and are kept (as published)"
 
 
 def _no_examples(config: DataConfig, built: _Built) -> str:

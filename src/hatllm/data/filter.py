@@ -1,4 +1,4 @@
-"""Which interactions are kept: known, titled items and the k-core."""
+"""Which interactions are kept: each once, well rated ones, known, titled items and the k-core."""
 
 import polars as pl
 
@@ -6,6 +6,19 @@ from hatllm.data.bad_rows import BadRows
 
 UNKNOWN = "interaction with an unknown item"
 UNTITLED = "interaction with an untitled item"
+UNRATED = "interaction without a rating"
+REPEATED = "interaction that stands there twice"
+
+
+def each_once(interactions: pl.DataFrame, bad_rows: BadRows) -> pl.DataFrame:
+    """Drop rows of the same user, item and time as one before; the same item at other times stays.
+
+    Args:
+        interactions: Columns user_id, item_id, timestamp.
+        bad_rows: Takes what is dropped.
+    """
+    first = pl.struct("user_id", "item_id", "timestamp").is_first_distinct()
+    return bad_rows.drop(interactions, ~first, REPEATED)
 
 
 def titled_only(
@@ -26,6 +39,26 @@ def titled_only(
     items = bad_rows.drop(items, pl.col("title").is_null(), "item without a title")
     titled = pl.col("item_id").is_in(items["item_id"].implode())
     return bad_rows.drop(interactions, ~titled, UNTITLED), items
+
+
+def min_rated(
+    interactions: pl.DataFrame, min_rating: float | None, bad_rows: BadRows
+) -> pl.DataFrame:
+    """Drop interactions rated below ``min_rating``, or not at all; None keeps every one.
+
+    Args:
+        interactions: With rating Float64 where there is a ``min_rating``.
+        min_rating: Lowest rating that counts.
+        bad_rows: Takes what is dropped.
+
+    Returns:
+        The interactions that are left, in their order, without ratings.
+    """
+    if min_rating is None:
+        return interactions
+    interactions = bad_rows.drop(interactions, pl.col("rating").is_null(), UNRATED)
+    low = f"interaction rated below {min_rating:g}"
+    return bad_rows.drop(interactions, pl.col("rating") < min_rating, low).drop("rating")
 
 
 def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:

@@ -20,7 +20,7 @@ from hatllm.data.sample import sample_rows
 from hatllm.data.sources.locate import SourceFiles, locate_source
 from hatllm.data.split import SPLITS
 
-TABLES_VERSION = 1  # raise it when the same settings and files give other tables
+TABLES_VERSION = 2  # raise it when the same settings and files give other tables
 # Settings that do not change the prepared tables: names, prompts, and the sampling done on top.
 NOT_IN_TABLES = ("name", "prompt", "train_rows", "valid_rows", "test_rows", "sample_seed")
 
@@ -36,7 +36,10 @@ class Dataset:
         splits: 'train', 'valid' and 'test', after row sampling: example_id Int64 (unique over all
             splits), user_id Int64, history List(Int64) oldest first, target Int64, timestamp Int64
             (of the target, Unix seconds).
-        full_train: The train split before row sampling.
+        full_train: The train split before row sampling; its rows overlap.
+        train_interactions: What train holds, each interaction once, before row sampling: user_id
+            Int64, item_id Int64, place Int64 (from 0, in the user's train sequence), in sequence
+            order; for tables see ``split``, for prepared windows ``interactions_of``.
         users: user_id Int64, source_id Utf8; users with at least one example before sampling.
         manifest: Hashes, counts, settings, bad rows and timings, JSON-able.
     """
@@ -45,6 +48,7 @@ class Dataset:
     items: pl.DataFrame
     splits: dict[str, pl.DataFrame]
     full_train: pl.DataFrame
+    train_interactions: pl.DataFrame
     users: pl.DataFrame
     manifest: dict[str, Any]
 
@@ -111,6 +115,7 @@ def _sampled(config: DataConfig, prepared: PreparedTables, timings: dict[str, fl
         items=tables["items"],
         splits=splits,
         full_train=tables["train"],
+        train_interactions=tables["train_interactions"],
         users=tables["users"],
         manifest=manifest,
     )

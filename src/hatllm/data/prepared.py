@@ -19,7 +19,7 @@ from hatllm.whole_files import (
 
 logger = logging.getLogger(__name__)
 
-TABLES = ("items", "users", "train", "valid", "test")
+TABLES = ("items", "users", "train", "valid", "test", "train_interactions")
 MANIFEST_FILE = "manifest.json"
 
 
@@ -28,7 +28,7 @@ class PreparedTables:
     """All examples of a data set, before any sampling.
 
     Attributes:
-        tables: 'items', 'users' and the three splits, see ``Dataset``.
+        tables: 'items', 'users', the three splits and 'train_interactions', see ``Dataset``.
         manifest: What is known about them (JSON-able).
     """
 

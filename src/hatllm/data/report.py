@@ -17,6 +17,11 @@ from hatllm.whole_files import write_text
 
 REPORT_FILE, PICTURE_FILE = "data_report.md", "data_report.png"
 MANIFEST_FILE = "split_manifest.json"
+LATER_PROTOCOLS = ("all_prefixes", "leave_one_out")
+LATER_NOTE = (
+    "the split is by place in each user's sequence, not by time: train holds interactions of some "
+    "users that are later than valid and test targets of others"
+)
 
 
 def write_data_report(dataset: Dataset, folder: Path) -> Path:
@@ -72,11 +77,22 @@ def _split_rows(dataset: Dataset, statistics: DatasetStatistics) -> list[list[st
     ]
     if statistics.splits["train"].rows < dataset.full_train.height:
         rows.append(["target nowhere in sampled train", *_shares(splits, "unseen_in_sample_share")])
-    return [*rows, ["target shares its title", *_shares(splits, "shared_title_share")]]
+    return [
+        *rows,
+        ["target shares its title", *_shares(splits, "shared_title_share")],
+        ["target stands in its history", *_counts(splits, "targets_in_history")],
+        ["target is the last history item", *_counts(splits, "targets_last")],
+    ]
 
 
 def _shares(splits: list[SplitStatistics], field: str) -> list[str]:
     return [f"{getattr(split, field):.1%}" for split in splits]
+
+
+def _counts(splits: list[SplitStatistics], field: str) -> list[str]:
+    """How many rows, and their share."""
+    counts = [(getattr(split, field), max(split.rows, 1)) for split in splits]
+    return [f"{count:,} ({count / rows:.1%})" for count, rows in counts]
 
 
 def _spread(spread: Spread) -> str:
@@ -111,8 +127,8 @@ def _report_lines(dataset: Dataset) -> Iterator[str]:
     yield f"\n![history lengths, item popularity, rows over time]({PICTURE_FILE})"
     yield "\n## Splits\n"
     yield from _markdown_table(["", *SPLITS], _split_rows(dataset, statistics))
-    yield '\n"In train" means all of train, before row sampling; "nowhere": neither in a history'
-    yield "nor as a target."
+    yield '\n"In train" means all of train, before row sampling: '
+    yield f"{statistics.train_interactions:,} interactions, each counted once."
     if manifest["steps"]:
         yield "\n## What was kept\n"
         columns = ["interactions", "users", "items"]
@@ -132,7 +148,8 @@ def _report_lines(dataset: Dataset) -> Iterator[str]:
 
 
 def _notes(manifest: dict[str, Any]) -> list[str]:
-    return [*([manifest["holdout"]] if manifest["holdout"] else []), *manifest["notes"]]
+    later = [LATER_NOTE] if manifest["protocol"] in LATER_PROTOCOLS else []
+    return [*([manifest["holdout"]] if manifest["holdout"] else []), *manifest["notes"], *later]
 
 
 def _bad_row_lines(bad_rows: dict[str, Any]) -> Iterator[str]:

@@ -25,7 +25,7 @@ def draw_data_report(dataset: Dataset, path: Path) -> None:
     figure = Figure(figsize=(13, 3.9), layout="constrained")
     history, popularity, time = figure.subplots(1, 3)
     _draw_history_lengths(history, dataset.splits)
-    _draw_popularity(popularity, dataset.full_train)
+    _draw_popularity(popularity, dataset)
     _draw_rows_over_time(time, dataset.splits)
     for axes in (history, popularity, time):
         axes.spines[["top", "right"]].set_visible(False)
@@ -54,11 +54,10 @@ def _draw_history_lengths(axes: Any, splits: dict[str, pl.DataFrame]) -> None:
     axes.legend(frameon=False, fontsize=9, loc="upper left")
 
 
-def _draw_popularity(axes: Any, full_train: pl.DataFrame) -> None:
-    in_histories = full_train["history"].explode().drop_nulls()
+def _draw_popularity(axes: Any, dataset: Dataset) -> None:
     curves = (
-        ("in a history", in_histories, COLORS["train"], "--"),
-        ("as the target", full_train["target"], COLORS["train"], "-"),
+        ("interactions", dataset.train_interactions["item_id"], COLORS["train"], "--"),
+        ("targets", dataset.full_train["target"], COLORS["train"], "-"),
     )
     for label, items, color, style in curves:
         counts = np.sort(items.value_counts()["count"].to_numpy())[::-1]

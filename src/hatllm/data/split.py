@@ -7,7 +7,13 @@ all neighbours in an Amazon history share a timestamp, so the file's order decid
 Protocols. ``sliding_window``: windows of max_history_items + 1 with stride 1, a user who is not
 longer than a window as one window, sorted by target time and cut 8:1:1. ``all_prefixes``: every
 item with enough items before it is a target once; a user's last one is test, the one before valid,
-the rest train. ``leave_one_out``: the same, with the third-last alone as train.
+the rest train. ``leave_one_out``: the same rows; models that learn from item ids are trained on
+each user's train sequence instead of on these prefixes of it (see ``sequence_rows``).
+
+Train interactions. What popularity, kNN, slices and models of item ids may know, each interaction
+once. ``sliding_window``: those that stand in some train row; the cut is by the target's time, so
+later items of the same user may be valid or test targets and are left out. ``all_prefixes`` and
+``leave_one_out``: all before a user's last two, of users too short for a row, too.
 
 Published rows. ``sliding_window`` on the 2014 Toys tables gives the published 38,344 / 4,793 /
 4,794 rows one by one. With n rows the cuts are floor(0.8 n) and floor(0.9 n); rows of one day, and
@@ -49,10 +55,8 @@ def split_sequences(
     match protocol:
         case "sliding_window":
             parts = _sliding_window(interactions, positions, max_history_items, min_history_items)
-        case "all_prefixes":
-            parts = _by_distance_from_end(positions, min_history_items, num_train=None)
-        case "leave_one_out":
-            parts = _by_distance_from_end(positions, min_history_items, num_train=1)
+        case "all_prefixes" | "leave_one_out":
+            parts = _by_distance_from_end(positions, min_history_items)
         case _:
             raise ValueError(f"data.protocol={protocol!r} is not a protocol")
     splits = {
@@ -60,6 +64,39 @@ def split_sequences(
         for name, targets in parts.items()
     }
     return with_example_ids(splits)
+
+
+def train_interactions(
+    interactions: pl.DataFrame, protocol: str, max_history_items: int, min_history_items: int
+) -> pl.DataFrame:
+    """The interactions of train, each once.
+
+    Args:
+        interactions: As for ``split_sequences``, and so are the others.
+        protocol: One of the three protocols.
+        max_history_items: Longest history.
+        min_history_items: Shortest history.
+
+    Returns:
+        user_id, item_id, place (from 0, in the user's train sequence), in sequence order.
+    """
+    positions = _positions(interactions)
+    if protocol != "sliding_window":
+        return with_places(interactions.filter(positions["from_end"] >= 2))
+    targets = _sliding_window(interactions, positions, max_history_items, min_history_items)
+    rows = targets["train"]
+    lengths = np.minimum(positions["place"].to_numpy()[rows], max_history_items)
+    # +1 where a train row begins, -1 behind its target: the running sum counts the rows there.
+    edges = np.zeros(interactions.height + 1, np.int64)
+    np.add.at(edges, rows - lengths, 1)
+    np.add.at(edges, rows + 1, -1)
+    return with_places(interactions.filter(pl.Series(edges[:-1].cumsum() > 0)))
+
+
+def with_places(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Return user_id, item_id and the place in the user's sequence, from 0, of ordered rows."""
+    place = pl.int_range(pl.len(), dtype=pl.Int64).over("user_id")
+    return interactions.select("user_id", "item_id", place=place)
 
 
 def with_example_ids(splits: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
@@ -103,17 +140,14 @@ def _sliding_window(
     }
 
 
-def _by_distance_from_end(
-    positions: pl.DataFrame, min_history: int, num_train: int | None
-) -> dict[str, Int64Array]:
-    """A user's last target is test, the one before valid, the ``num_train`` before these train.
+def _by_distance_from_end(positions: pl.DataFrame, min_history: int) -> dict[str, Int64Array]:
+    """A user's last target is test, the one before valid, all before these train.
 
     Each needs ``min_history`` items before it, so a short user may have a test example alone.
     """
     long_enough, from_end = pl.col("place") >= min_history, pl.col("from_end")
-    train = from_end >= 2 if num_train is None else from_end.is_between(2, 1 + num_train)
     return {
-        "train": _rows_where(positions, long_enough & train),
+        "train": _rows_where(positions, long_enough & (from_end >= 2)),
         "valid": _rows_where(positions, long_enough & (from_end == 1)),
         "test": _rows_where(positions, long_enough & (from_end == 0)),
     }
@@ -128,7 +162,7 @@ def _examples(
     return pl.DataFrame(
         {
             "user_id": interactions["user_id"].to_numpy()[targets],
-            "history": _slices(items, targets - lengths, lengths),
+            "history": lists_of(items, targets - lengths, lengths),
             "target": items[targets],
             "timestamp": interactions["timestamp"].to_numpy()[targets],
         },
@@ -136,7 +170,7 @@ def _examples(
     )
 
 
-def _slices(values: Int64Array, starts: Int64Array, lengths: Int64Array) -> pl.Series:
+def lists_of(values: Int64Array, starts: Int64Array, lengths: Int64Array) -> pl.Series:
     """``values[start : start + length]`` of each pair, as one list column."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)

@@ -30,10 +30,12 @@ class SplitStatistics:
         history_items: Items in a history.
         first_time: Earliest target, Unix seconds; None where there are no rows.
         last_time: Latest target.
-        unseen_share: Targets that train holds nowhere, neither in a history nor as a target.
+        unseen_share: Targets that no train interaction has.
         never_target_share: Targets that are no train example's target (but may be in a history).
-        unseen_in_sample_share: As unseen_share, against the sampled rows of train.
+        unseen_in_sample_share: Targets in no history of a sampled row of train and not its target.
         shared_title_share: Targets whose title another item has too.
+        targets_in_history: Targets that stand in their own history.
+        targets_last: Targets that are the last item of their history.
     """
 
     rows: int
@@ -46,6 +48,8 @@ class SplitStatistics:
     never_target_share: float
     unseen_in_sample_share: float
     shared_title_share: float
+    targets_in_history: int
+    targets_last: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class DatasetStatistics:
         users: Users with at least one example.
         items: Items of the catalogue.
         interactions: Kept interactions; None for prepared windows, which do not tell.
+        train_interactions: Those of train, each once, before row sampling.
         title_characters: Length of titles.
         duplicate_titles: Titles that two or more items share.
         items_sharing_titles: Items that share their title with another.
@@ -65,6 +70,7 @@ class DatasetStatistics:
     users: int
     items: int
     interactions: int | None
+    train_interactions: int
     title_characters: Spread
     duplicate_titles: int
     items_sharing_titles: int
@@ -80,6 +86,7 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
         users=dataset.users.height,
         items=dataset.items.height,
         interactions=steps[-1]["interactions"] if steps else None,
+        train_interactions=dataset.train_interactions.height,
         title_characters=_spread(titles.str.len_chars()),
         duplicate_titles=shared["title"].n_unique(),
         items_sharing_titles=shared.height,
@@ -104,11 +111,17 @@ def _split_statistics(dataset: Dataset, name: str, shared: pl.Series) -> SplitSt
         history_items=_spread(rows["history"].list.len()),
         first_time=low if isinstance(low, int) else None,
         last_time=high if isinstance(high, int) else None,
-        unseen_share=1 - _share_in(targets, items_anywhere(dataset.full_train)),
+        unseen_share=1 - _share_in(targets, dataset.train_interactions["item_id"].unique()),
         never_target_share=1 - _share_in(targets, dataset.full_train["target"].unique()),
         unseen_in_sample_share=1 - _share_in(targets, items_anywhere(dataset.splits["train"])),
         shared_title_share=_share_in(targets, shared),
+        targets_in_history=_num(rows, pl.col("history").list.contains(pl.col("target"))),
+        targets_last=_num(rows, pl.col("history").list.last() == pl.col("target")),
     )
+
+
+def _num(rows: pl.DataFrame, condition: pl.Expr) -> int:
+    return int(rows.select(condition.sum()).item())
 
 
 def _share_in(targets: pl.Series, items: pl.Series) -> float:

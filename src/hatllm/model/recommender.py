@@ -42,7 +42,7 @@ class Recommender(lightning.LightningModule):
         config: "Config",
         num_steps: int,
         items: pl.DataFrame,
-        full_train: pl.DataFrame,
+        train_interactions: pl.DataFrame,
         valid: pl.DataFrame,
     ) -> None:
         """Wire a run.
@@ -53,14 +53,14 @@ class Recommender(lightning.LightningModule):
             config: The run.
             num_steps: Optimizer steps of the whole run, for the learning-rate decay.
             items: Catalogue table.
-            full_train: All training rows, for popularity slices.
+            train_interactions: What train holds, each interaction once, for popularity slices.
             valid: Validation rows.
         """
         super().__init__()
         self.lm = lm
         # Not parameters: kept out of the module tree.
         self.catalogue, self.config, self.num_steps = catalogue, config, num_steps
-        self.items, self.full_train, self.valid = items, full_train, valid
+        self.items, self.train_interactions, self.valid = items, train_interactions, valid
         self.tau: Tensor
         self.register_buffer("tau", torch.tensor(float("nan")))  # msl_ats: moving average
         self.reference = Reference(lm) if config.loss.name == "sdpo" else None
@@ -199,7 +199,7 @@ class Recommender(lightning.LightningModule):
         with whole(self.lm), naming_what_to_lower(self.config, decoding=True):
             predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
         cut_offs = self.config.validation_cut_offs
-        metrics = evaluate_predictions(predictions, self.items, self.full_train, cut_offs)
+        metrics = evaluate_predictions(predictions, self.items, self.train_interactions, cut_offs)
         ranking = [f"{kind}@{k}" for k in cut_offs for kind in ("NDCG", "HR")]
         for name in (*ranking, "trie_NLL", "vocab_NLL"):
             if name in metrics:  # d3 has no NLL of its own

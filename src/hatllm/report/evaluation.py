@@ -12,8 +12,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from hatllm.baselines.popularity import count_occurrences
 from hatllm.config import main_cut_off
+from hatllm.data.train_interactions import item_counts
 from hatllm.metrics import discounted_gains, hits, reciprocal_ranks, standard_error
 
 SLICES = ("unseen", "tail", "mid", "head")
@@ -23,7 +23,7 @@ NLL_COLUMNS = {"trie_NLL": "target_trie_log_prob", "vocab_NLL": "target_vocab_lo
 def evaluate_predictions(
     predictions: pl.DataFrame,
     items: pl.DataFrame,
-    full_train: pl.DataFrame,
+    train_interactions: pl.DataFrame,
     cut_offs: Sequence[int],
 ) -> dict[str, float]:
     """Every metric of one split of one run, flat.
@@ -35,7 +35,7 @@ def evaluate_predictions(
     Args:
         predictions: One row an example (see DESIGN.md); rows that repeat an example_id are dropped.
         items: The catalogue: item_id, title.
-        full_train: Train examples before sampling: history, target.
+        train_interactions: What train holds, each interaction once: item_id.
         cut_offs: K of HR@K, NDCG@K and MRR@K, none above the number of titles that were asked for
             (``decode.top_k``): of a list of four, HR@10 would be HR@4 under a wrong name.
 
@@ -54,7 +54,7 @@ def evaluate_predictions(
     main_k = main_cut_off(cut_offs)
     values = example_metrics(predictions, cut_offs)
     predictions = _each_example_once(predictions)
-    slices = target_slices(predictions["target_item"], full_train)
+    slices = target_slices(predictions["target_item"], train_interactions)
     main = [f"{kind}@{k}" for k in cut_offs for kind in ("HR", "NDCG", "MRR")]
     nlls = [name for name in NLL_COLUMNS if name in values.columns]
     metrics = _means_and_errors(values, [*main, *(f"item_{name}" for name in main), *nlls])
@@ -115,22 +115,22 @@ def example_metrics(predictions: pl.DataFrame, cut_offs: Sequence[int]) -> pl.Da
     return values.with_columns(nll for nll in nlls if nll is not None)
 
 
-def target_slices(targets: pl.Series, full_train: pl.DataFrame) -> pl.Series:
+def target_slices(targets: pl.Series, train_interactions: pl.DataFrame) -> pl.Series:
     """The popularity slice of each target: ``unseen``, ``tail``, ``mid`` or ``head``.
 
-    The popularity of an item is how often it stands in train, in a history or as a target. An
-    unseen item never does. The others, most popular first, are cut so that head holds the first
-    third of all these occurrences, mid the second and tail the last; items of equal popularity
-    stay together, in the slice in which the first of them begins.
+    The popularity of an item is how many train interactions it has; an unseen item has none. The
+    others, most popular first, are cut so that head holds the first third of all these
+    interactions, mid the second and tail the last; items of equal popularity stay together, in the
+    slice in which the first of them begins.
 
     Args:
         targets: Item ids.
-        full_train: Train examples before sampling: history, target.
+        train_interactions: What train holds, each interaction once: item_id.
 
     Returns:
         The slices' names, in the order of ``targets``.
     """
-    counts = count_occurrences(full_train)
+    counts = item_counts(train_interactions["item_id"])
     by_count = (
         counts.group_by("count").agg(total=pl.col("count").sum()).sort("count", descending=True)
     )
@@ -146,7 +146,7 @@ def target_slices(targets: pl.Series, full_train: pl.DataFrame) -> pl.Series:
 
 
 def _third(share_before: pl.Expr) -> pl.Expr:
-    """The slice that begins at a cumulative share of train occurrences."""
+    """The slice that begins at a cumulative share of train interactions."""
     return (
         pl.when(share_before < 1 / 3)
         .then(pl.lit("head"))

@@ -147,7 +147,7 @@ def _slices_table(metrics: Mapping[str, dict[str, float]]) -> str:
     ]
     note = (
         "Unseen targets never occur in train; head, mid and tail each hold a third of all "
-        "occurrences in train, the most popular items first."
+        "train interactions, the most popular items first."
     )
     table = markdown_table(["target", "examples", *names[1:]], rows)
     return f"## By popularity of the target\n\n{table}\n\n{note}"

@@ -155,8 +155,9 @@ def check_context(config: Config, book: PromptBook, dataset: Dataset) -> None:
             raise ValueError(
                 f"a prompt of the {name} split has {tokens} tokens with its title, "
                 f"model={config.model.name} was made for {limit}: lower "
-                f"data.max_history_items={config.data.max_history_items}, or shorten titles (the "
-                f"longest, {book.target.length.max()} tokens, is item_id {item_id}'s)"
+                f"data.max_history_items={config.data.max_history_items}, or set "
+                f"data.max_title_characters, which cuts titles (the longest, "
+                f"{book.target.length.max()} tokens, is item_id {item_id}'s)"
             )
 
 

@@ -24,6 +24,7 @@ from hatllm.baselines.ranking import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset
+from hatllm.data.train_interactions import interactions_of, item_counts, sequence_rows
 from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.tasks.assemble import load_dataset
 from hatllm.tasks.checkpoints import load_checkpoint
@@ -56,7 +57,9 @@ def baseline_predictions(
     start = time.perf_counter()
     match config.model.kind:
         case "popularity":
-            found = {split: popularity_of(config, dataset, split) for split in SPLITS}
+            assert config.model.popularity is not None
+            count = config.model.popularity.count
+            found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
         case "knn":
             found = {split: _knn(config, dataset, split) for split in SPLITS}
         case _:
@@ -70,10 +73,13 @@ def baseline_predictions(
     return found
 
 
-def popularity_of(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
-    """The popularity baseline's predictions."""
+def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> pl.DataFrame:
+    """The popularity baseline's predictions; counted is one of POPULARITY_COUNTS."""
+    counted = dataset.full_train["target"]
+    if count == "interactions":
+        counted = dataset.train_interactions["item_id"]
     return popularity_predictions(
-        dataset.full_train,
+        item_counts(counted),
         dataset.splits["valid"],
         dataset.splits[split],
         dataset.items,
@@ -84,26 +90,46 @@ def popularity_of(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
 def _knn(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
     knn = config.model.knn
     assert knn is not None
-    train = dataset.full_train if knn.train_on == "full" else dataset.splits["train"]
-    return knn_predictions(train, dataset.splits[split], dataset.items, knn, config.decode.top_k)
+    interactions = dataset.train_interactions
+    if knn.train_on == "sampled":
+        interactions = interactions_of(dataset.splits["train"])
+    return knn_predictions(
+        interactions, dataset.splits[split], dataset.items, knn, config.decode.top_k
+    )
 
 
 def rows_to_fit(config: Config, dataset: Dataset) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The examples that a model of SEQUENCE_KINDS learns from, and those it chooses its epoch on.
+    """The rows that a model of SEQUENCE_KINDS learns from, and those it chooses its epoch on.
 
     Args:
         config: The run.
         dataset: Its prepared examples.
 
     Returns:
-        Train and valid: the whole splits with ``train_on: full``, else the sampled ones.
+        Train and valid: all of them with ``train_on: full``, else the sampled rows. All of train
+        are its rows, but under ``leave_one_out`` the users' train sequences.
     """
-    assert config.model.sequence is not None
-    if config.model.sequence.train_on != "full":
+    settings = config.model.sequence
+    assert settings is not None
+    if settings.train_on != "full":
         return dataset.splits["train"], dataset.splits["valid"]
     # A sample of valid is too small to stop on where one target in thirty is found.
     whole = replace(config, data=replace(config.data, valid_rows=None))
-    return dataset.full_train, load_dataset(whole).splits["valid"]
+    return all_of_train(config, dataset), load_dataset(whole).splits["valid"]
+
+
+def all_of_train(config: Config, dataset: Dataset) -> pl.DataFrame:
+    """Every train row, or under ``leave_one_out`` the users' train sequences.
+
+    Returns:
+        user_id, history, target and, of train rows, example_id.
+    """
+    settings = config.model.sequence
+    assert settings is not None
+    if dataset.manifest["protocol"] != "leave_one_out":
+        return dataset.full_train
+    every = settings.every_position or settings.cloze is not None
+    return sequence_rows(dataset.train_interactions, config.data.max_history_items, every)
 
 
 def _trained(
@@ -140,7 +166,8 @@ def _trained(
                 saved=load_checkpoint(checkpoint) if checkpoint.exists() else None,
             )
     except NonFiniteLossError as error:
-        ids = train["example_id"].gather(error.row_B.tolist()).sort().to_list()
+        column = "example_id" if "example_id" in train.columns else "user_id"
+        ids = {f"{column}s": train[column].gather(error.row_B.tolist()).sort().to_list()}
         stop_at_non_finite_loss(folder, config, ids, error.step, settings.learning_rate, error.loss)
     for logger in loggers:
         logger.save()

@@ -142,7 +142,7 @@ def _time_training(config: Config, parts: Parts, lm: MaskedLM, load: Load) -> _S
 
     recommender = Recommender(
         lm, parts.catalogue, config, len(chosen),
-        dataset.items, dataset.full_train, dataset.splits["valid"],
+        dataset.items, dataset.train_interactions, dataset.splits["valid"],
     )  # fmt: skip
     loader: DataLoader[Any] = DataLoader(cast(Any, chosen), batch_size=None, collate_fn=batch)
     recommender.train()

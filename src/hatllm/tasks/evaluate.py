@@ -71,7 +71,9 @@ def evaluate(config: Config) -> Path:
         dataset = parts.dataset
         table = predictions[split]
         metrics = {
-            split: evaluate_predictions(table, dataset.items, dataset.full_train, config.cut_offs)
+            split: evaluate_predictions(
+                table, dataset.items, dataset.train_interactions, config.cut_offs
+            )
         }
         write_table(folder / "predictions.parquet", table)
         seconds = {"total": round(time.perf_counter() - start, 3)}

@@ -19,14 +19,14 @@ class StoppedByLossError(ValueError):
 
 
 def stop_at_non_finite_loss(
-    folder: Path, config: Config, example_ids: list[int], step: int, rate: float, loss: float
+    folder: Path, config: Config, ids: dict[str, list[int]], step: int, rate: float, loss: float
 ) -> NoReturn:
     """Save what the step was made of, and stop.
 
     Args:
         folder: Run folder; gains ``NON_FINITE_FILE``.
         config: The run.
-        example_ids: Rows of the batch.
+        ids: Rows of the batch, by ``example_ids`` or, of train sequences, ``user_ids``.
         step: Optimizer steps done before.
         rate: Learning rate of the step.
         loss: Its loss.
@@ -44,7 +44,7 @@ def stop_at_non_finite_loss(
             "step": step,
             "learning_rate": rate,
             "dtype": dtype,
-            "example_ids": example_ids,
+            **ids,
         },
     )
     advice = f"lower {'trainer' if is_llm else 'model.sequence'}.learning_rate"
@@ -52,7 +52,7 @@ def stop_at_non_finite_loss(
         advice += f" or set model.dtype=float32 (it is {dtype})"
     raise StoppedByLossError(
         f"the training loss is {loss} at step {step} with learning rate {rate:g}; the batch's "
-        f"example ids are in {path}: {advice}"
+        f"ids are in {path}: {advice}"
     )
 
 
@@ -80,7 +80,7 @@ class FiniteLoss(lightning.Callback):
         if torch.isfinite(loss):
             return
         assert self.batch is not None
-        ids = sorted(set(self.batch.example_id_B.tolist()))
+        ids = {"example_ids": sorted(set(self.batch.example_id_B.tolist()))}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         stop_at_non_finite_loss(
             self.folder, self.config, ids, trainer.global_step, rate, float(loss.detach())

@@ -105,9 +105,11 @@ def _token_table(counts: dict[str, object], config: Config) -> Table:
     assert isinstance(prompts, dict)
     for split, values in prompts.items():
         table.add_row(split, *(f"{values[c]:,}" for c in ("rows", "tokens", "mean", "p99", "max")))
+    assert isinstance(counts["seconds"], dict)
+    seconds = ", ".join(f"{step} {value} s" for step, value in counts["seconds"].items())
     table.caption = (
         f"{counts['titles']} titles, {counts['trie_nodes']} trie nodes of which "
-        f"{counts['trie_branching_nodes']} branch; {counts['seconds']}; "
+        f"{counts['trie_branching_nodes']} branch; {seconds}; "
         f"peak memory {counts['peak_memory_mb']} MB"
     )
     return table

@@ -129,7 +129,7 @@ def _run_llm(config: Config, folder: Path) -> Path:
     dataset = parts.dataset
     recommender = Recommender(
         lm, parts.catalogue, config, num_steps,
-        dataset.items, dataset.full_train, dataset.splits["valid"],
+        dataset.items, dataset.train_interactions, dataset.splits["valid"],
     )  # fmt: skip
     seconds = {"prepare": time.perf_counter() - start}
     loggers = build_loggers(config, folder, dataset.manifest, parts.schedule)
@@ -244,11 +244,16 @@ def _finish(
     """Write everything the folder must hold; `run.json` last, because it says finished."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {
-        split: evaluate_predictions(table, dataset.items, dataset.full_train, config.cut_offs)
+        split: evaluate_predictions(
+            table, dataset.items, dataset.train_interactions, config.cut_offs
+        )
         for split, table in predictions.items()
     }
     metrics["popularity"] = evaluate_predictions(
-        popularity_of(config, dataset, "test"), dataset.items, dataset.full_train, config.cut_offs
+        popularity_of(config, dataset, "test", "interactions"),
+        dataset.items,
+        dataset.train_interactions,
+        config.cut_offs,
     )
     rounded = {name: round(value, 3) for name, value in seconds.items()}
     write_table(folder / "predictions.parquet", predictions["test"])

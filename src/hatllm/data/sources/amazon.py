@@ -8,7 +8,7 @@ metadata lines of 2014 are Python literals, not JSON. Times are Unix seconds of 
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
@@ -18,6 +18,7 @@ from hatllm.config import DataConfig
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.download import download_file
 from hatllm.data.json_lines import BLOCK_BYTES, line_blocks, read_json_lines
+from hatllm.data.sources.ratings import rating_values
 from hatllm.data.sources.tables import SourceTables, with_ids
 from hatllm.whole_files import CHECKSUMS_FILE
 
@@ -34,6 +35,7 @@ class Release:
     user: str
     item: str
     time: str
+    rating: str
     units_per_second: int
 
 
@@ -46,6 +48,7 @@ RELEASES = {
         user="reviewerID",
         item="asin",
         time="unixReviewTime",
+        rating="overall",
         units_per_second=1,
     ),
     "2018": Release(
@@ -54,6 +57,7 @@ RELEASES = {
         user="reviewerID",
         item="asin",
         time="unixReviewTime",
+        rating="overall",
         units_per_second=1,
     ),
     "2023": Release(
@@ -62,6 +66,7 @@ RELEASES = {
         user="user_id",
         item="parent_asin",
         time="timestamp",
+        rating="rating",
         units_per_second=1000,
     ),
 }
@@ -112,19 +117,31 @@ def _local_files(folder: Path | None, names: list[str]) -> tuple[Path, Path] | N
     return folder / names[0], folder / names[1]
 
 
-def read_amazon(reviews_file: Path, metadata_file: Path, release_name: str) -> SourceTables:
+def read_amazon(
+    reviews_file: Path, metadata_file: Path, release_name: str, rating_column: str | None = None
+) -> SourceTables:
     """Read the reviews and titles of one category.
 
     User and item ids count from 1 by first appearance in the review file; a review that stands
     there twice (same user, item and time) is one interaction.
 
+    Args:
+        reviews_file: The reviews.
+        metadata_file: The items.
+        release_name: One of RELEASES.
+        rating_column: The reviews' field of stars; None = they are not read.
+
     Raises:
-        ValueError: If a gzip file is damaged or ends too early.
+        ValueError: If a gzip file is damaged or ends too early, or no review has stars.
     """
     release, bad_rows = RELEASES[release_name], BadRows()
     schema = {release.user: pl.Utf8, release.item: pl.Utf8, release.time: pl.Int64}
-    reviews = read_json_lines(reviews_file, schema, bad_rows)
-    reviews = reviews.select(user=release.user, item=release.item, timestamp=release.time)
+    if rating_column is not None:
+        schema[rating_column] = pl.Utf8
+    raw = read_json_lines(reviews_file, schema, bad_rows)
+    reviews = raw.select(user=release.user, item=release.item, timestamp=release.time)
+    if rating_column is not None:
+        reviews = reviews.with_columns(rating=rating_values(raw[rating_column], reviews_file))
     missing_id = pl.col("user").is_null() | pl.col("item").is_null()
     reviews = bad_rows.drop(reviews, missing_id, "review without user or item")
     bad_time = pl.col("timestamp").is_null() | (pl.col("timestamp") < 0)
@@ -135,13 +152,7 @@ def read_amazon(reviews_file: Path, metadata_file: Path, release_name: str) -> S
     tables = with_ids(reviews, items, bad_rows, notes=[])
     in_order = tables.interactions.sort("timestamp", maintain_order=True)  # before rounding
     seconds = pl.col("timestamp") // release.units_per_second
-    return SourceTables(
-        interactions=in_order.with_columns(seconds),
-        items=tables.items,
-        users=tables.users,
-        bad_rows=bad_rows,
-        untouched_items=tables.untouched_items,
-    )
+    return replace(tables, interactions=in_order.with_columns(seconds))
 
 
 def _read_titles(

@@ -1,6 +1,5 @@
 """CSV files as columns of text."""
 
-import codecs
 import csv
 import io
 import re
@@ -11,34 +10,54 @@ import polars as pl
 
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.json_lines import BLOCK_BYTES, line_blocks
+from hatllm.data.sources.csv_form import UTF_16
 from hatllm.whole_files import POLARS_ERRORS
 
 MAX_FIELD_CHARACTERS = 1 << 30
 EMPTY_LINE = re.compile(rb"(?:^|\n)\r?\n")
+ESCAPED_QUOTE = b'\\"'  # of some databases; the standard doubles it
 UNDECODED = re.compile("[\ud800-\udfff]")  # bytes that are no UTF-8, under surrogateescape
 
 
 def read_csv_texts(path: Path, separator: str, bad_rows: BadRows) -> pl.DataFrame:
+    """Return all columns of a CSV file in UTF-8 as Utf8, see `parse_csv`."""
+    return parse_csv(csv_content(path), separator, bad_rows, path)
+
+
+def csv_content(path: Path) -> bytes:
+    """Return the bytes of a CSV file, gzipped or not.
+
+    Raises:
+        ValueError: If it is empty, or a gzip file is damaged or ends too early.
+    """
+    content = b"".join(line_blocks(path, BLOCK_BYTES))
+    if not content.strip():
+        raise ValueError(f"{path} is empty; its first line must name the columns")
+    return content
+
+
+def parse_csv(content: bytes, separator: str, bad_rows: BadRows, path: Path) -> pl.DataFrame:
     """Return all columns of a CSV file as Utf8.
 
     A row that has too many or too few fields, or is not UTF-8, is a bad row.
 
     Args:
-        path: CSV with a header, gzipped or not.
+        content: UTF-8, with a header.
         separator: One character.
         bad_rows: Takes rows that cannot be read.
+        path: For messages.
 
     Raises:
-        ValueError: If the file is empty or not UTF-8, a quote is never closed, or a gzip file is
-            damaged or ends too early.
+        ValueError: If the file is not UTF-8, or a quote is never closed.
     """
-    content = b"".join(line_blocks(path, BLOCK_BYTES))
-    if not content.strip():
-        raise ValueError(f"{path} is empty; its first line must name the columns")
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if content.startswith(UTF_16):
         raise ValueError(f"{path} is UTF-16; save it as UTF-8")
-    # polars does not tell what it makes of a stray quote, and takes an empty line for a row.
-    if _quotes_are_closed(content) and not EMPTY_LINE.search(content):
+    if b"\n" not in content:
+        content = content.replace(b"\r", b"\n")  # lines of an old Macintosh
+    # polars does not tell what it makes of a stray or escaped quote, and takes an empty line for a
+    # row.
+    plain = _quotes_are_closed(content) and ESCAPED_QUOTE not in content
+    if plain and not EMPTY_LINE.search(content):
         try:
             return pl.read_csv(content, separator=separator, infer_schema=False)
         except POLARS_ERRORS:  # one bad row fails the file: find it
@@ -47,18 +66,14 @@ def read_csv_texts(path: Path, separator: str, bad_rows: BadRows) -> pl.DataFram
 
 
 def _read_row_by_row(content: bytes, separator: str, bad_rows: BadRows, path: Path) -> pl.DataFrame:
-    text = io.StringIO(content.decode("utf-8-sig", errors="surrogateescape"), newline="")
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    reader = csv.reader(text, delimiter=separator, strict=True)
-    rows: list[list[str]] = []
-    start = 1
+    text = content.decode("utf-8-sig", errors="surrogateescape")
     try:
-        for row in reader:
-            if row:
-                rows.append(row)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}: the row that begins in line {start} has {error}") from error
+        rows = _rows(text, separator, None, path)
+    except ValueError:
+        if ESCAPED_QUOTE not in content:
+            raise
+        rows = _rows(text, separator, "\\", path)
     header, *rows = rows
     if len(set(header)) < len(header) or not _is_utf8(header):
         raise ValueError(f"{path} names a column twice or in another encoding than UTF-8")
@@ -76,6 +91,27 @@ def _read_row_by_row(content: bytes, separator: str, bad_rows: BadRows, path: Pa
         [pl.Series(name, [field or None for field in fields], dtype=pl.Utf8)
          for name, fields in zip(header, columns, strict=True)]
     )  # fmt: skip
+
+
+def _rows(text: str, separator: str, escape: str | None, path: Path) -> list[list[str]]:
+    """All rows but the empty ones.
+
+    Raises:
+        ValueError: If a quote stands where none may.
+    """
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, strict=True, escapechar=escape
+    )
+    rows: list[list[str]] = []
+    start = 1
+    try:
+        for row in reader:
+            if row:
+                rows.append(row)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}: the row that begins in line {start} has {error}") from error
+    return rows
 
 
 def _quotes_are_closed(content: bytes) -> bool:

