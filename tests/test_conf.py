@@ -75,6 +75,8 @@ def test_cut_offs_are_those_that_the_lists_are_long_enough_for() -> None:
     config = composed(*words)
     assert config.cut_offs == (5, 20)
     assert config.validation_cut_offs == (10, 20)  # what chooses the checkpoint is always there
+    short = composed("decode.top_k=4", "trainer.monitor=val/NDCG@4")
+    assert (short.cut_offs, short.validation_cut_offs) == ((1,), (1, 4))
 
 
 @pytest.mark.parametrize(

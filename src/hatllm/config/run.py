@@ -21,7 +21,6 @@ from hatllm.config.trainer import TrainerConfig
 # logged, how it is launched.
 NOT_IN_HASH = ("task", "logger", "metrics", "experiment", "sweep", "num_threads", "data_root",
                "cache_root", "output_root", "run_name")  # fmt: skip
-MONITOR = "val/NDCG@10"  # what chooses the checkpoint of an LLM
 # Settings that name the folder of another run. Its own name tells its settings; where it lies, it
 # may move.
 OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
@@ -102,8 +101,8 @@ class Config:
 
     @property
     def validation_cut_offs(self) -> tuple[int, ...]:
-        """Cut-offs of the curves ``val/HR@K`` and ``val/NDCG@K``: the main one, and MONITOR's."""
-        monitored = cut_off_of(MONITOR)
+        """Cut-offs of the curves ``val/HR@K``, ``val/NDCG@K``: the main one and the monitored."""
+        monitored = cut_off_of(self.trainer.monitor)
         found = {main_cut_off(self.cut_offs), *([] if monitored is None else [monitored])}
         return tuple(sorted(found))
 
@@ -122,7 +121,7 @@ class Config:
                 f"decode.top_k={self.decode.top_k}"
             )
         if self.task.name == "train" and self.model.kind == "llm" and self.trains:
-            check_monitor(MONITOR, self.decode.top_k)
+            check_monitor(self.trainer.monitor, self.decode.top_k)
 
     def _check_sharding(self) -> None:
         """Refuse what FSDP would compute wrongly, because it lies outside the sharded layers."""

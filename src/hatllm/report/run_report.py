@@ -58,7 +58,7 @@ def write_run_report(folder: Path, label: str) -> Path:
         _what_ran(settings),
         _main_table(metrics, label, _notes(metrics, settings, uniform_guess(folder))),
         _slices_table(metrics),
-        _curves_section(folder),
+        _curves_section(folder, environment.get("exported")),
         _examples_section(folder, label),
         _environment_section(environment),
         f"## Make it again\n\n```\n{_command(folder, environment)}\n```",
@@ -153,7 +153,7 @@ def _slices_table(metrics: Mapping[str, dict[str, float]]) -> str:
     return f"## By popularity of the target\n\n{table}\n\n{note}"
 
 
-def _curves_section(folder: Path) -> str:
+def _curves_section(folder: Path, exported: Mapping[str, Any] | None) -> str:
     """Draw the curves beside the report; an empty string if there are none."""
     path = folder / "curves.csv"
     if not path.exists():
@@ -162,7 +162,20 @@ def _curves_section(folder: Path) -> str:
     if figure is None:
         return ""
     save_figure(figure, folder / "curves.png")
-    return "## Training\n\n![loss and validation curves](curves.png)"
+    text = "## Training\n\n![loss and validation curves](curves.png)"
+    return text if exported is None else f"{text}\n\n{_why_this_step(exported)}"
+
+
+def _why_this_step(exported: Mapping[str, Any]) -> str:
+    """Which step's weights answer, see `Checkpoints.exported`."""
+    name = exported["monitor"]
+    found = f"{name} {format_value(name, exported['value'])}"
+    if exported["nll"] is not None and name != "val/trie_NLL":
+        found += f", val/trie_NLL {format_value('trie_NLL', exported['nll'])}"
+    return (
+        f"The answers are those of step {exported['step']}, the best validation ({found}). Of "
+        "equal ones that with the lower val/trie_NLL is taken, then the later."
+    )
 
 
 def _examples_section(folder: Path, label: str) -> str:

@@ -16,9 +16,9 @@ from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.terminal import metrics_table
 from hatllm.tasks.assemble import Parts, assemble
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
-from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import config_hash, environment
 from hatllm.tasks.run_lock import held_alone
+from hatllm.tasks.stop_signals import StopSignals
 from hatllm.whole_files import write_json, write_table
 
 
@@ -59,7 +59,7 @@ def evaluate(config: Config) -> Path:
     assert config.task.run_folder is not None
     start, run, split = time.perf_counter(), Path(config.task.run_folder), config.task.split
     folder = run / "evaluations" / f"{split}-{config_hash(config)[:8]}"
-    Requeue()
+    StopSignals()
     console = Console(quiet=rank_zero_only.rank != 0)
     with held_alone(run / f"evaluations-{folder.name}"):
         start_processes(config.trainer)

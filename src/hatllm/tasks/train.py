@@ -35,10 +35,10 @@ from hatllm.tasks.assemble import (
 from hatllm.tasks.baseline import CHECKPOINT_FILE, baseline_predictions, popularity_of
 from hatllm.tasks.begin import begin
 from hatllm.tasks.checkpoints import load_checkpoint
+from hatllm.tasks.child import INTERRUPTED, TERMINATED
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.loggers import build_loggers, log_results, wants_picture
 from hatllm.tasks.masks import masks_of
-from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import (
     RUN_FILE,
     code_hash,
@@ -51,6 +51,7 @@ from hatllm.tasks.run_folder import (
     run_label,
 )
 from hatllm.tasks.run_lock import held_alone
+from hatllm.tasks.stop_signals import StopSignals
 from hatllm.tasks.trainer import build_trainer, num_optimizer_steps
 from hatllm.whole_files import write_json, write_table
 
@@ -118,7 +119,7 @@ def _run_baseline(config: Config, folder: Path) -> Path:
 
 def _run_llm(config: Config, folder: Path) -> Path:
     start = time.perf_counter()
-    requeue = Requeue()
+    signals = StopSignals()
     parts = assemble(config)
     rows = Examples.of(parts.dataset.splits["train"], config.data.max_history_items)
     num_steps = num_optimizer_steps(config.trainer, len(rows))
@@ -133,12 +134,12 @@ def _run_llm(config: Config, folder: Path) -> Path:
     )  # fmt: skip
     seconds = {"prepare": time.perf_counter() - start}
     loggers = build_loggers(config, folder, dataset.manifest, parts.schedule)
-    picture = None
+    exported = picture = None
     if wants_picture(loggers) and rank_zero_only.rank == 0:
         picture = save_figure(draw_masks(*masks_of(config, parts)), folder / "masks.png")
     if num_steps and config.model.tuning != "none":
         trained = time.perf_counter()
-        fit(config, folder, recommender, rows, parts, num_steps, loggers, requeue)
+        exported = fit(config, folder, recommender, rows, parts, num_steps, loggers, signals)
         seconds["train"] = time.perf_counter() - trained
     else:
         start_processes(config.trainer)
@@ -151,7 +152,7 @@ def _run_llm(config: Config, folder: Path) -> Path:
     seconds["total"] = time.perf_counter() - start
     if predictions is not None:
         export_adapter(recommender.lm, parts.schedule, config, folder)
-        metrics = _finish(config, folder, dataset, predictions, seconds, resumed)
+        metrics = _finish(config, folder, dataset, predictions, seconds, resumed, exported)
         shutil.rmtree(folder / SHARDS)  # the tables hold their rows
         log_results(loggers, metrics, predictions["test"], dataset.items, picture)
     return folder
@@ -193,8 +194,8 @@ def fit(
     parts: Parts,
     num_steps: int,
     loggers: list[Any],
-    requeue: Requeue,
-) -> None:
+    signals: StopSignals,
+) -> dict[str, Any] | None:
     """Train, from `last.ckpt` where there is one, and load the best weights.
 
     Args:
@@ -205,10 +206,13 @@ def fit(
         parts: Data and catalogue.
         num_steps: Optimizer steps.
         loggers: Lightning loggers.
-        requeue: What SLURM's warning does.
+        signals: What Ctrl-C and the like do.
+
+    Returns:
+        Which step's weights these are and why, see `Checkpoints.exported`.
     """
     data = TrainingData(rows, parts.catalogue.book, config)
-    trainer, best = build_trainer(config, folder, loggers, num_steps, requeue)
+    trainer, checkpoints = build_trainer(config, folder, loggers, num_steps, signals)
     last = folder / CHECKPOINT_FILE
     if last.exists():
         console.print(f"resuming from {last}")
@@ -219,18 +223,21 @@ def fit(
                 recommender, data, ckpt_path=str(last) if last.exists() else None, weights_only=True
             )
     except SystemExit as stop:
-        # Lightning's answer to Ctrl-C, after it has shut its processes down.
+        if stop.code in (INTERRUPTED, TERMINATED):  # after a step that was saved
+            raise
+        # Lightning's answer to a Ctrl-C that did not wait, after it has shut its processes down.
         again = f"resume with the same command; the last step saved is in {last}"
         console.print(f"\n[bold]interrupted[/]: {again if last.exists() else 'nothing saved yet'}")
-        raise SystemExit(130) from stop
+        raise SystemExit(INTERRUPTED) from stop
     state: dict[str, Any] = {}
-    if best.best_model_path:
-        state = load_checkpoint(Path(best.best_model_path))["state_dict"]
+    if checkpoints.best is not None:
+        state = load_checkpoint(checkpoints.best_path)["state_dict"]
     if config.trainer.strategy == "fsdp":
         state = state or agreed(trainer.strategy.lightning_module_state_dict())
         recommender.lm = parts.load_model(config)  # whole again, on every process
     recommender.load_state_dict(state, strict=False)
     recommender.to(trainer.strategy.root_device)
+    return checkpoints.exported()
 
 
 def _finish(
@@ -240,6 +247,7 @@ def _finish(
     predictions: dict[str, pl.DataFrame],
     seconds: dict[str, float],
     resumed: bool,
+    exported: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Write everything the folder must hold; `run.json` last, because it says finished."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -263,6 +271,8 @@ def _finish(
     write_json(folder / "split_manifest.json", dataset.manifest)
     write_json(folder / "metrics.json", metrics)
     made_by = environment(dataset.manifest, rounded) | {"resumed": resumed}
+    if exported is not None:
+        made_by["exported"] = exported
     write_json(folder / "environment.json", made_by)
     run = {
         "label": run_label(config),
