@@ -11,14 +11,16 @@ from hatllm.config.experiment import ExperimentConfig
 from hatllm.config.logger import LoggerConfig
 from hatllm.config.loss import LossConfig
 from hatllm.config.mask import MaskConfig
+from hatllm.config.metrics import MetricsConfig, check_monitor, cut_off_of, main_cut_off
 from hatllm.config.model import ModelConfig
 from hatllm.config.sweep import SweepConfig
 from hatllm.config.task import TaskConfig
 from hatllm.config.trainer import TrainerConfig
 
-# Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
-NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_root", "cache_root",
-               "output_root", "run_name")  # fmt: skip
+# Settings that cannot change a run's answers: where files lie, what is measured of the answers and
+# logged, how it is launched.
+NOT_IN_HASH = ("task", "logger", "metrics", "experiment", "sweep", "num_threads", "data_root",
+               "cache_root", "output_root", "run_name")  # fmt: skip
 # Settings that name the folder of another run. Its own name tells its settings; where it lies, it
 # may move.
 OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
@@ -56,6 +58,7 @@ class Config:
     loss: LossConfig
     decode: DecodeConfig
     trainer: TrainerConfig
+    metrics: MetricsConfig
     logger: LoggerConfig
     experiment: ExperimentConfig
     sweep: SweepConfig
@@ -75,6 +78,8 @@ class Config:
             self.trainer.check_batches()
         if self.trainer.strategy == "fsdp":
             self._check_sharding()
+        if self.task.name in ("train", "evaluate"):
+            self._check_lists()
 
     @property
     def trains(self) -> bool:
@@ -88,6 +93,35 @@ class Config:
         return can_seed_change(
             self.model.kind, self.model.tuning, self.trainer.max_steps, other_runs
         )
+
+    @property
+    def cut_offs(self) -> tuple[int, ...]:
+        """The cut-offs that the run's lists are long enough for; its others are not measured."""
+        return self.metrics.within(self.decode.top_k)
+
+    @property
+    def validation_cut_offs(self) -> tuple[int, ...]:
+        """Cut-offs of the curves ``val/HR@K``, ``val/NDCG@K``: the main one and the monitored."""
+        monitored = cut_off_of(self.trainer.monitor)
+        found = {main_cut_off(self.cut_offs), *([] if monitored is None else [monitored])}
+        return tuple(sorted(found))
+
+    def _check_lists(self) -> None:
+        """Refuse lists too short for every cut-off, or for what chooses the checkpoint."""
+        if not self.cut_offs:
+            raise ValueError(
+                f"metrics.cut_offs={self.metrics.cut_offs} must hold a number of at most "
+                f"decode.top_k={self.decode.top_k}, the titles kept for each user"
+            )
+        wanted = cut_off_of(self.sweep.objective)
+        if self.sweep.is_search and wanted is not None and wanted not in self.cut_offs:
+            raise ValueError(
+                f"sweep.objective={self.sweep.objective!r} is not measured: {wanted} must be in "
+                f"metrics.cut_offs={self.metrics.cut_offs} and at most "
+                f"decode.top_k={self.decode.top_k}"
+            )
+        if self.task.name == "train" and self.model.kind == "llm" and self.trains:
+            check_monitor(self.trainer.monitor, self.decode.top_k)
 
     def _check_sharding(self) -> None:
         """Refuse what FSDP would compute wrongly, because it lies outside the sharded layers."""

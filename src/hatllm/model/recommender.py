@@ -198,10 +198,12 @@ class Recommender(lightning.LightningModule):
         """Decode every validation row (each process its share) and log val/ metrics."""
         with whole(self.lm), naming_what_to_lower(self.config, decoding=True):
             predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
-        metrics = evaluate_predictions(predictions, self.items, self.train_interactions)
-        for name in ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL"):
+        cut_offs = self.config.validation_cut_offs
+        metrics = evaluate_predictions(predictions, self.items, self.train_interactions, cut_offs)
+        ranking = [f"{kind}@{k}" for k in cut_offs for kind in ("NDCG", "HR")]
+        for name in (*ranking, "trie_NLL", "vocab_NLL"):
             if name in metrics:  # d3 has no NLL of its own
-                self.log(f"val/{name}", metrics[name], prog_bar=name == "NDCG@10", batch_size=1)
+                self.log(f"val/{name}", metrics[name], prog_bar=name == ranking[0], batch_size=1)
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then linear decay to 0 at the last step."""

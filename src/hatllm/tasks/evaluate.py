@@ -75,7 +75,11 @@ def evaluate(config: Config) -> Path:
             return folder
         dataset = parts.dataset
         table = predictions[split]
-        metrics = {split: evaluate_predictions(table, dataset.items, dataset.train_interactions)}
+        metrics = {
+            split: evaluate_predictions(
+                table, dataset.items, dataset.train_interactions, config.cut_offs
+            )
+        }
         write_table(folder / "predictions.parquet", table)
         seconds = {"total": round(time.perf_counter() - start, 3)}
         write_json(

@@ -21,7 +21,9 @@ from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.model.processes import agreed
 from hatllm.model.recommender import Recommender
+from hatllm.report.draw_masks import draw_masks
 from hatllm.report.evaluation import evaluate_predictions
+from hatllm.report.figures import save_figure
 from hatllm.report.run_report import write_run_report
 from hatllm.report.terminal import metrics_table
 from hatllm.tasks.assemble import (
@@ -36,7 +38,8 @@ from hatllm.tasks.begin import begin
 from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.child import INTERRUPTED, TERMINATED
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
-from hatllm.tasks.loggers import build_loggers, log_results
+from hatllm.tasks.loggers import build_loggers, log_results, wants_picture
+from hatllm.tasks.masks import masks_of
 from hatllm.tasks.run_folder import (
     RUN_FILE,
     code_hash,
@@ -106,13 +109,13 @@ def _run_baseline(config: Config, folder: Path) -> Path:
     resumed = begin(config, folder, dataset)
     if not (folder / CHECKPOINT_FILE).exists():
         (folder / "curves.csv").unlink(missing_ok=True)
-    loggers = build_loggers(config, folder)
+    loggers = build_loggers(config, folder, dataset.manifest, None)
     seconds = {"prepare": time.perf_counter() - start}
     predictions = baseline_predictions(config, folder, dataset, loggers, seconds)
     seconds["total"] = time.perf_counter() - start
     facts = {"resumed": resumed}
     metrics = _finish(config, folder, dataset, predictions, seconds, facts)
-    log_results(loggers, metrics, predictions["test"], dataset.items)
+    log_results(loggers, metrics, predictions["test"], dataset.items, None)
     return folder
 
 
@@ -135,8 +138,10 @@ def _run_llm(config: Config, folder: Path) -> Path:
         dataset.items, dataset.train_interactions, dataset.splits["valid"],
     )  # fmt: skip
     seconds = {"prepare": time.perf_counter() - start}
-    loggers = build_loggers(config, folder)
-    exported = None
+    loggers = build_loggers(config, folder, dataset.manifest, parts.schedule)
+    exported = picture = None
+    if wants_picture(loggers) and rank_zero_only.rank == 0:
+        picture = save_figure(draw_masks(*masks_of(config, parts)), folder / "masks.png")
     if num_steps and config.model.tuning != "none":
         trained = time.perf_counter()
         exported = fit(config, folder, recommender, rows, parts, num_steps, loggers, signals)
@@ -157,7 +162,7 @@ def _run_llm(config: Config, folder: Path) -> Path:
             facts["exported"] = exported
         metrics = _finish(config, folder, dataset, predictions, seconds, facts)
         shutil.rmtree(folder / SHARDS)  # the tables hold their rows
-        log_results(loggers, metrics, predictions["test"], dataset.items)
+        log_results(loggers, metrics, predictions["test"], dataset.items, picture)
     return folder
 
 
@@ -254,13 +259,16 @@ def _finish(
     """Write everything the folder must hold; `run.json` last, because it says finished."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {
-        split: evaluate_predictions(table, dataset.items, dataset.train_interactions)
+        split: evaluate_predictions(
+            table, dataset.items, dataset.train_interactions, config.cut_offs
+        )
         for split, table in predictions.items()
     }
     metrics["popularity"] = evaluate_predictions(
         popularity_of(config, dataset, "test", "interactions"),
         dataset.items,
         dataset.train_interactions,
+        config.cut_offs,
     )
     rounded = {name: round(value, 3) for name, value in seconds.items()}
     write_table(folder / "predictions.parquet", predictions["test"])
@@ -281,7 +289,7 @@ def _finish(
         "data_hash": dataset.manifest["data_hash"],
         "seconds": rounded,
     }
-    write_run_report(folder)
+    write_run_report(folder, run_label(config))
     write_json(folder / RUN_FILE, run)
     console.print(metrics_table(metrics))
     console.print(f"report: {folder / 'report.md'}")

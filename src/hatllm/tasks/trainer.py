@@ -7,14 +7,14 @@ from typing import Any
 
 import pytorch_lightning as lightning
 from lightning_fabric.plugins.environments import SLURMEnvironment
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from hatllm.config import Config, TrainerConfig
 from hatllm.tasks.checkpoints import Checkpoints, WholeCheckpoints
 from hatllm.tasks.finite_loss import FiniteLoss
-from hatllm.tasks.loggers import KeepCurve
+from hatllm.tasks.loggers import KeepCurve, LearningRate
 from hatllm.tasks.stop_signals import StopSignals
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
@@ -80,7 +80,7 @@ def build_trainer(
     )
     checkpoints = Checkpoints(folder, trainer)
     callbacks: list[Callback] = [
-        FiniteLoss(config, folder), checkpoints, signals, KeepCurve(), LearningRateMonitor("step"),
+        FiniteLoss(config, folder), checkpoints, signals, KeepCurve(), LearningRate(),
         ProgressBar(),
     ]  # fmt: skip
     signals.checkpoints, signals.num_steps = checkpoints, num_steps
