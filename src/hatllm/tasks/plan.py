@@ -41,6 +41,7 @@ from hatllm.tasks.run_folder import (
     run_folder,
     run_label,
 )
+from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.tasks.trainer import num_optimizer_steps
 
 DECODED = ("valid", "test")
@@ -98,6 +99,7 @@ def plan_run(
     found = RunPlan(run_label(config), config.seed, "to run", config.data.name)
     folder = run_folder(config)
     if is_finished(folder) and not config.task.force:
+        check_data_unchanged(config, folder)
         found.status = "finished"
     elif config.model.kind != "llm":
         _plan_baseline(config, found)
