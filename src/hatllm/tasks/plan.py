@@ -165,7 +165,9 @@ def _cost_key(config: Config, coming: Mapping[str, Config]) -> str:
     def find(folder: str) -> Config | None:
         return coming.get(folder) or finished_config(Path(folder))
 
-    return config_hash(of_any_seed(config, find))
+    pieces = (config.trainer, config.decode.users_per_batch, config.model.compile,
+              config.model.gradient_checkpointing)  # fmt: skip
+    return f"{config_hash(of_any_seed(config, find))} {pieces}"
 
 
 def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float) -> Measured:
