@@ -20,7 +20,14 @@ from hatllm.config.experiment import ExperimentConfig
 from hatllm.config.mask import MaskConfig
 from hatllm.config.metrics import MetricsConfig, cut_off_of, main_cut_off
 from hatllm.config.model import ModelConfig
-from hatllm.config.run import NOT_IN_HASH, OTHER_RUNS, Config, can_seed_change, makes_steps
+from hatllm.config.run import (
+    NOT_IN_HASH,
+    OTHER_RUNS,
+    Config,
+    can_seed_change,
+    makes_steps,
+    only_what_counts,
+)
 from hatllm.config.sweep import SweepConfig
 from hatllm.config.trainer import TrainerConfig
 
@@ -48,4 +55,5 @@ __all__ = [
     "cut_off_of",
     "main_cut_off",
     "makes_steps",
+    "only_what_counts",
 ]

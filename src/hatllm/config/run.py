@@ -1,7 +1,8 @@
 """One composed run: ``conf/config.yaml`` and a choice of every group."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hatllm.config.baseline import SEEDLESS_KINDS
 from hatllm.config.checks import check_range
@@ -17,13 +18,35 @@ from hatllm.config.sweep import SweepConfig
 from hatllm.config.task import TaskConfig
 from hatllm.config.trainer import TrainerConfig
 
-# Settings that cannot change a run's answers: where files lie, what is measured of the answers and
-# logged, how it is launched.
+# Settings that cannot change a run's numbers, and so are no part of its folder's name and hash and
+# may change before it is finished: where files lie, what is measured of the answers and logged, on
+# what hardware and in how many pieces it is computed, how often it is saved. "Cannot change" is up
+# to the rounding of sums in another order and, under dropout, up to which units a pass drops. A
+# setting that takes another way to the same numbers, to be compared with the first, is part of what
+# a run is (fast, model.backend, decode.state_cache), and so is model.dtype, whose rounding is seen
+# in the metrics.
 NOT_IN_HASH = ("task", "logger", "metrics", "experiment", "sweep", "num_threads", "data_root",
-               "cache_root", "output_root", "run_name")  # fmt: skip
+               "cache_root", "output_root", "run_name", "decode.users_per_batch", "model.compile",
+               "model.gradient_checkpointing", "trainer.name", "trainer.accelerator",
+               "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+               "trainer.micro_batch_size", "trainer.checkpoint_every_steps",
+               "trainer.checkpoint_every_seconds")  # fmt: skip
 # Settings that name the folder of another run. Its own name tells its settings; where it lies, it
 # may move.
 OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
+
+
+def only_what_counts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, groups as dictionaries, without those of NOT_IN_HASH."""
+
+    def kept(values: Mapping[str, Any], start: str) -> dict[str, Any]:
+        return {
+            name: kept(value, f"{start}{name}.") if isinstance(value, Mapping) else value
+            for name, value in values.items()
+            if f"{start}{name}" not in NOT_IN_HASH
+        }
+
+    return kept(settings, "")
 
 
 def makes_steps(tuning: str, max_steps: int) -> bool:

@@ -15,7 +15,12 @@ from filelock import FileLock
 from hatllm.config import DataConfig
 from hatllm.data.build import build_tables
 from hatllm.data.hashing import table_hash, tables_hash
-from hatllm.data.prepared import PreparedTables, load_prepared, save_prepared
+from hatllm.data.prepared import (
+    PreparedTables,
+    load_prepared,
+    prepared_hash,
+    save_prepared,
+)
 from hatllm.data.sample import sample_rows
 from hatllm.data.sources.locate import SourceFiles, locate_source
 from hatllm.data.split import SPLITS
@@ -82,6 +87,29 @@ def prepare_dataset(config: DataConfig, data_root: Path | None, cache_root: Path
     dataset.manifest["timings"]["total_s"] = round(time.perf_counter() - start, 3)
     dataset.manifest.update(cached=cached, peak_memory_mb=_peak_memory_mb())
     return dataset
+
+
+def current_data_hash(config: DataConfig, data_root: Path | None, cache_root: Path) -> str:
+    """``data_hash`` of the source files as they are now.
+
+    Files that are as they were when their tables were prepared are not read again, and neither are
+    the tables: the name of their folder holds the files' sizes and times.
+
+    Args:
+        config: The data settings.
+        data_root: As for `prepare_dataset`.
+        cache_root: As for `prepare_dataset`.
+
+    Raises:
+        ConnectionError: If source files have to be fetched and cannot be.
+        ValueError: If the source files are missing or malformed, or no example is left.
+    """
+    cache_root = cache_root.expanduser()
+    files = locate_source(config, data_root, cache_root)
+    known = prepared_hash(cache_root / "prepared" / _tables_key(config, files))
+    if known is None:
+        known = prepare_dataset(config, data_root, cache_root).manifest["data_hash"]
+    return str(known)
 
 
 def _tables_key(config: DataConfig, files: SourceFiles) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
-from hatllm.config import NOT_IN_HASH, OTHER_RUNS, can_seed_change, makes_steps
+from hatllm.config import OTHER_RUNS, can_seed_change, makes_steps, only_what_counts
 from hatllm.report.evaluation import NLL_COLUMNS, example_metrics, uniform_guess
 from hatllm.report.numbers import cut_offs_of, paired_metrics, ranking_metrics
 from hatllm.report.pairing import NO_SEED, average, clear_winner, mean_of, paired_summary
@@ -227,7 +227,7 @@ def is_seeded(settings: Any) -> bool:
 def _settings_that_count(settings: Any) -> dict[str, Any]:
     """Those that can change a run's answers, the seed aside."""
     values: Any = OmegaConf.to_container(settings)
-    return {name: values[name] for name in values if name not in (*NOT_IN_HASH, "seed")}
+    return only_what_counts({name: values[name] for name in values if name != "seed"})
 
 
 def _are_twins(run: FinishedRun, other: FinishedRun) -> bool:

@@ -47,10 +47,19 @@ def load_dataset(config: Config) -> Dataset:
     Raises:
         ValueError: If `data_root` or the data settings do not fit.
     """
+    return prepare_dataset(config.data, data_root(config), cache_root(config))
+
+
+def data_root(config: Config) -> Path | None:
+    """Folder of ready tables, prepared windows or published files; None = none.
+
+    Raises:
+        ValueError: If it is not a folder.
+    """
     root = None if config.data_root is None else Path(config.data_root).expanduser()
     if root is not None and not root.is_dir():
         raise ValueError(f"data_root={config.data_root!r} is not a folder")
-    return prepare_dataset(config.data, root, cache_root(config))
+    return root
 
 
 @dataclass

@@ -39,6 +39,7 @@ from hatllm.report.attention_shares import (
 from hatllm.report.figures import save_figure
 from hatllm.tasks.assemble import Parts, assemble
 from hatllm.tasks.run_folder import environment, is_finished, load_config
+from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.whole_files import write_csv, write_json
 
 
@@ -160,6 +161,7 @@ def measure(lm: MaskedLM, batches: Iterable[Batch]) -> pl.DataFrame:
 
 def _measure_run(folder: Path, run: Config, label: str, with_before: bool) -> list[pl.DataFrame]:
     """The masses of one run: untuned where asked for, and tuned where it was tuned."""
+    check_data_unchanged(run, folder)
     parts = assemble(run, finished=folder)
     lm = parts.load_model(run).eval()
     if run.trainer.accelerator != "cpu" and torch.cuda.is_available():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
 
 from hatllm.compose import checked
 from hatllm.config import Config
@@ -18,14 +19,15 @@ from hatllm.tasks.run_folder import (
     is_finished,
     read_config,
     settings_by_name,
+    settings_that_count,
     write_config,
 )
+from hatllm.tasks.unfinished import begun_otherwise, differences
 from hatllm.whole_files import write_json
 
-# Settings that may change before a run is finished: no number and no checkpoint depends on them.
-# A pass of another size is not one of them: Lightning counts passes since the epoch began.
-MAY_CHANGE = ("decode.users_per_batch", "model.gradient_checkpointing")
 MADE_OF = ("code_hash", "data_hash")  # and of its settings
+
+console = Console()
 
 
 def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
@@ -62,6 +64,8 @@ def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
     has_weights = (folder / CHECKPOINT_FILE).exists()
     if not has_weights:
         write_json(folder / "environment.json", now)
+        for line in begun_otherwise(config, folder):
+            console.print(f"note: {line}", markup=False, soft_wrap=True)
     write_config(folder, config)
     return has_weights or any((folder / SHARDS).glob("*/*.parquet"))
 
@@ -76,16 +80,14 @@ def _start_over(folder: Path) -> None:
 
 def _changes(config: Config, folder: Path, begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What the unfinished run was begun with and would not go on with: ``name=value``."""
-    theirs = settings_by_name(checked(read_config(folder, "run folder")))
-    ours = settings_by_name(config)
-    # A run of an older version has not noted its code and data.
-    theirs |= {name: begun[name] for name in MADE_OF if name in begun}
-    ours |= {name: now[name] for name in MADE_OF if name in begun}
-    return [
-        f"{name}={theirs.get(name)} (now {ours.get(name)})"
-        for name in sorted(theirs.keys() | ours.keys())
-        if name not in MAY_CHANGE and theirs.get(name) != ours.get(name)
-    ]
+    saved = checked(read_config(folder, "run folder"))
+    theirs, ours = (settings_by_name(settings_that_count(run)) for run in (saved, config))
+    theirs |= {name: begun.get(name) for name in MADE_OF}
+    ours |= {name: now[name] for name in MADE_OF}
+    if "fsdp" in (saved.trainer.strategy, config.trainer.strategy):  # checkpoints of its own form
+        theirs["trainer.strategy"] = saved.trainer.strategy
+        ours["trainer.strategy"] = config.trainer.strategy
+    return differences(theirs, ours)
 
 
 def _environment(folder: Path) -> dict[str, Any]:

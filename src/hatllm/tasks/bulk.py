@@ -161,11 +161,7 @@ def _folder(config: Config, given: Path) -> Path:
     """Named by the file and by all that can change an answer."""
     assert config.task.run_folder is not None
     run = Path(config.task.run_folder)
-    same_answers = replace(
-        config,
-        data=replace(config.data, histories=None),
-        decode=replace(config.decode, users_per_batch=1),
-    )
+    same_answers = replace(config, data=replace(config.data, histories=None))
     file = given.stat()
     known = [config_hash(same_answers), config.task.chunk_rows, given.name, file.st_size,
              file.st_mtime_ns, *map(_digest, sorted(run.glob("*/*.safetensors"))),

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
@@ -67,12 +66,10 @@ def decode_splits(
 def _shards_hash(config: Config, dataset: Dataset, split: str, weights: str) -> str:
     """Sixteen hexadecimal digits over all that a split's predictions depend on.
 
-    How the weights were trained is in them, and neither the number of processes nor that of users
-    in a batch changes a number.
+    How the weights were trained is in them.
     """
     settings = settings_that_count(config)
     settings["trainer"] = config.trainer.accelerator
-    settings["decode"] = asdict(config.decode) | {"users_per_batch": None}
     data = [dataset.manifest["data_hash"], dataset.manifest["split_hashes"][split]]
     text = json.dumps([settings, data, weights, code_hash()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

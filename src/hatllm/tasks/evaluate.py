@@ -18,6 +18,7 @@ from hatllm.tasks.assemble import ModelParts, Parts, assemble
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.run_folder import config_hash, environment
 from hatllm.tasks.run_lock import held_alone
+from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.tasks.stop_signals import StopSignals
 from hatllm.whole_files import write_json, write_table
 
@@ -56,8 +57,8 @@ def evaluate(config: Config) -> Path:
         The new folder, ``evaluations/SPLIT-HASH`` inside the run's.
 
     Raises:
-        ValueError: If a setting does not fit, the model is not an LLM, or another process makes
-            the same evaluation.
+        ValueError: If a setting does not fit, the model is not an LLM, the data have changed since
+            the run, or another process makes the same evaluation.
     """
     if config.model.kind != "llm":
         raise ValueError(f"task=evaluate needs an LLM run, this one is model={config.model.name}")
@@ -68,6 +69,7 @@ def evaluate(config: Config) -> Path:
     console = Console(quiet=rank_zero_only.rank != 0)
     with held_alone(run / f"evaluations-{folder.name}"):
         start_processes(config.trainer)
+        check_data_unchanged(config, run)
         parts, lm = load_run(config)
         with naming_what_to_lower(config, decoding=True):
             predictions = decode_splits(config, folder, parts, lm, (split,))

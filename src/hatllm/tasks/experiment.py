@@ -16,6 +16,7 @@ from hatllm.tasks.attention import write_attention_of
 from hatllm.tasks.cells import PlannedCell, check_same_code, chosen_cells, plan_cells
 from hatllm.tasks.results import write_results_of
 from hatllm.tasks.run_folder import is_finished
+from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.tasks.sweep_cells import Cell
 
 console = Console()
@@ -38,7 +39,8 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
 
     Raises:
         ValueError: If there are no cells, a cell's settings are wrong, finished cells were made by
-            other code, attention is asked for on several data sets, or none could be finished.
+            other code or of data that have changed since, attention is asked for on several data
+            sets, or none could be finished.
     """
     cells = plan_cells(config, compose)
     check_same_code(cells)
@@ -51,6 +53,8 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
             "and measure the finished runs with task=attention data=NAME"
         )
     chosen = chosen_cells(config, cells)
+    for cell in chosen:
+        check_data_unchanged(compose(list(cell.words)), cell.folder)
     num_failed = _run_all(config, chosen, script)
     folder = write_results_of(config, cells)
     if num_failed:

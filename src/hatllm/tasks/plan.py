@@ -41,6 +41,7 @@ from hatllm.tasks.run_folder import (
     run_folder,
     run_label,
 )
+from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.tasks.trainer import num_optimizer_steps
 
 DECODED = ("valid", "test")
@@ -98,6 +99,7 @@ def plan_run(
     found = RunPlan(run_label(config), config.seed, "to run", config.data.name)
     folder = run_folder(config)
     if is_finished(folder) and not config.task.force:
+        check_data_unchanged(config, folder)
         found.status = "finished"
     elif config.model.kind != "llm":
         _plan_baseline(config, found)
@@ -163,7 +165,9 @@ def _cost_key(config: Config, coming: Mapping[str, Config]) -> str:
     def find(folder: str) -> Config | None:
         return coming.get(folder) or finished_config(Path(folder))
 
-    return config_hash(of_any_seed(config, find))
+    pieces = (config.trainer, config.decode.users_per_batch, config.model.compile,
+              config.model.gradient_checkpointing)  # fmt: skip
+    return f"{config_hash(of_any_seed(config, find))} {pieces}"
 
 
 def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float) -> Measured:

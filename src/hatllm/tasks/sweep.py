@@ -161,6 +161,7 @@ class Sweep(Callback):
 
     def _cell(self, composed: DictConfig, words: list[str], script: Path) -> Cell:
         from hatllm.tasks.run_folder import run_folder
+        from hatllm.tasks.same_data import check_data_unchanged
 
         assert self.settings is not None
         kept = [word for word in words if not _key(word).startswith("sweep")]
@@ -169,7 +170,10 @@ class Sweep(Callback):
         number = int(HydraConfig.get().job.num)
         cell = Cell(number, words, [sys.executable, str(script), *kept])
         try:
-            folder = run_folder(checked(composed))
+            config = checked(composed)
+            folder = run_folder(config)
+            if not config.task.force:
+                check_data_unchanged(config, folder)
         except (ValueError, OmegaConfBaseException) as error:
             cell.failure = one_line(error, script.parent / "conf")
             return cell

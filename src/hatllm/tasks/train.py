@@ -52,6 +52,7 @@ from hatllm.tasks.run_folder import (
     run_label,
 )
 from hatllm.tasks.run_lock import held_alone
+from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.tasks.stop_signals import StopSignals
 from hatllm.tasks.trainer import build_trainer, num_optimizer_steps
 from hatllm.whole_files import write_json, write_table
@@ -69,8 +70,8 @@ def train(config: Config) -> Path:
         Its folder, with metrics.json, predictions.parquet, report.md and the adapter.
 
     Raises:
-        ValueError: If a setting does not fit the data, the model or the machine, or another
-            process works in the folder.
+        ValueError: If a setting does not fit the data, the model or the machine, the data have
+            changed since the run was finished, or another process works in the folder.
     """
     folder = run_folder(config)
     is_first = rank_zero_only.rank == 0
@@ -78,6 +79,7 @@ def train(config: Config) -> Path:
     with held_alone(folder):
         if is_finished(folder) and not config.task.force:
             _refuse_other_settings(folder, config)
+            check_data_unchanged(config, folder)
             console.print(f"finished already, not run again (task.force=true does): {folder}")
             return folder
         code_hash()  # now, of the files that this process has just read
