@@ -19,7 +19,6 @@ from hatllm.tasks.run_folder import (
     is_finished,
     read_config,
     settings_by_name,
-    settings_that_count,
     write_config,
 )
 from hatllm.tasks.unfinished import begun_otherwise, differences
@@ -81,7 +80,7 @@ def _start_over(folder: Path) -> None:
 def _changes(config: Config, folder: Path, begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What the unfinished run was begun with and would not go on with: ``name=value``."""
     saved = checked(read_config(folder, "run folder"))
-    theirs, ours = (settings_by_name(settings_that_count(run)) for run in (saved, config))
+    theirs, ours = (settings_by_name(run) for run in (saved, config))
     theirs |= {name: begun.get(name) for name in MADE_OF}
     ours |= {name: now[name] for name in MADE_OF}
     if "fsdp" in (saved.trainer.strategy, config.trainer.strategy):  # checkpoints of its own form

@@ -82,7 +82,12 @@ def of_any_seed(config: Config, find: Callable[[str], Config | None]) -> Config:
     return config
 
 
-def settings_by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+def settings_by_name(config: Config) -> dict[str, Any]:
+    """Every setting that can change the numbers, by its dotted name."""
+    return by_dotted_name(settings_that_count(config))
+
+
+def by_dotted_name(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings, groups as dictionaries, by their dotted names."""
 
     def flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from filelock import Timeout
 
 from hatllm.config import Config
 from hatllm.tasks.baseline import CHECKPOINT_FILE
-from hatllm.tasks.run_folder import counted, is_finished, settings_by_name, settings_that_count
+from hatllm.tasks.run_folder import by_dotted_name, counted, is_finished, settings_by_name
 from hatllm.tasks.run_lock import run_lock
 from hatllm.trusted import settings_of
 
@@ -31,7 +31,7 @@ def begun_otherwise(config: Config, folder: Path) -> Iterator[str]:
         config: The run that begins.
         folder: Its folder; the others lie beside it.
     """
-    ours = settings_by_name(settings_that_count(config))
+    ours = settings_by_name(config)
     for checkpoint in sorted(folder.parent.glob(f"*/{CHECKPOINT_FILE}")):
         other = checkpoint.parents[1]
         if other == folder or is_finished(other):
@@ -50,7 +50,7 @@ def begun_otherwise(config: Config, folder: Path) -> Iterator[str]:
 def _settings_in(folder: Path) -> dict[str, Any] | None:
     """Settings of a run by dotted names; None = not those of such a run."""
     try:
-        return settings_by_name(counted(settings_of(folder / "config.yaml")))
+        return by_dotted_name(counted(settings_of(folder / "config.yaml")))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
