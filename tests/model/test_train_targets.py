@@ -111,9 +111,7 @@ def test_branches_cost_what_their_prompts_cost_at_test_time(
 
 
 @torch.no_grad()
-def test_no_title_sees_itself_or_anything_after_it(
-    preset: Words, compose_config: Compose
-) -> None:
+def test_no_title_sees_itself_or_anything_after_it(preset: Words, compose_config: Compose) -> None:
     """Change every token from a supervised one on: the state that predicts it must not move."""
     recommender = recommender_of(compose_config, *preset)
     batch = in_place_batch(recommender)
@@ -122,9 +120,9 @@ def test_no_title_sees_itself_or_anything_after_it(
     for place in range(0, len(row_T), 3):
         row, column = int(row_T[place]), int(column_T[place])
         changed = in_place_batch(recommender)
-        changed.input_ids_BL[row, column + 1 :] = 65 + torch.arange(
-            changed.input_ids_BL.shape[1] - column - 1
-        ) % 26
+        changed.input_ids_BL[row, column + 1 :] = (
+            65 + torch.arange(changed.input_ids_BL.shape[1] - column - 1) % 26
+        )
         hidden_TD = recommender._hidden_at(changed, row_T, column_T)
         torch.testing.assert_close(hidden_TD[place], before_TD[place], rtol=1e-5, atol=1e-5)
         after = place + 3

@@ -82,6 +82,17 @@ class Config:
         return makes_steps(self.model.tuning, self.trainer.max_steps)
 
     @property
+    def temperatures(self) -> tuple[float, float]:
+        """What logits are divided by before the softmax over legal tokens, over the vocabulary.
+
+        MSL trains softmax(f / tau) over the legal tokens; lml and sdpo train at 1. Under msl_ats
+        tau is where its adaptation begins, and the run's own value takes its place.
+        """
+        if self.decode.temperature is not None:
+            return self.decode.temperature, self.decode.temperature
+        return (self.loss.tau if self.loss.name in ("msl", "msl_ats") else 1.0), 1.0
+
+    @property
     def is_seeded(self) -> bool:
         """Whether two seeds can give two results."""
         other_runs = [getattr(getattr(self, group), setting) for group, setting in OTHER_RUNS]

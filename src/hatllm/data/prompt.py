@@ -2,7 +2,7 @@
 
 Prompt: prefix | history item 0 | ... | history item n-1 | response template | title, end token.
 
-Dimension key: I items, B batch, L sequence, S supervised titles of the batch, T their tokens (flat).
+Dimension key: I items, B batch, L sequence, S supervised titles of the batch, T their tokens.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which titles of a training row are supervised: the target's alone, or every item's after the first.
+"""Which titles of a training row are supervised: the target's, or every item's after the first.
 
 A row of n history items and a target holds n next-item questions. *In place*: inside the history
 the token before a title predicts its first token, each of its tokens the next; no further token
@@ -37,8 +37,11 @@ def target_weights(num_titles: int, how: str) -> NDArray[np.float64]:
         num_titles: At least 1.
         how: ``equal``, or ``rising``: the k-th of n titles weighs k / (1 + ... + n).
     """
-    weights = np.ones(num_titles) if how == "equal" else np.arange(1.0, num_titles + 1)
-    return weights / weights.sum()
+    weights: NDArray[np.float64] = (
+        np.ones(num_titles) if how == "equal" else np.arange(1.0, num_titles + 1)
+    )
+    weights /= weights.sum()
+    return weights
 
 
 def shown_tokens(

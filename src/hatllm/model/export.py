@@ -1,5 +1,6 @@
 """What a finished run hands on: adapter or weights, item tokens, masks, prompt, catalogue."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
         "schedule": asdict(schedule) | {"letters": schedule.letters},
         "prompt": asdict(config.data.prompt),
         "catalogue": "items.parquet",
+        "trie_temperature": lm.trie_temperature,
         "item_tokens": None if lm.item_tokens is None else ITEM_TOKENS_FILE,
     }
     write_json(folder / "hatllm.json", description)
@@ -67,6 +69,9 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
     """
     if lm.item_tokens is not None:
         _load_projector(lm.item_tokens, folder / ITEM_TOKENS_FILE)
+    if config.loss.name == "msl_ats" and config.decode.temperature is None:
+        described = json.loads((folder / "hatllm.json").read_text(encoding="utf-8"))
+        lm.trie_temperature = float(described["trie_temperature"])
     if config.model.tuning == "none":
         return
     name = "adapter/adapter_model.safetensors" if config.model.tuning == "lora" else "weights"

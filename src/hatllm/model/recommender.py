@@ -203,12 +203,19 @@ class Recommender(lightning.LightningModule):
 
     def validation_step(self, *_: Any) -> None:
         """Decode every validation row (each process its share) and log val/ metrics."""
+        self.score_as_trained()
         with whole(self.lm), naming_what_to_lower(self.config, decoding=True):
             predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
         metrics = evaluate_predictions(predictions, self.items, self.full_train)
         for name in ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL"):
             if name in metrics:  # d3 has no NLL of its own
                 self.log(f"val/{name}", metrics[name], prog_bar=name == "NDCG@10", batch_size=1)
+
+    def score_as_trained(self) -> None:
+        """Under msl_ats titles are scored at the temperature that it has come to."""
+        adapts = self.config.loss.name == "msl_ats" and self.config.decode.temperature is None
+        if adapts and not self.tau.isnan():
+            self.lm.trie_temperature = float(self.tau)
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then linear decay to 0 at the last step."""
