@@ -101,6 +101,12 @@ class Config:
             self.trainer.check_batches()
         if self.trainer.strategy == "fsdp":
             self._check_sharding()
+        in_place = self.data.train_targets == "every" and self.data.target_form == "in_place"
+        if self.loss.name == "sdpo" and in_place:
+            raise ValueError(
+                "data.target_form='in_place' must be branches with loss=sdpo: a history holds no "
+                "other titles that an item could be compared with"
+            )
         if self.task.name in ("train", "evaluate"):
             self._check_lists()
 
@@ -108,6 +114,17 @@ class Config:
     def trains(self) -> bool:
         """Whether the run, one of an LLM, makes optimizer steps."""
         return makes_steps(self.model.tuning, self.trainer.max_steps)
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """What logits are divided by before the softmax over legal tokens, over the vocabulary.
+
+        MSL trains softmax(f / tau) over the legal tokens; lml and sdpo train at 1. Under msl_ats
+        tau is where its adaptation begins, and the run's own value takes its place.
+        """
+        if self.decode.temperature is not None:
+            return self.decode.temperature, self.decode.temperature
+        return (self.loss.tau if self.loss.name in ("msl", "msl_ats") else 1.0), 1.0
 
     @property
     def is_seeded(self) -> bool:

@@ -27,7 +27,8 @@ from hatllm.data.split import SPLITS
 
 TABLES_VERSION = 2  # raise it when the same settings and files give other tables
 # Settings that do not change the prepared tables: names, prompts, and the sampling done on top.
-NOT_IN_TABLES = ("name", "prompt", "train_rows", "valid_rows", "test_rows", "sample_seed")
+NOT_IN_TABLES = ("name", "prompt", "train_rows", "valid_rows", "test_rows", "sample_seed",
+                 "train_targets", "target_form", "target_weights")  # fmt: skip
 
 
 @dataclass(frozen=True)

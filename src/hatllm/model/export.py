@@ -56,6 +56,7 @@ def export_adapter(
         "prompt": asdict(config.data.prompt),
         "catalogue": "items.parquet",
         "catalogue_hash": table_hash(items),
+        "trie_temperature": lm.trie_temperature,
         "item_tokens": None if lm.item_tokens is None else ITEM_TOKENS_FILE,
     }
     write_json(folder / "hatllm.json", description)
@@ -74,6 +75,9 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
     """
     if lm.item_tokens is not None:
         _load_projector(lm.item_tokens, folder / ITEM_TOKENS_FILE)
+    if config.loss.name == "msl_ats" and config.decode.temperature is None:
+        described = json.loads((folder / "hatllm.json").read_text(encoding="utf-8"))
+        lm.trie_temperature = float(described["trie_temperature"])
     if config.model.tuning == "none":
         return
     name = "adapter/adapter_model.safetensors" if config.model.tuning == "lora" else "weights"

@@ -45,6 +45,8 @@ class MaskedLM(nn.Module):
         self.backbone = [model]  # in a list: not registered a second time
         self.schedule = schedule
         self.item_tokens: ItemTokens | None = None
+        # What logits are divided by where they become scores: over legal tokens, over all.
+        self.trie_temperature = self.vocab_temperature = 1.0
         config = model.config.get_text_config(decoder=True)
         self.final_softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.num_positions = attention.constant_positions(config)

@@ -224,7 +224,8 @@ def probe_catalogue(vocab_size: int, seed: int) -> Catalogue:
         PromptBook(
             np.arange(5), np.arange(5), Ragged.of(items),
             Ragged.of([[*title, 2] for title in titles]),
-            np.array(ids[13:16]), np.array(ids[16:18]), pad_id=0,
+            np.array(ids[13:16]), np.array(ids[16:18]), pad_id=0, opening=0,
+            shown_I=np.zeros(5, np.int64),
         )
     )  # fmt: skip
 

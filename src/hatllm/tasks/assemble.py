@@ -73,6 +73,7 @@ class ModelParts:
     def load_model(self, config: Config) -> MaskedLM:
         """The backbone under the schedule, tuned or to be tuned."""
         lm = load_masked_lm(config.model, self.schedule, cache_root(config), config.seed)
+        lm.trie_temperature, lm.vocab_temperature = config.temperatures
         if self.item_vector_IE is not None:
             width = lm.output_embedding_VD.shape[1]
             lm.item_tokens = ItemTokens(self.item_vector_IE, width, config.seed)

@@ -246,6 +246,7 @@ def fit(
         state = state or agreed(trainer.strategy.lightning_module_state_dict())
         recommender.lm = parts.load_model(config)  # whole again, on every process
     recommender.load_state_dict(state, strict=False)
+    recommender.score_as_trained()
     recommender.to(trainer.strategy.root_device)
     return checkpoints.exported()
 
