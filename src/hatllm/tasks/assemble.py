@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from torch import Tensor
@@ -45,11 +46,10 @@ def load_dataset(config: Config) -> Dataset:
     return prepare_dataset(config.data, root, cache_root(config))
 
 
-@dataclass
-class Parts:
-    """What a run is made of, the model last because everything else is checked before."""
+@dataclass(kw_only=True)
+class ModelParts:
+    """What a model is made of, its weights last because everything else is checked before."""
 
-    dataset: Dataset
     schedule: Schedule
     catalogue: Catalogue
     item_vector_IE: Tensor | None  # None = items have no tokens of their own
@@ -61,6 +61,13 @@ class Parts:
             width = lm.output_embedding_VD.shape[1]
             lm.item_tokens = ItemTokens(self.item_vector_IE, width, config.seed)
         return lm
+
+
+@dataclass(kw_only=True)
+class Parts(ModelParts):
+    """What a run is made of."""
+
+    dataset: Dataset
 
 
 def assemble(
@@ -77,26 +84,12 @@ def assemble(
     Raises:
         ValueError: If a setting does not fit the data or the model's layer count.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    check_hardware(config)
-    schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
-    if config.fast and config.decode.state_cache:
-        check_states(schedule)
+    schedule = _schedule(config)
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
-    tokenizer = load_tokenizer(config.model, cache_root(config))
-    items = dataset.items
-    book = build_prompt_book(
-        tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list(),
-        item_tokens=config.model.item_vectors is not None,
-    )  # fmt: skip
+    book = _tokenised(config, dataset.items)
     check_context(config, book, dataset)
-    catalogue = Catalogue.of(book)
-    if config.decode.assistant_run is not None:
-        catalogue.assistant = load_assistant(
-            config.decode.assistant_run, book.item_id_I, coming or {}
-        )
+    catalogue = _catalogue(config, book, coming or {})
     vector_IE = None
     if config.model.item_vectors is not None and finished is not None:
         vector_IE = exported_item_vectors(finished, book.item_id_I)
@@ -104,7 +97,56 @@ def assemble(
         vector_IE = load_item_vectors(
             config.model.item_vectors, book.item_id_I, dataset.manifest["data_hash"], coming or {}
         )
-    return Parts(dataset, schedule, catalogue, vector_IE)
+    return Parts(dataset=dataset, schedule=schedule, catalogue=catalogue, item_vector_IE=vector_IE)
+
+
+def assemble_from_folder(config: Config, finished: Path, items: pl.DataFrame) -> ModelParts:
+    """What a finished run answers with; no data set is looked at.
+
+    Args:
+        config: The run's own settings, with the command line's on top.
+        finished: Its folder, which holds the item vectors.
+        items: Its catalogue: item_id, title.
+
+    Raises:
+        ValueError: If a setting does not fit the catalogue or the model's layer count.
+    """
+    schedule = _schedule(config)
+    check_top_k(config, items)
+    book = _tokenised(config, items)
+    vector_IE = None
+    if config.model.item_vectors is not None:
+        vector_IE = exported_item_vectors(finished, book.item_id_I)
+    return ModelParts(
+        schedule=schedule, catalogue=_catalogue(config, book, {}), item_vector_IE=vector_IE
+    )
+
+
+def _schedule(config: Config) -> Schedule:
+    """Which layer sees what, once the machine is known to do."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    check_hardware(config)
+    schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
+    if config.fast and config.decode.state_cache:
+        check_states(schedule)
+    return schedule
+
+
+def _tokenised(config: Config, items: pl.DataFrame) -> PromptBook:
+    return build_prompt_book(
+        load_tokenizer(config.model, cache_root(config)), config.data.prompt,
+        items["item_id"].to_list(), items["title"].to_list(),
+        item_tokens=config.model.item_vectors is not None,
+    )  # fmt: skip
+
+
+def _catalogue(config: Config, book: PromptBook, coming: Mapping[str, Config]) -> Catalogue:
+    """The trie over the titles, with the assistant of `decode=d3` where there is one."""
+    catalogue = Catalogue.of(book)
+    if config.decode.assistant_run is not None:
+        catalogue.assistant = load_assistant(config.decode.assistant_run, book.item_id_I, coming)
+    return catalogue
 
 
 def check_hardware(config: Config) -> None:
@@ -162,7 +204,7 @@ def check_context(config: Config, book: PromptBook, dataset: Dataset) -> None:
 
 
 def check_catalogue(config: Config, dataset: Dataset) -> None:
-    """Refuse more answers than there are titles.
+    """Refuse splits without rows, and more answers than there are titles.
 
     Raises:
         ValueError: If a split to be decoded is empty, or `decode.top_k` is above the number of
@@ -174,7 +216,16 @@ def check_catalogue(config: Config, dataset: Dataset) -> None:
                 f"the {split} split of data={config.data.name} has no rows; give data.{split}_file "
                 "some (without a valid file, data.holdout_fraction of train becomes valid)"
             )
-    titles = dataset.items["title"].n_unique()
+    check_top_k(config, dataset.items)
+
+
+def check_top_k(config: Config, items: pl.DataFrame) -> None:
+    """Refuse more answers than there are titles.
+
+    Raises:
+        ValueError: If `decode.top_k` is above the number of different titles.
+    """
+    titles = items["title"].n_unique()
     if config.decode.top_k > titles:
         raise ValueError(
             f"decode.top_k={config.decode.top_k} must be at most {titles}, the different titles of "

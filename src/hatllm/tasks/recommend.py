@@ -1,6 +1,7 @@
 """task=recommend: the next titles for a history that a user types, or for a file of histories."""
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
@@ -9,8 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from hatllm.config import Config
-from hatllm.tasks.answerer import Answerer, catalogue_of
-from hatllm.tasks.histories import ItemFinder
+from hatllm.tasks.answerer import answerer_of
+from hatllm.tasks.answers import Answer, catalogue_of, finder_of
+from hatllm.tasks.histories import History, read_history
+from hatllm.tasks.item_finder import ItemFinder, is_missing, note_on_titles_that_are_ids
 
 console = Console()
 
@@ -22,7 +25,8 @@ def recommend(config: Config) -> None:
         config: A finished run's settings with the command line's on top.
 
     Raises:
-        ValueError: If there is no history, or an item is not in the catalogue (names the nearest).
+        ValueError: If there is no history, or no item of it is in the catalogue (names the
+            nearest).
     """
     if config.data.histories is not None:
         from hatllm.tasks.bulk import recommend_in_bulk
@@ -34,40 +38,63 @@ def recommend(config: Config) -> None:
             'task=recommend needs task.history=\'["Title one","Title two"]\' or data.histories=FILE'
         )
     items = catalogue_of(config)
-    history = resolve_history(config.task.history, items)
-    (answers,) = Answerer(config, num_histories=1)([history])
-    title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
-    table = Table(title=escape("history: " + " → ".join(title[item] for item in history)))
+    find = finder_of(config, items)
+    history = typed_history(config, find)
+    strings = [entry for entry in config.task.history if isinstance(entry, str)]
+    notes = [note_on_titles_that_are_ids(items, strings), *_skipped_notes(history, find)]
+    (answers,) = answerer_of(config, items, num_histories=1)([history.item_ids])
+    for note in filter(None, notes):
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
     # With a length penalty the titles stand by log-probability over length.
     by_score = config.decode.length_penalty != 0 and config.decode.is_beam
+    console.print(_table(history, answers, items, by_score))
+
+
+def typed_history(config: Config, find: ItemFinder) -> History:
+    """What is read of ``task.history``.
+
+    Args:
+        config: The run's settings with the command line's on top.
+        find: Of its catalogue.
+
+    Raises:
+        ValueError: If no entry that is read names an item; names the nearest titles.
+    """
+    history = read_history(config.task.history, find, config.data.max_history_items)
+    if not history.item_ids:
+        shown = "; ".join(_why_skipped(entry, find) for entry in reversed(history.skipped))
+        raise ValueError(f"task.history: {shown}")
+    return history
+
+
+def _skipped_notes(history: History, find: ItemFinder) -> Iterator[str]:
+    num_read = len(history.item_ids) + len(history.skipped)
+    if history.skipped:
+        why = "; ".join(_why_skipped(entry, find) for entry in history.skipped)
+        yield f"{len(history.skipped)} of {num_read} entries skipped: {why}"
+
+
+def _why_skipped(entry: Any, find: ItemFinder) -> str:
+    if is_missing(entry):
+        return "null"
+    if not isinstance(entry, str):
+        hint = "; in quotes it is a title" if find(str(entry)) is not None else ""
+        return f"{entry} is no item id{hint}"
+    near = difflib.get_close_matches(entry, find.by_title, n=3, cutoff=0.4)
+    hint = f"; near: {', '.join(map(repr, near))}" if near else ""
+    return f"{entry!r} is neither a title nor an item id{hint}"
+
+
+def _table(history: History, answers: list[Answer], items: pl.DataFrame, by_score: bool) -> Table:
+    """The answers, best first, under the names that the source files give items."""
+    ids = items["item_id"].to_list()
+    title = dict(zip(ids, items["title"].to_list(), strict=True))
+    source = dict(zip(ids, items["source_id"].to_list(), strict=True))
+    table = Table(title=escape("history: " + " → ".join(map(title.__getitem__, history.item_ids))))
     for column in ("rank", "title", *["score"] * by_score, "log-probability", "item id"):
         table.add_column(column)
     for rank, answer in enumerate(answers, start=1):
         numbers = [answer.score] * by_score + [answer.log_prob]
         cells = [escape(title[answer.item_id]), *(f"{number:.2f}" for number in numbers)]
-        table.add_row(str(rank), *cells, str(answer.item_id))
-    console.print(table)
-
-
-def resolve_history(history: list[Any], items: pl.DataFrame) -> list[int]:
-    """Item ids of a history given as titles or as ids of the source files.
-
-    Args:
-        history: Oldest first.
-        items: item_id, title, source_id.
-
-    Returns:
-        Item ids; of items that share a title the first.
-
-    Raises:
-        ValueError: If an entry is neither; names the nearest titles.
-    """
-    find, found = ItemFinder(items), []
-    for entry in history:
-        item = find(entry)
-        if item is None:
-            near = difflib.get_close_matches(str(entry), find.by_title, n=3, cutoff=0.4)
-            hint = f"; near: {', '.join(map(repr, near))}" if near else ""
-            raise ValueError(f"task.history: {entry!r} is neither a title nor an item id{hint}")
-        found.append(item)
-    return found
+        table.add_row(str(rank), *cells, escape(source[answer.item_id]))
+    return table

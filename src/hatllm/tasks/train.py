@@ -14,6 +14,7 @@ from rich.console import Console
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, TrainingData
+from hatllm.data.hashing import table_hash
 from hatllm.data.prepare import Dataset
 from hatllm.model.export import export_adapter, load_exported
 from hatllm.model.masked_lm import MaskedLM
@@ -250,6 +251,7 @@ def _finish(
     write_table(folder / "predictions.parquet", predictions["test"])
     write_table(folder / "valid_predictions.parquet", predictions["valid"])
     write_table(folder / "items.parquet", dataset.items)
+    write_table(folder / "users.parquet", dataset.users)
     write_table(folder / "examples.parquet", dataset.splits["test"])
     write_json(folder / "split_manifest.json", dataset.manifest)
     write_json(folder / "metrics.json", metrics)
@@ -262,6 +264,7 @@ def _finish(
         "config_hash": config_hash(config),
         "split_hash": dataset.manifest["split_hash"],
         "data_hash": dataset.manifest["data_hash"],
+        "catalogue_hash": table_hash(dataset.items),
         "seconds": rounded,
     }
     write_run_report(folder)
