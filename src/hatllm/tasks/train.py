@@ -252,7 +252,9 @@ def _finish(
     write_table(folder / "valid_predictions.parquet", predictions["valid"])
     write_table(folder / "items.parquet", dataset.items)
     write_table(folder / "users.parquet", dataset.users)
-    write_table(folder / "examples.parquet", dataset.splits["test"])
+    users = dataset.users.rename({"source_id": "source_user_id"})
+    examples = dataset.splits["test"].join(users, on="user_id", how="left", maintain_order="left")
+    write_table(folder / "examples.parquet", examples)
     write_json(folder / "split_manifest.json", dataset.manifest)
     write_json(folder / "metrics.json", metrics)
     made_by = environment(dataset.manifest, rounded) | {"resumed": resumed}
