@@ -12,13 +12,14 @@ import polars as pl
 import pytest
 from filelock import FileLock
 
-from hatllm.tasks.histories import chunks_of, read_chunk
+from hatllm.tasks.histories import as_parquet, chunks_of, read_chunk
 from hatllm.tasks.item_finder import ItemFinder
 from hatllm.tasks.run_lock import BUSY, run_lock
 
 from .test_resume import command, environment
 
 Cli = Callable[..., int]
+CASES = Path(__file__).resolve().parents[1] / "cases"
 TITLES = [f"{a} {b}" for a in ("Red", "Blue", "Old", "New", "Tiny") for b in ("Boat", "Book")]
 
 
@@ -67,7 +68,8 @@ def test_every_history_is_answered_and_every_bad_row_is_named(
         {"user_id": "eve", "history": "Red Boat"},
         {"history": ["Red Boat"]},
         {"user_id": 7, "history": ["old lamp"]},
-        {"user_id": "flo", "history": ["Red Submarine", None]},
+        {"user_id": "fay", "history": ["Red Submarine", None]},
+        {"user_id": "gus", "history": [None, "Red Boat", 5, "Red Submarine"]},
     ]
     path = tmp_path / "some.jsonl"
     text = [json.dumps(line) for line in lines]
@@ -77,9 +79,9 @@ def test_every_history_is_answered_and_every_bad_row_is_named(
     answers = answers_of(folder)
     names = ["user_id", "rank", "item", "title", "score", "log_prob", "num_skipped"]
     assert answers.columns == names
-    assert answers["user_id"].unique(maintain_order=True).to_list() == ["ann", "cid", "7"]
-    assert answers["rank"].to_list() == [*range(1, 11)] * 3
-    assert answers["num_skipped"].to_list() == [0] * 10 + [1] * 10 + [0] * 10
+    skipped = answers.filter(rank=1).select("user_id", "num_skipped").rows()
+    assert skipped == [("ann", 0), ("cid", 1), ("7", 0), ("gus", 3)]
+    assert answers["rank"].to_list() == [*range(1, 11)] * 4
     assert answers["score"].to_list() == answers["log_prob"].to_list()  # no length penalty
     refused = pl.concat(pl.read_parquet(p) for p in sorted((folder / "refused").iterdir()))
     assert dict(zip(refused["row"].to_list(), refused["reason"].to_list(), strict=True)) == {
@@ -88,15 +90,15 @@ def test_every_history_is_answered_and_every_bad_row_is_named(
         4: "no history",
         5: "the history is no JSON list",
         6: "no user_id",
-        8: "unknown items only, such as None",
+        8: "no known item: null and 1 more",
     }
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["histories"], summary["answered"]) == (9, 3)
-    assert summary["refused"]["unknown items only"] == 1
-    assert summary["skipped_entries"] == 1
+    assert (summary["histories"], summary["answered"]) == (10, 4)
+    assert (summary["skipped_entries"], summary["answered_with_skipped_entries"]) == (4, 2)
+    assert summary["refused"]["no known item"] == 1
     said = capsys.readouterr().out
-    assert "3 of 9 histories answered, 6 refused" in said and "unknown items only: 1" in said
-    assert "1 entries that name no item were skipped" in said
+    assert "4 of 10 histories answered (4 entries of 2 histories name no item" in said
+    assert "6 refused" in said and "no known item: 1" in said
 
 
 def test_the_form_of_the_file_does_not_change_the_answers(
@@ -218,11 +220,72 @@ def test_a_chunk_decodes_its_own_row_group_only(tmp_path: Path) -> None:
     catalogue = pl.DataFrame(
         {"item_id": range(10), "title": TITLES, "source_id": [f"s{i}" for i in range(10)]}
     )
-    found = [read_chunk(path, chunk, ItemFinder(catalogue), 10) for chunk in chunks]
+    find = ItemFinder(catalogue, clean_titles=True, max_title_characters=None)
+    found = [read_chunk(path, chunk, find, 10) for chunk in chunks]
     assert pl.concat([one.users for one in found]).to_list() == [*range(1000, 1023)]
     histories = [history for one in found for history in one.histories]
     expected = [[TITLES.index(t) for t in row] for row in good_histories(23)["history"].to_list()]
     assert histories == expected
+
+
+@pytest.fixture
+def film_finder() -> ItemFinder:
+    """Of the catalogue of tests/cases/numeric_titles as it is prepared, ids for item ids."""
+    table = pl.read_csv(CASES / "numeric_titles/t.csv")
+    by_hand = {117: "Tom & Jerry (1992)", 119: "Line one Line two"}
+    titles = [by_hand.get(item, title) for item, title in table.rows()]
+    source = table["item_id"].cast(pl.Utf8)
+    catalogue = table.with_columns(title=pl.Series(titles), source_id=source)
+    return ItemFinder(catalogue, clean_titles=True, max_title_characters=None)
+
+
+def read_all(path: Path, find: ItemFinder) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Items and skipped entries of the histories of a file that is one chunk."""
+    (chunk,) = chunks_of(path, 100)
+    read = read_chunk(path, chunk, find, max_history_items=10)
+    users = read.users.to_list()
+    skipped = dict(zip(users, read.num_skipped, strict=True))
+    return dict(zip(users, read.histories, strict=True)), skipped
+
+
+def test_numbers_are_ids_and_titles_are_found_as_the_users_file_has_them(
+    tmp_path: Path, film_finder: ItemFinder
+) -> None:
+    path = as_parquet(CASES / "histories/raw_titles.jsonl", tmp_path)
+    found, skipped = read_all(path, film_finder)
+    assert found == {
+        "ints": [101, 104, 103],
+        "strings": [101, 115, 103],  # "104" is the title of item 115
+        "titles": [101, 104, 103],
+        "with115": [101, 115, 103],
+        "raw_amp": [117],
+        "shown_amp": [117],
+        "nl": [119],
+        "It": [120],
+        "IT": [121],
+        "it": [120],
+        "null": [101],
+        "unknown": [101],
+    }
+    assert {user for user, number in skipped.items() if number} == {"null", "unknown"}
+
+
+def test_numbers_in_parquet_are_ids(tmp_path: Path, film_finder: ItemFinder) -> None:
+    for number, histories in enumerate(
+        ([[101, 104], [104, None]], [[101.0, 104.0], [104.0, None]])
+    ):
+        path = tmp_path / f"{number}.parquet"
+        pl.DataFrame({"user_id": ["a", "b"], "history": histories}).write_parquet(path)
+        assert read_all(path, film_finder) == ({"a": [101, 104], "b": [104]}, {"a": 0, "b": 1})
+
+
+def test_an_unknown_title_older_than_what_is_read_changes_nothing(
+    tmp_path: Path, film_finder: ItemFinder
+) -> None:
+    path = as_parquet(CASES / "histories/oldunknown.jsonl", tmp_path)
+    found, skipped = read_all(path, film_finder)
+    assert found == {"u1": [*range(103, 113)], "u2": [*range(103, 113)]}
+    assert skipped == {"u1": 0, "u2": 0}
 
 
 def test_recommend_says_what_is_wrong_with_a_file(

@@ -1,12 +1,17 @@
 """evaluate, recommend, masks, prepare, experiment and table on a small shop."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
+
+from hatllm.tasks.run_folder import load_config
+
+from .shop import FIRST, SECOND
 
 Cli = Callable[..., int]
 
@@ -52,11 +57,61 @@ def test_recommend_answers_for_titles_and_ids(
     assert "Red Boat → Red Lamp → Old Lamp" in " ".join(said.split())
     assert cli(*words, "task.history=[Red Boot]") == 2
     assert "'Red Boat'" in capsys.readouterr().err
+    assert cli(*words, "task.history=[Red Boot,null,Red Boat,7]") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: 3 of 4 entries skipped: 'Red Boot' is neither a title nor an item id" in said
+    assert "null; 7 is no item id" in said and "history: Red Boat" in said
     assert cli(*words) == 2
     assert "task.history" in capsys.readouterr().err
 
 
-def test_a_catalogue_that_is_not_the_datas_is_refused(
+def test_items_are_printed_under_the_ids_of_the_shop(
+    cli: Cli, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=recommend", f"task.run_folder={finished}", "task.history=[Red Boat]"]
+    assert cli(*words) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    shown = {cells[2].strip(): cells[4].strip() for cells in (row.split("│") for row in rows)}
+    titles = [f"{a} {b}" for a in FIRST for b in SECOND]
+    assert len(shown) == 10
+    assert all(sku == f"s{titles.index(title)}" for title, sku in shown.items())
+
+
+def test_the_run_folder_alone_answers(
+    cli: Cli, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=recommend", f"task.run_folder={finished}", "task.history=[Red Boat,s3]"]
+    assert cli(*words) == 0
+    before = capsys.readouterr().out
+    source = Path(load_config(finished).data.interactions_file).parent
+    cache = finished.parents[1] / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    source.rename(source.with_name("away"))
+    try:
+        assert cli(*words, "data_root=/no/such/folder") == 0
+        assert capsys.readouterr().out == before
+    finally:
+        source.with_name("away").rename(source)
+    assert not (cache / "prepared").exists()
+
+
+def test_a_run_folder_maps_its_ids_back_to_the_shops(finished: Path) -> None:
+    predictions, users, items = (
+        pl.read_parquet(finished / f"{name}.parquet") for name in ("predictions", "users", "items")
+    )
+    named = predictions.join(users, on="user_id").rename({"source_id": "who"})
+    named = named.join(items, left_on="target_item", right_on="item_id")
+    # The last of a user's 6 to 8 items is that of the test split.
+    expected = {
+        f"u{user}": f"s{(user * 5 + (5 + user % 3) * (1 + user % 3)) % 24}" for user in range(60)
+    }
+    assert named.height == predictions.height > 0
+    assert all(expected[who] == sku for who, sku in named.select("who", "source_id").rows())
+    shown = re.findall(r"^\d\. user (\w+), example", (finished / "report.md").read_text(), re.M)
+    assert len(shown) == 3 and set(shown) <= set(named["who"])
+
+
+def test_a_catalogue_that_is_not_the_runs_is_refused(
     cli: Cli, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "edited"
@@ -65,49 +120,6 @@ def test_a_catalogue_that_is_not_the_datas_is_refused(
     items.head(items.height // 2).write_parquet(folder / "items.parquet")
     assert cli("task=recommend", f"task.run_folder={folder}", "task.history=[Red Boat]") == 2
     assert "items.parquet is not the catalogue" in capsys.readouterr().err
-
-
-def test_the_run_folder_alone_answers(
-    cli: Cli, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["task=recommend", f"task.run_folder={finished}", "task.history=[Red Boat,s3]"]
-    assert cli(*words) == 0
-    before = capsys.readouterr().out
-    # The run was made elsewhere: its tables are taken away, its prepared data are not here.
-    config = (finished / "config.yaml").read_text()
-    places = [line.split(": ")[1] for line in config.splitlines() if "s_file: /" in line]
-    assert len(places) == 2
-    for place in places:
-        Path(place).rename(f"{place}.away")
-    try:
-        assert cli(*words) == 0
-        assert not (tmp_path / "cache" / "prepared").exists()
-    finally:
-        for place in places:
-            Path(f"{place}.away").rename(place)
-    assert capsys.readouterr().out == before
-    titles = dict(pl.read_parquet(finished / "items.parquet")["title", "source_id"].iter_rows())
-    rows = [line.split("│") for line in before.splitlines() if line.startswith("│")]
-    assert len(rows) == 10
-    assert all(titles[row[2].strip()] == row[-2].strip() for row in rows)  # the shop's own ids
-    users = pl.read_parquet(finished / "users.parquet")
-    assert users.columns == ["user_id", "source_id"]
-    asked = pl.read_parquet(finished / "predictions.parquet")["user_id"]
-    assert set(asked) <= set(users["user_id"])
-    assert all(name.startswith("u") for name in users["source_id"])
-
-
-def test_what_names_no_item_is_skipped_and_said(
-    cli: Cli, finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["task=recommend", f"task.run_folder={finished}"]
-    assert cli(*words, "task.history=[Red Boot,Red Boat]") == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "skipped: 'Red Boot' is neither a title nor an item id; near: 'Red Boat'" in said
-    assert "history: Red Boat" in said
-    # Older entries than are read do not count, known or not.
-    assert cli(*words, f"task.history=[{','.join(['Nope', *['s1'] * 10])}]") == 0
-    assert "skipped" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mask", ["hatllm", "hatllm_segments"])

@@ -48,8 +48,21 @@ def knn_predictions(
     Raises:
         ValueError: If an item is not in the catalogue.
     """
+    return knn_answers(neighbours(interactions, config), examples, items, top_k)
+
+
+def knn_answers(
+    table: pl.DataFrame, examples: pl.DataFrame, items: pl.DataFrame, top_k: int
+) -> pl.DataFrame:
+    """As `knn_predictions`, from the neighbours that are known.
+
+    Args:
+        table: As `neighbours` gives it.
+        examples: As `knn_predictions`.
+        items: As `knn_predictions`.
+        top_k: As `knn_predictions`.
+    """
     index = TitleIndex.of(items)
-    table = neighbours(interactions, config)
     sequences = sequences_of(examples, index.item_id_N, 1)
     return predictions_of(examples, _scores(table, sequences, index), index, top_k)
 

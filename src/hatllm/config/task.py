@@ -1,6 +1,7 @@
 """Settings of ``conf/task/``."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from hatllm.config.checks import check_choice, check_range
 
@@ -16,7 +17,7 @@ class TaskConfig:
     name: str  # one of TASKS
     run_folder: str | None  # evaluate, recommend: folder of a finished run; table: folder of runs
     split: str  # evaluate, masks, recommend, attention: valid or test
-    history: list[str]  # recommend: item ids or titles, oldest first
+    history: list[Any]  # recommend: titles, or item ids as numbers or texts, oldest first
     engine: str  # recommend, with data.histories: one of ENGINES
     chunk_rows: int  # recommend, with data.histories: histories of a shard, at most
     example: int  # masks: which example of the split to draw

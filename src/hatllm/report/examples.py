@@ -89,7 +89,8 @@ def describe_examples(
 
     Args:
         example_ids: Which examples.
-        examples: example_id, history, target.
+        examples: example_id, history, target; in run folders source_user_id, the user in the source
+            files, too.
         items: item_id, title.
         predictions: Label -> predictions table.
         shown: The label whose answers are listed.
@@ -102,7 +103,8 @@ def describe_examples(
     for number, example_id in enumerate(example_ids, start=1):
         example = _row(examples, example_id)
         rows = {label: _row(table, example_id) for label, table in predictions.items()}
-        head = f"{number}. user {rows[shown]['user_id']}, example {example_id}"
+        user = example.get("source_user_id", rows[shown]["user_id"])
+        head = f"{number}. user {user}, example {example_id}"
         blocks.append("\n".join([head, *_body(example, rows, shown, titles)]))
     return "\n\n".join(blocks)
 

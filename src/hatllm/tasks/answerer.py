@@ -1,7 +1,6 @@
 """A finished run's model, loaded once, that answers one batch of histories after another."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,43 +13,32 @@ from hatllm.decode.by_title import ranked_titles
 from hatllm.decode.scorer import Scorers, build_scorers
 from hatllm.decode.search import Search
 from hatllm.model.out_of_memory import naming_what_to_lower
-from hatllm.tasks.assemble import assemble_to_answer
+from hatllm.tasks.answers import Answer, Answerer
+from hatllm.tasks.assemble import assemble_from_folder
 from hatllm.tasks.evaluate import load_tuned
-from hatllm.tasks.run_folder import load_items
+from hatllm.tasks.id_answerer import IdAnswerer
 
 
-class Answer(NamedTuple):
-    """One recommended title."""
+class LlmAnswerer:
+    """Finds the best titles with a tuned LLM."""
 
-    item_id: int  # of items that share the title the first
-    score: float  # log_prob / length ** decode.length_penalty, of the title's tokens
-    log_prob: float  # nats; titles that became the same tokens share their probability
-
-
-class Answerer:
-    """Finds the best titles for histories of item ids."""
-
-    def __init__(self, config: Config, num_histories: int | None) -> None:
-        """Load model and catalogue, all of it from the run's folder.
+    def __init__(self, config: Config, items: pl.DataFrame, num_histories: int | None) -> None:
+        """Load the model; all that it answers with is in the run's folder.
 
         Args:
             config: A finished run's settings with the command line's on top.
+            items: Its catalogue, as `catalogue_of` gives it.
             num_histories: How many this process will be asked for; decides whether states of the
                 catalogue pay (`decode.state_cache=null`). None = other processes would make the
                 same states beside this one: only states that lie ready are used.
 
         Raises:
-            ValueError: If the run is not an LLM's, or a file of its folder is missing.
+            ValueError: If its weights are missing, or a setting does not fit.
         """
-        if config.model.kind != "llm":
-            raise ValueError(
-                f"task=recommend needs an LLM run, this one is model={config.model.name}"
-            )
-        self.config, self.num_histories = config, num_histories
         assert config.task.run_folder is not None
-        folder = Path(config.task.run_folder)
-        self.parts = assemble_to_answer(config, folder)
-        self.lm = load_tuned(config, self.parts, folder)
+        self.config, self.num_histories = config, num_histories
+        self.parts = assemble_from_folder(config, Path(config.task.run_folder), items)
+        self.lm = load_tuned(self.parts, config)
         self._tools: tuple[Scorers, Search] | None = None
 
     @torch.inference_mode()
@@ -91,7 +79,17 @@ class Answerer:
         return self._tools
 
 
-def catalogue_of(config: Config) -> pl.DataFrame:
-    """The finished run's items: item_id, title, source_id."""
-    assert config.task.run_folder is not None
-    return load_items(Path(config.task.run_folder))
+def answerer_of(config: Config, items: pl.DataFrame, num_histories: int | None) -> Answerer:
+    """What answers for a finished run, an LLM's or a baseline's.
+
+    Args:
+        config: The run's settings with the command line's on top.
+        items: Its catalogue, as `catalogue_of` gives it.
+        num_histories: As `LlmAnswerer`.
+
+    Raises:
+        ValueError: If something that the run has learned is missing or does not fit.
+    """
+    if config.model.kind == "llm":
+        return LlmAnswerer(config, items, num_histories)
+    return IdAnswerer(config, items)

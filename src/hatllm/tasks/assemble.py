@@ -28,12 +28,10 @@ from hatllm.model.backbone import (
     num_layers_of,
 )
 from hatllm.model.before_loading import check_backbone
-from hatllm.model.export import check_catalogue as check_exported_catalogue
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.tasks.assistant import load_assistant
 from hatllm.tasks.item_vectors import exported_item_vectors, load_item_vectors
-from hatllm.tasks.run_folder import load_items
 
 
 def cache_root(config: Config) -> Path:
@@ -62,9 +60,9 @@ def data_root(config: Config) -> Path | None:
     return root
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelParts:
-    """What a run's model needs, itself last because everything else is checked before."""
+    """What a model is made of, its weights last because everything else is checked before."""
 
     schedule: Schedule
     catalogue: Catalogue
@@ -80,7 +78,7 @@ class ModelParts:
         return lm
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Parts(ModelParts):
     """What a run is made of."""
 
@@ -106,7 +104,7 @@ def assemble(
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     tokenizer = load_tokenizer(config.model, cache_root(config))
-    book = _book(config, dataset.items, tokenizer)
+    book = _tokenised(config, dataset.items, tokenizer)
     check_context(config, book, dataset)
     catalogue = _catalogue(config, book, coming or {})
     title_counts = told_titles(catalogue, dataset, tokenizer.unk_token_id)
@@ -117,7 +115,10 @@ def assemble(
         vector_IE = load_item_vectors(
             config.model.item_vectors, book.item_id_I, dataset.manifest["data_hash"], coming or {}
         )
-    return Parts(schedule, catalogue, vector_IE, dataset, title_counts)
+    return Parts(
+        schedule=schedule, catalogue=catalogue, item_vector_IE=vector_IE, dataset=dataset,
+        title_counts=title_counts,
+    )  # fmt: skip
 
 
 def told_titles(catalogue: Catalogue, dataset: Dataset, unknown_id: int | None) -> TitleCounts:
@@ -133,27 +134,30 @@ def told_titles(catalogue: Catalogue, dataset: Dataset, unknown_id: int | None) 
     return counts
 
 
-def assemble_to_answer(config: Config, finished: Path) -> ModelParts:
-    """What a finished run's model needs to answer, from the run's folder alone.
+def assemble_from_folder(config: Config, finished: Path, items: pl.DataFrame) -> ModelParts:
+    """What a finished run answers with; no data set is looked at.
 
     Args:
-        config: The run's settings with the command line's on top.
-        finished: Its folder: catalogue, item vectors.
+        config: The run's own settings, with the command line's on top.
+        finished: Its folder, which holds the item vectors.
+        items: Its catalogue: item_id, title.
 
     Raises:
-        ValueError: If a file of the folder is missing or does not fit.
+        ValueError: If a setting does not fit the catalogue or the model's layer count.
     """
-    schedule, items = _schedule(config), load_items(finished)
-    check_exported_catalogue(finished, items)
-    book = _book(config, items, load_tokenizer(config.model, cache_root(config)))
+    schedule = _schedule(config)
+    check_top_k(config, items)
+    book = _tokenised(config, items, load_tokenizer(config.model, cache_root(config)))
     vector_IE = None
     if config.model.item_vectors is not None:
         vector_IE = exported_item_vectors(finished, book.item_id_I)
-    return ModelParts(schedule, _catalogue(config, book, {}), vector_IE)
+    return ModelParts(
+        schedule=schedule, catalogue=_catalogue(config, book, {}), item_vector_IE=vector_IE
+    )
 
 
 def _schedule(config: Config) -> Schedule:
-    """The layers' masks, checked with the machine."""
+    """Which layer sees what, once the machine is known to do."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     check_hardware(config)
@@ -164,8 +168,7 @@ def _schedule(config: Config) -> Schedule:
     return schedule
 
 
-def _book(config: Config, items: pl.DataFrame, tokenizer: Any) -> PromptBook:
-    """The items and the template, tokenised."""
+def _tokenised(config: Config, items: pl.DataFrame, tokenizer: Any) -> PromptBook:
     return build_prompt_book(
         tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list(),
         item_tokens=config.model.item_vectors is not None,
@@ -173,7 +176,7 @@ def _book(config: Config, items: pl.DataFrame, tokenizer: Any) -> PromptBook:
 
 
 def _catalogue(config: Config, book: PromptBook, coming: Mapping[str, Config]) -> Catalogue:
-    """The trie of the titles, and the assistant where there is one."""
+    """The trie over the titles, with the assistant of `decode=d3` where there is one."""
     catalogue = Catalogue.of(book)
     if config.decode.assistant_run is not None:
         catalogue.assistant = load_assistant(config.decode.assistant_run, book.item_id_I, coming)
@@ -235,7 +238,7 @@ def check_context(config: Config, book: PromptBook, dataset: Dataset) -> None:
 
 
 def check_catalogue(config: Config, dataset: Dataset) -> None:
-    """Refuse more answers than there are titles.
+    """Refuse splits without rows, and more answers than there are titles.
 
     Raises:
         ValueError: If a split to be decoded is empty, or `decode.top_k` is above the number of
@@ -247,7 +250,16 @@ def check_catalogue(config: Config, dataset: Dataset) -> None:
                 f"the {split} split of data={config.data.name} has no rows; give data.{split}_file "
                 "some (without a valid file, data.holdout_fraction of train becomes valid)"
             )
-    titles = dataset.items["title"].n_unique()
+    check_top_k(config, dataset.items)
+
+
+def check_top_k(config: Config, items: pl.DataFrame) -> None:
+    """Refuse more answers than there are titles.
+
+    Raises:
+        ValueError: If `decode.top_k` is above the number of different titles.
+    """
+    titles = items["title"].n_unique()
     if config.decode.top_k > titles:
         raise ValueError(
             f"decode.top_k={config.decode.top_k} must be at most {titles}, the different titles of "

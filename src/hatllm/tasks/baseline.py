@@ -18,7 +18,7 @@ from hatllm.baselines.fit import (
     fit,
     scores,
 )
-from hatllm.baselines.knn import knn_predictions
+from hatllm.baselines.knn import knn_answers, neighbours
 from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.ranking import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
@@ -30,9 +30,10 @@ from hatllm.tasks.assemble import load_dataset
 from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.finite_loss import stop_at_non_finite_loss
 from hatllm.tasks.run_folder import WEIGHTS_FILE
-from hatllm.whole_files import written_whole
+from hatllm.whole_files import write_table, written_whole
 
 SPLITS = ("valid", "test")
+NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN, in its run folder
 CHECKPOINT_FILE = Path("checkpoints") / "last.ckpt"  # until the run is finished
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
@@ -46,7 +47,8 @@ def baseline_predictions(
 
     Args:
         config: The run.
-        folder: Run folder; a trained model's weights go to ``model.safetensors``.
+        folder: Run folder; a trained model's weights go to ``model.safetensors``, neighbours to
+            ``neighbours.parquet``.
         dataset: The prepared examples.
         loggers: Lightning loggers, for curves.
         seconds: Gains ``train`` and ``evaluate``.
@@ -61,7 +63,7 @@ def baseline_predictions(
             count = config.model.popularity.count
             found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
         case "knn":
-            found = {split: _knn(config, dataset, split) for split in SPLITS}
+            found = _knn(config, folder, dataset)
         case _:
             index = TitleIndex.of(dataset.items)
             model = _trained(config, folder, dataset, index, loggers)
@@ -87,15 +89,19 @@ def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> p
     )
 
 
-def _knn(config: Config, dataset: Dataset, split: str) -> pl.DataFrame:
+def _knn(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
+    """Write what it learned, and answer both splits."""
     knn = config.model.knn
     assert knn is not None
     interactions = dataset.train_interactions
     if knn.train_on == "sampled":
         interactions = interactions_of(dataset.splits["train"])
-    return knn_predictions(
-        interactions, dataset.splits[split], dataset.items, knn, config.decode.top_k
-    )
+    table = neighbours(interactions, knn)
+    write_table(folder / NEIGHBOURS_FILE, table)
+    return {
+        split: knn_answers(table, dataset.splits[split], dataset.items, config.decode.top_k)
+        for split in SPLITS
+    }
 
 
 def rows_to_fit(config: Config, dataset: Dataset) -> tuple[pl.DataFrame, pl.DataFrame]:

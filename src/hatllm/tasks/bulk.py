@@ -19,10 +19,16 @@ from filelock import Timeout
 from rich.console import Console
 
 from hatllm.config import Config
-from hatllm.tasks.answerer import catalogue_of
-from hatllm.tasks.chunk_writer import ChunkWriter, progress, refused_path, without_shard
-from hatllm.tasks.histories import Chunk, as_parquet, chunks_of
-from hatllm.tasks.item_finder import ItemFinder
+from hatllm.tasks.answers import catalogue_of
+from hatllm.tasks.chunk_writer import (
+    ChunkWriter,
+    progress,
+    refused_path,
+    shard_path,
+    without_shard,
+)
+from hatllm.tasks.histories import NO_KNOWN_ITEM, Chunk, as_parquet, chunks_of, holds_strings
+from hatllm.tasks.item_finder import note_on_titles_that_are_ids
 from hatllm.tasks.run_folder import config_hash
 from hatllm.tasks.run_lock import RunBusyError, run_lock
 from hatllm.whole_files import write_json
@@ -38,9 +44,8 @@ def recommend_in_bulk(config: Config) -> Path:
 
     Returns:
         Folder ``recommendations/NAME-HASH`` in the run's: ``shards/`` (user_id, rank, item, title,
-        score, log_prob, num_skipped: entries of the history that name no item), ``refused/`` (row,
-        user_id, reason), and once all is answered ``summary.json``. Another file, other settings or
-        weights give another folder.
+        score, log_prob, num_skipped), ``refused/`` (row, user_id, reason), and once all is answered
+        ``summary.json``. Another file, other settings or weights give another folder.
 
     Raises:
         ValueError: If the file, or a setting, does not fit.
@@ -55,9 +60,11 @@ def recommend_in_bulk(config: Config) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
     with run_lock(folder / "histories"):  # one process lays the file out, the others wait
         path = as_parquet(given, folder)
+    if own_share()[0] == 0 and holds_strings(path):
+        note = note_on_titles_that_are_ids(catalogue_of(config), None)
+        if note is not None:
+            console.print(f"note: {note}", soft_wrap=True, markup=False)
     chunks = chunks_of(path, config.task.chunk_rows)
-    if (note := ItemFinder(catalogue_of(config)).both_ways()) is not None:
-        console.print(f"note: {note}", markup=False)
     if config.task.engine == "ray":
         from hatllm.tasks.bulk_ray import answer_on_ray
 
@@ -102,37 +109,48 @@ def _answer_here(config: Config, path: Path, folder: Path, chunks: list[Chunk]) 
 
 
 def _sum_up(folder: Path, chunks: list[Chunk]) -> None:
-    """Write ``summary.json``: how many histories were answered and refused, and why."""
+    """Write ``summary.json``: how many histories were answered, read in part, refused and why."""
     reasons: dict[str, int] = {}
     for frame in _refused(folder, chunks):
-        kinds = frame["reason"].str.replace(r"^(unknown items only).*", "$1")
+        kinds = frame["reason"].str.replace(rf"^({NO_KNOWN_ITEM}).*", "$1")
         for kind, count in kinds.value_counts().rows():
             reasons[kind] = reasons.get(kind, 0) + count
     total, refused = sum(chunk.num_rows for chunk in chunks), sum(reasons.values())
+    skipped = _skipped(folder, chunks)
     summary: dict[str, Any] = {
         "histories": total,
         "answered": total - refused,
+        "answered_with_skipped_entries": int((skipped > 0).sum()),
+        "skipped_entries": int(skipped.sum()),
         "refused": dict(sorted(reasons.items())),
-        "skipped_entries": _num_skipped(folder),
         "shards": len(chunks),
     }
     write_json(folder / "summary.json", summary)
     why = "; ".join(f"{kind}: {count}" for kind, count in summary["refused"].items())
     listed = f" ({why}; listed in {folder / 'refused'})" if refused else ""
+    in_part = ""
     if summary["skipped_entries"]:
-        console.print(f"{summary['skipped_entries']} entries that name no item were skipped")
+        in_part = (
+            f" ({summary['skipped_entries']} entries of "
+            f"{summary['answered_with_skipped_entries']} histories name no item and were skipped: "
+            "num_skipped)"
+        )
     console.print(
-        f"{total - refused} of {total} histories answered, {refused} refused{listed}: "
+        f"{total - refused} of {total} histories answered{in_part}, {refused} refused{listed}: "
         f"{folder / 'shards'}",
         soft_wrap=True, markup=False,
     )  # fmt: skip
 
 
-def _num_skipped(folder: Path) -> int:
-    """Entries of answered histories that name no item."""
-    shards = pl.scan_parquet(folder / "shards" / "*.parquet")
-    return int(
-        shards.filter(pl.col("rank") == 1).select(pl.col("num_skipped").sum()).collect().item()
+def _skipped(folder: Path, chunks: list[Chunk]) -> pl.Series:
+    """How many entries of each answered history were skipped."""
+    best = pl.col("rank") == 1
+    shards = (
+        pl.read_parquet(shard_path(folder, chunk), columns=["rank", "num_skipped"])
+        for chunk in chunks
+    )
+    return pl.concat(
+        [pl.Series(dtype=pl.Int64), *(shard.filter(best)["num_skipped"] for shard in shards)]
     )
 
 
@@ -152,7 +170,6 @@ def _with_whole_paths(config: Config, histories: Path) -> Config:
         config,
         data=replace(config.data, histories=whole(str(histories))),
         task=replace(config.task, run_folder=whole(config.task.run_folder)),
-        data_root=whole(config.data_root),
         cache_root=str(whole(config.cache_root)),
     )
 

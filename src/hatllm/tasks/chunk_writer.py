@@ -7,9 +7,9 @@ import polars as pl
 from tqdm import tqdm
 
 from hatllm.config import Config
-from hatllm.tasks.answerer import Answerer, catalogue_of
+from hatllm.tasks.answerer import answerer_of
+from hatllm.tasks.answers import Answerer, catalogue_of, finder_of
 from hatllm.tasks.histories import Chunk, read_chunk
-from hatllm.tasks.item_finder import ItemFinder
 from hatllm.whole_files import write_table
 
 
@@ -23,15 +23,15 @@ class ChunkWriter:
             config: A finished run's settings with the command line's on top.
             path: The histories, as `as_parquet` gives them.
             folder: Where shards go.
-            num_histories: As `Answerer`.
+            num_histories: As `answerer_of`.
         """
         self.config, self.path, self.folder = config, path, folder
         self.num_histories = num_histories
         self.answerer: Answerer | None = None
-        items = catalogue_of(config)
-        self.find = ItemFinder(items, config.data.max_title_characters)
+        self.items = items = catalogue_of(config)
+        self.find = finder_of(config, items)
         ids = items["item_id"].to_list()
-        self.source = dict(zip(ids, items["source_id"].cast(pl.Utf8).to_list(), strict=True))
+        self.source = dict(zip(ids, items["source_id"].to_list(), strict=True))
         self.title = dict(zip(ids, items["title"].to_list(), strict=True))
 
     def __call__(self, chunk: Chunk) -> int:
@@ -41,18 +41,19 @@ class ChunkWriter:
             How many histories were answered.
         """
         if self.answerer is None:
-            self.answerer = Answerer(self.config, self.num_histories)
+            self.answerer = answerer_of(self.config, self.items, self.num_histories)
         read = read_chunk(self.path, chunk, self.find, self.config.data.max_history_items)
         if read.refused.height:
             write_table(refused_path(self.folder, chunk), read.refused)
         rows: list[tuple[Any, ...]] = []
-        answered = self.answerer(read.histories)
-        users = zip(read.users.to_list(), read.num_skipped, answered, strict=True)
-        for user, num_skipped, answers in users:
+        found = self.answerer(read.histories)
+        for user, answers, skipped in zip(
+            read.users.to_list(), found, read.num_skipped, strict=True
+        ):
             for rank, answer in enumerate(answers, start=1):
                 item = answer.item_id
                 row = (user, rank, self.source[item], self.title[item])
-                rows.append((*row, answer.score, answer.log_prob, num_skipped))
+                rows.append((*row, answer.score, answer.log_prob, skipped))
         schema: dict[str, Any] = {
             "user_id": read.users.dtype, "rank": pl.Int64, "item": pl.Utf8, "title": pl.Utf8,
             "score": pl.Float64, "log_prob": pl.Float64, "num_skipped": pl.Int64,

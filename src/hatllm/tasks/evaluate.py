@@ -14,7 +14,7 @@ from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.out_of_memory import naming_what_to_lower
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.terminal import metrics_table
-from hatllm.tasks.assemble import ModelParts, Parts, assemble
+from hatllm.tasks.assemble import ModelParts, assemble
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.run_folder import config_hash, environment
 from hatllm.tasks.run_lock import held_alone
@@ -23,25 +23,19 @@ from hatllm.tasks.stop_signals import StopSignals
 from hatllm.whole_files import write_json, write_table
 
 
-def load_run(config: Config) -> tuple[Parts, MaskedLM]:
-    """The data and the tuned model of a finished run.
+def load_tuned(parts: ModelParts, config: Config) -> MaskedLM:
+    """The tuned model of a finished run, on the GPU where the trainer asks for one.
 
     Args:
+        parts: What it is made of.
         config: The run's own settings, with the command line's on top; ``task.run_folder`` set.
 
-    Returns:
-        Data and model, the model on the GPU where the trainer asks for one.
+    Raises:
+        ValueError: If the exported weights are missing or do not fit.
     """
     assert config.task.run_folder is not None
-    folder = Path(config.task.run_folder)
-    parts = assemble(config, finished=folder)
-    return parts, load_tuned(config, parts, folder)
-
-
-def load_tuned(config: Config, parts: ModelParts, folder: Path) -> MaskedLM:
-    """The tuned model of a finished run, on the GPU where the trainer asks for one."""
     lm = parts.load_model(config).eval()
-    load_exported(lm, config, folder)
+    load_exported(lm, config, Path(config.task.run_folder))
     if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
         lm.cuda()
     return lm
@@ -70,7 +64,8 @@ def evaluate(config: Config) -> Path:
     with held_alone(run / f"evaluations-{folder.name}"):
         start_processes(config.trainer)
         check_data_unchanged(config, run)
-        parts, lm = load_run(config)
+        parts = assemble(config, finished=run)
+        lm = load_tuned(parts, config)
         with naming_what_to_lower(config, decoding=True):
             predictions = decode_splits(config, folder, parts, lm, (split,))
         if predictions is None:

@@ -16,11 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hatllm.data.json_lines import BLOCK_BYTES, line_blocks
-from hatllm.tasks.item_finder import Found, ItemFinder
+from hatllm.tasks.item_finder import ItemFinder, is_missing
 from hatllm.whole_files import POLARS_ERRORS
 
 FORMS = (".parquet", ".jsonl", ".csv")
+NO_KNOWN_ITEM = "no known item"  # how the reason begins where every entry was skipped
 PROBLEM = "problem"  # column of a file laid out here: why a line could not be read, else null
+
+
+class History(NamedTuple):
+    """What is read of a history."""
+
+    item_ids: list[int]  # oldest first
+    skipped: list[Any]  # entries that name no item, oldest first
 
 
 class Chunk(NamedTuple):
@@ -38,8 +46,8 @@ class ChunkOfHistories:
     """The usable rows of a chunk, and the others with what is wrong with them."""
 
     users: pl.Series  # user_id, or the row of the file where it has none
-    histories: list[list[int]]  # item ids, oldest first, at least one each
-    num_skipped: list[int]  # entries of each that name no item
+    histories: list[list[int]]  # item ids, oldest first
+    num_skipped: list[int]  # of each history, entries that name no item
     refused: pl.DataFrame  # row, user_id, reason
 
 
@@ -81,6 +89,19 @@ def as_parquet(path: Path, folder: Path) -> Path:
             "ids, or such lists as JSON text"
         )
     return found
+
+
+def holds_strings(path: Path) -> bool:
+    """Whether entries of histories can be strings, not only numbers.
+
+    Args:
+        path: As `as_parquet` gives it.
+    """
+    kind = pq.read_schema(path).field("history").type
+    if _is_text(kind):
+        return True
+    entry = kind.value_type
+    return not (pa.types.is_integer(entry) or pa.types.is_floating(entry))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -141,14 +162,16 @@ def chunks_of(path: Path, chunk_rows: int) -> list[Chunk]:
     return chunks
 
 
-def read_chunk(path: Path, chunk: Chunk, find: ItemFinder, max_items: int) -> ChunkOfHistories:
+def read_chunk(
+    path: Path, chunk: Chunk, find: ItemFinder, max_history_items: int
+) -> ChunkOfHistories:
     """The histories of a chunk as item ids.
 
     Args:
         path: As `as_parquet` gives it.
         chunk: One of `chunks_of`.
         find: Of the run's catalogue.
-        max_items: Newest entries of a history that are read.
+        max_history_items: Newest entries that are read.
     """
     frame = pl.concat(_batches(path, chunk))
     rows = range(chunk.first_row, chunk.first_row + chunk.num_rows)
@@ -156,25 +179,45 @@ def read_chunk(path: Path, chunk: Chunk, find: ItemFinder, max_items: int) -> Ch
     users = frame["user_id"] if has_users else pl.Series("user_id", rows, pl.Int64)
     problems = frame[PROBLEM].to_list() if PROBLEM in frame.columns else [None] * frame.height
     kept: list[int] = []
-    histories: list[list[int]] = []
-    num_skipped: list[int] = []
+    histories: list[History] = []
     refused: list[tuple[int, str, str]] = []
     for place, (user, written) in enumerate(
         zip(users.to_list(), frame["history"].to_list(), strict=True)
     ):
         found = problems[place] or (
-            "no user_id" if user is None else _resolved(written, find, max_items)
+            "no user_id" if user is None else _resolved(written, find, max_history_items)
         )
         if isinstance(found, str):
             refused.append((rows[place], str(user), found))
         else:
             kept.append(place)
-            histories.append(found.items)
-            num_skipped.append(len(found.unknown))
+            histories.append(found)
     schema = {"row": pl.Int64, "user_id": pl.Utf8, "reason": pl.Utf8}
     return ChunkOfHistories(
-        users[kept], histories, num_skipped, pl.DataFrame(refused, schema=schema, orient="row")
+        users[kept],
+        [history.item_ids for history in histories],
+        [len(history.skipped) for history in histories],
+        pl.DataFrame(refused, schema=schema, orient="row"),
     )
+
+
+def read_history(entries: list[Any], find: ItemFinder, max_history_items: int) -> History:
+    """The newest entries as items; among them those that name none are skipped.
+
+    An older entry does not take the place of a skipped one: what a history says of the time before
+    the newest entries is never read.
+
+    Args:
+        entries: Titles or item ids, oldest first.
+        find: Of the run's catalogue.
+        max_history_items: Newest entries that are read.
+    """
+    newest = entries[-max_history_items:]
+    found = [find(entry) for entry in newest]
+    item_ids = [item for item in found if item is not None]
+    if len(item_ids) == len(newest):
+        return History(item_ids, [])
+    return History(item_ids, [e for e, item in zip(newest, found, strict=True) if item is None])
 
 
 def _batches(path: Path, chunk: Chunk) -> Iterator[pl.DataFrame]:
@@ -193,8 +236,8 @@ def _batches(path: Path, chunk: Chunk) -> Iterator[pl.DataFrame]:
             return
 
 
-def _resolved(written: Any, find: ItemFinder, max_items: int) -> Found | str:
-    """Items of the newest entries, or why there are none."""
+def _resolved(written: Any, find: ItemFinder, max_history_items: int) -> History | str:
+    """What is read, or why nothing is."""
     if isinstance(written, str):
         try:
             written = json.loads(written)
@@ -204,5 +247,9 @@ def _resolved(written: Any, find: ItemFinder, max_items: int) -> Found | str:
             return "the history is no JSON list"
     if not written:
         return "no history" if written is None else "empty history"
-    found = find.newest(written, max_items)
-    return found if found.items else f"unknown items only, such as {found.unknown[-1]!r}"
+    history = read_history(written, find, max_history_items)
+    if not history.item_ids:
+        *others, newest = history.skipped
+        shown = "null" if is_missing(newest) else repr(newest)
+        return f"{NO_KNOWN_ITEM}: {shown}" + (f" and {len(others)} more" if others else "")
+    return history

@@ -1,85 +1,96 @@
-"""Finds the items that a user names, by title or by the source files' id."""
+"""Which item of a run's catalogue an entry of a history names.
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+A number is an item id of the source files. A string is a title first, as the source files or the
+catalogue have it and in any case, and else an id.
+"""
+
+from functools import lru_cache
+from typing import Any
+from unicodedata import normalize
 
 import polars as pl
 
 from hatllm.data.titles import clean_title, cut_title
 
-
-class Found(NamedTuple):
-    """The items of a history, and what was in it that is none."""
-
-    items: list[int]  # ids, oldest first
-    unknown: list[Any]  # entries that name no item, null among them
+FORMS_KEPT = 100_000  # strings that are no title letter by letter; a file repeats them
 
 
 class ItemFinder:
-    """Numbers are ids of the source files; texts are titles, in any case, and after these ids.
+    """Finds items by title or by the source files' id."""
 
-    A title is also found as it stands in the user's own file: with its entities, blanks and line
-    breaks, and in full where titles were cut.
-    """
-
-    def __init__(self, items: pl.DataFrame, max_title_characters: int | None = None) -> None:
+    def __init__(
+        self, items: pl.DataFrame, clean_titles: bool, max_title_characters: int | None
+    ) -> None:
         """Index a catalogue.
 
         Args:
             items: item_id, title, source_id.
-            max_title_characters: ``data.max_title_characters`` of the run.
+            clean_titles: Whether its titles were cleaned (``data.clean_titles``).
+            max_title_characters: Where they were cut (``data.max_title_characters``).
         """
-        self.max_title_characters = max_title_characters
+        self.clean_titles, self.max_title_characters = clean_titles, max_title_characters
         ids, titles = items["item_id"].to_list(), items["title"].to_list()
-
-        def first_of(names: Iterable[str]) -> dict[str, int]:
-            # Backwards: of items that share a name the first stays.
-            return dict(reversed(list(zip(names, ids, strict=True))))
-
-        self.by_title = first_of(titles)
-        self.by_folded = first_of(title.casefold() for title in titles)
-        self.by_cleaned = first_of(clean_title(title).casefold() for title in titles)
-        self.by_source = first_of(map(str, items["source_id"].to_list()))
+        # Backwards: of items that share a title the first stays.
+        self.by_title = dict(zip(reversed(titles), reversed(ids), strict=True))
+        self.by_folded = dict(zip(map(_folded, reversed(titles)), reversed(ids), strict=True))
+        self.by_folded.pop("", None)  # a title of tags only is not what an empty string names
+        self.by_source = dict(zip(items["source_id"].to_list(), ids, strict=True))
+        self._of_other_form = lru_cache(FORMS_KEPT)(self._find_other_form)
 
     def __call__(self, entry: Any) -> int | None:
-        """The item that a user names; None = there is no such item."""
-        if isinstance(entry, bool) or entry is None:
+        """The item that an entry names; None = there is no such item."""
+        if isinstance(entry, str):
+            item = self.by_title.get(entry)
+            return self._of_other_form(entry) if item is None else item
+        if isinstance(entry, bool) or not isinstance(entry, int | float):
             return None
-        if isinstance(entry, int | float):
-            whole = int(entry) if isinstance(entry, float) and entry.is_integer() else entry
-            return self.by_source.get(str(whole))
-        text = str(entry)
-        found = self.by_title.get(text, self.by_folded.get(text.casefold()))
-        if found is None:  # rare: cleaning costs more than looking up
-            found = self.by_cleaned.get(self._as_in_the_catalogue(text))
-        return self.by_source.get(text.strip()) if found is None else found
+        whole = isinstance(entry, float) and entry.is_integer()  # as pandas writes ids
+        return self.by_source.get(str(int(entry) if whole else entry))
 
-    def _as_in_the_catalogue(self, text: str) -> str:
-        title = clean_title(text)
+    def _find_other_form(self, text: str) -> int | None:
+        """The item of a string that is no title of the catalogue letter by letter."""
+        prepared = clean_title(text) if self.clean_titles else text
         if self.max_title_characters is not None:
-            title = cut_title(title, self.max_title_characters)
-        return title.casefold()
+            prepared = cut_title(prepared, self.max_title_characters)
+        found = self.by_title.get(prepared)
+        if found is None:
+            found = self.by_folded.get(_folded(prepared))
+        return self.by_source.get(text) if found is None else found
 
-    def newest(self, history: list[Any], max_items: int) -> Found:
-        """The items of the newest entries; the older ones are not looked at.
 
-        Args:
-            history: Titles or ids, oldest first.
-            max_items: Entries that count: ``data.max_history_items``.
-        """
-        entries = history[-max_items:]
-        found = [(entry, self(entry)) for entry in entries]
-        items = [item for _, item in found if item is not None]
-        return Found(items, [entry for entry, item in found if item is None])
+def _folded(title: str) -> str:
+    """What titles have in common that differ in case, blanks, HTML or composed letters only."""
+    while (cleaned := clean_title(title)) != title:
+        title = cleaned
+    return normalize("NFC", title).casefold()
 
-    def both_ways(self) -> str | None:
-        """A line about texts that are the title of one item and the id of another; None = none."""
-        both = [
-            name for name, item in self.by_title.items() if self.by_source.get(name, item) != item
-        ]
-        if not both:
-            return None
-        return (
-            f"{len(both)} titles are also the id of another item, such as {both[0]!r}: a text is "
-            "read as the title, a JSON number as the id"
-        )
+
+def is_missing(entry: Any) -> bool:
+    """Whether an entry is no entry: null, or the NaN that pandas writes for it."""
+    return entry is None or entry != entry
+
+
+def note_on_titles_that_are_ids(items: pl.DataFrame, strings: list[str] | None) -> str | None:
+    """What a reader of the answers should know where one string is a title and another item's id.
+
+    Args:
+        items: item_id, title, source_id.
+        strings: Of the histories; None = any could be among them.
+
+    Returns:
+        One sentence with an example; None = no string is both.
+    """
+    titled = items.select(key=pl.col("title").str.to_lowercase(), titled="source_id")
+    named = items.select("source_id", key=pl.col("source_id").str.to_lowercase())
+    both = named.join(titled, on="key").filter(pl.col("source_id") != pl.col("titled"))
+    if strings is not None:
+        both = both.filter(pl.col("source_id").is_in(strings))
+    if both.is_empty():
+        return None
+    text, item = both.sort("source_id").select("source_id", "titled").row(0)
+    others = both["source_id"].n_unique() - 1
+    more = f" (and {others} more such)" if others else ""
+    return (
+        f'the string "{text}" is the title of item {item} and the id of another item{more}: a '
+        "string is read as a title first, a number as an id"
+    )

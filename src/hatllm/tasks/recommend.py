@@ -1,6 +1,7 @@
 """task=recommend: the next titles for a history that a user types, or for a file of histories."""
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
@@ -9,8 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from hatllm.config import Config
-from hatllm.tasks.answerer import Answerer, catalogue_of
-from hatllm.tasks.item_finder import ItemFinder
+from hatllm.tasks.answerer import answerer_of
+from hatllm.tasks.answers import Answer, catalogue_of, finder_of
+from hatllm.tasks.histories import History, read_history
+from hatllm.tasks.item_finder import ItemFinder, is_missing, note_on_titles_that_are_ids
 
 console = Console()
 
@@ -22,7 +25,8 @@ def recommend(config: Config) -> None:
         config: A finished run's settings with the command line's on top.
 
     Raises:
-        ValueError: If there is no history, or no item of the catalogue in it (names the nearest).
+        ValueError: If there is no history, or no item of it is in the catalogue (names the
+            nearest).
     """
     if config.data.histories is not None:
         from hatllm.tasks.bulk import recommend_in_bulk
@@ -34,49 +38,63 @@ def recommend(config: Config) -> None:
             'task=recommend needs task.history=\'["Title one","Title two"]\' or data.histories=FILE'
         )
     items = catalogue_of(config)
-    history = resolve_history(config, items)
-    (answers,) = Answerer(config, num_histories=1)([history])
+    find = finder_of(config, items)
+    history = typed_history(config, find)
+    strings = [entry for entry in config.task.history if isinstance(entry, str)]
+    notes = [note_on_titles_that_are_ids(items, strings), *_skipped_notes(history, find)]
+    (answers,) = answerer_of(config, items, num_histories=1)([history.item_ids])
+    for note in filter(None, notes):
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    # With a length penalty the titles stand by log-probability over length.
+    by_score = config.decode.length_penalty != 0 and config.decode.is_beam
+    console.print(_table(history, answers, items, by_score))
+
+
+def typed_history(config: Config, find: ItemFinder) -> History:
+    """What is read of ``task.history``.
+
+    Args:
+        config: The run's settings with the command line's on top.
+        find: Of its catalogue.
+
+    Raises:
+        ValueError: If no entry that is read names an item; names the nearest titles.
+    """
+    history = read_history(config.task.history, find, config.data.max_history_items)
+    if not history.item_ids:
+        shown = "; ".join(_why_skipped(entry, find) for entry in reversed(history.skipped))
+        raise ValueError(f"task.history: {shown}")
+    return history
+
+
+def _skipped_notes(history: History, find: ItemFinder) -> Iterator[str]:
+    num_read = len(history.item_ids) + len(history.skipped)
+    if history.skipped:
+        why = "; ".join(_why_skipped(entry, find) for entry in history.skipped)
+        yield f"{len(history.skipped)} of {num_read} entries skipped: {why}"
+
+
+def _why_skipped(entry: Any, find: ItemFinder) -> str:
+    if is_missing(entry):
+        return "null"
+    if not isinstance(entry, str):
+        hint = "; in quotes it is a title" if find(str(entry)) is not None else ""
+        return f"{entry} is no item id{hint}"
+    near = difflib.get_close_matches(entry, find.by_title, n=3, cutoff=0.4)
+    hint = f"; near: {', '.join(map(repr, near))}" if near else ""
+    return f"{entry!r} is neither a title nor an item id{hint}"
+
+
+def _table(history: History, answers: list[Answer], items: pl.DataFrame, by_score: bool) -> Table:
+    """The answers, best first, under the names that the source files give items."""
     ids = items["item_id"].to_list()
     title = dict(zip(ids, items["title"].to_list(), strict=True))
     source = dict(zip(ids, items["source_id"].to_list(), strict=True))
-    table = Table(title=escape("history: " + " → ".join(title[item] for item in history)))
-    # With a length penalty the titles stand by log-probability over length.
-    by_score = config.decode.length_penalty != 0 and config.decode.is_beam
+    table = Table(title=escape("history: " + " → ".join(map(title.__getitem__, history.item_ids))))
     for column in ("rank", "title", *["score"] * by_score, "log-probability", "item id"):
         table.add_column(column)
     for rank, answer in enumerate(answers, start=1):
         numbers = [answer.score] * by_score + [answer.log_prob]
         cells = [escape(title[answer.item_id]), *(f"{number:.2f}" for number in numbers)]
-        table.add_row(str(rank), *cells, escape(str(source[answer.item_id])))
-    console.print(table)
-
-
-def resolve_history(config: Config, items: pl.DataFrame) -> list[int]:
-    """Item ids of ``task.history``; what names no item is skipped and said.
-
-    Args:
-        config: task.history, and how much of a history is read.
-        items: item_id, title, source_id.
-
-    Returns:
-        Item ids, oldest first; of items that share a title the first.
-
-    Raises:
-        ValueError: If no entry names an item; names the nearest titles.
-    """
-    find = ItemFinder(items, config.data.max_title_characters)
-    if (note := find.both_ways()) is not None:
-        console.print(f"note: {note}", markup=False)
-    found = find.newest(config.task.history or [], config.data.max_history_items)
-    lines = [_no_item(entry, find) for entry in found.unknown]
-    if not found.items:
-        raise ValueError(f"task.history: {'; '.join(lines)}")
-    for line in lines:
-        console.print(f"skipped: {line}", markup=False)
-    return found.items
-
-
-def _no_item(entry: Any, find: ItemFinder) -> str:
-    near = difflib.get_close_matches(str(entry), find.by_title, n=3, cutoff=0.4)
-    hint = f"; near: {', '.join(map(repr, near))}" if near else ""
-    return f"{entry!r} is neither a title nor an item id{hint}"
+        table.add_row(str(rank), *cells, escape(source[answer.item_id]))
+    return table

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, TrainingData
+from hatllm.data.hashing import table_hash
 from hatllm.data.prepare import Dataset
 from hatllm.model.export import export_adapter, load_exported
 from hatllm.model.masked_lm import MaskedLM
@@ -158,7 +159,7 @@ def _run_llm(config: Config, folder: Path) -> Path:
     seconds["evaluate"] = time.perf_counter() - evaluated
     seconds["total"] = time.perf_counter() - start
     if predictions is not None:
-        export_adapter(recommender.lm, parts.schedule, config, dataset.items, folder)
+        export_adapter(recommender.lm, parts.schedule, config, folder)
         facts = {"resumed": resumed, "titles": asdict(parts.title_counts)}
         if exported is not None:
             facts["exported"] = exported
@@ -278,7 +279,9 @@ def _finish(
     write_table(folder / "valid_predictions.parquet", predictions["valid"])
     write_table(folder / "items.parquet", dataset.items)
     write_table(folder / "users.parquet", dataset.users)
-    write_table(folder / "examples.parquet", dataset.splits["test"])
+    users = dataset.users.rename({"source_id": "source_user_id"})
+    examples = dataset.splits["test"].join(users, on="user_id", how="left", maintain_order="left")
+    write_table(folder / "examples.parquet", examples)
     write_json(folder / "split_manifest.json", dataset.manifest)
     write_json(folder / "metrics.json", metrics)
     made_by = environment(dataset.manifest, rounded, config.model.dtype) | facts
@@ -290,6 +293,7 @@ def _finish(
         "config_hash": config_hash(config),
         "split_hash": dataset.manifest["split_hash"],
         "data_hash": dataset.manifest["data_hash"],
+        "catalogue_hash": table_hash(dataset.items),
         "seconds": rounded,
     }
     write_run_report(folder, run_label(config))
