@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from hatllm.config import Config, ExperimentConfig, check_choice
 from hatllm.tasks.assemble import check_hardware
-from hatllm.tasks.early import check_layers
 from hatllm.tasks.run_folder import code_hash, is_finished, run_folder
 
 
@@ -63,7 +62,6 @@ def plan_cells(
                 words = ["task=train", *_data_words(config, data), *overrides, f"seed={seed}"]
                 words = [*_with_folders(words, label, folders), f"experiment.cell={label}"]
                 cell = compose(words)
-                check_layers(cell)
                 if to_run:
                     check_hardware(cell)
                 # What has no randomness gives one run, whatever the seed.
