@@ -22,6 +22,7 @@ from hatllm.compose import checked, one_line, register_schema, with_finished_run
 from hatllm.config import Config  # noqa: E402
 from hatllm.redact import redacted  # noqa: E402
 from hatllm.tasks import run_task  # noqa: E402
+from hatllm.tasks.child import INTERRUPTED, TERMINATED, Terminated  # noqa: E402
 from hatllm.tasks.run_lock import BUSY, RunBusyError  # noqa: E402
 from hatllm.tasks.sweep import Sweep  # noqa: E402
 from hatllm.trusted import refuse_foreign_code  # noqa: E402
@@ -80,7 +81,7 @@ def start() -> None:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Turn a wrong setting or a full disk into one line and exit code 2, Ctrl-C into 130."""
+    """A wrong setting or a full disk: one line and exit code 2; Ctrl-C: 130; SIGTERM: 143."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, ValueError, OSError, MemoryError) as error:
@@ -88,9 +89,9 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         print(f"error: {redacted(one_line(error, CONF))}", file=sys.stderr)
         sys.exit(BUSY if isinstance(error, RunBusyError) else 2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
     except Exception as error:  # a launcher that lost a worker
         if os.environ.get("HATLLM_TRACEBACK") or not Sweep.is_open():
             raise

@@ -73,6 +73,7 @@ class Config:
         check_range("num_threads", self.num_threads, 1)
         if self.task.name not in ("evaluate", "recommend"):  # those use a run on any processes
             self.trainer.check_batches()
+            self._check_monitor()
         if self.trainer.strategy == "fsdp":
             self._check_sharding()
 
@@ -88,6 +89,15 @@ class Config:
         return can_seed_change(
             self.model.kind, self.model.tuning, self.trainer.max_steps, other_runs
         )
+
+    def _check_monitor(self) -> None:
+        """Refuse to choose a step by what its validation does not find."""
+        monitor = self.trainer.monitor
+        if self.model.kind == "llm" and self.decode.name == "d3" and monitor.endswith("NLL"):
+            raise ValueError(
+                f"trainer.monitor={monitor!r} is not logged under decode=d3, which ranks by two "
+                "models and has no NLL; use val/NDCG@10 or val/HR@10"
+            )
 
     def _check_sharding(self) -> None:
         """Refuse what FSDP would compute wrongly, because it lies outside the sharded layers."""
