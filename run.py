@@ -37,6 +37,7 @@ from hatllm.compose import checked, one_line, register_schema, with_finished_run
 from hatllm.config import Config  # noqa: E402
 from hatllm.redact import redacted  # noqa: E402
 from hatllm.tasks import run_task  # noqa: E402
+from hatllm.tasks.child import TERMINATED, Terminated  # noqa: E402
 from hatllm.tasks.run_lock import BUSY, RunBusyError  # noqa: E402
 from hatllm.tasks.sweep import Sweep  # noqa: E402
 from hatllm.trusted import refuse_foreign_code  # noqa: E402
@@ -138,7 +139,7 @@ def options_first(words: list[str], parser: argparse.ArgumentParser) -> list[str
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Turn a wrong setting or a full disk into one line and exit code 2, Ctrl-C into 130.
+    """A wrong setting or a full disk: one line and exit code 2; Ctrl-C: 130; SIGTERM: 143.
 
     Where nobody reads the output any more, end without a word.
     """
@@ -154,9 +155,9 @@ def errors_in_one_line() -> Iterator[None]:
             sys.exit(NOBODY_READS)
         print(f"error: {redacted(one_line(error, CONF))}", file=sys.stderr)
         sys.exit(BUSY if isinstance(error, RunBusyError) else 2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
     except Exception as error:  # a launcher that lost a worker
         if os.environ.get("HATLLM_TRACEBACK") or not Sweep.is_open():
             raise

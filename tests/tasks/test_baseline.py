@@ -18,7 +18,6 @@ from toys import Compose
 from experiments.paper.baselines import published_choices
 from experiments.paper.main import on_sample
 from hatllm.baselines.sasrec import SASRec
-from hatllm.tasks import baseline
 from hatllm.tasks.experiment import plan_cells
 
 Cli = Callable[..., int]
@@ -134,7 +133,7 @@ def test_a_run_that_is_made_again_starts_its_curves_anew(cli: Cli, shop: list[st
 def test_a_killed_run_goes_on_from_its_checkpoint(
     cli: Cli, shop: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baseline, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    shop = [*shop, "trainer.checkpoint_every_seconds=1e-9"]
     whole = runs(cli, shop, "whole", "model=sasrec", *SHORT)
     steps: list[int] = []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hatllm.tasks import baseline, run_folder
+from hatllm.tasks import run_folder
 
 Cli = Callable[..., int]
 GRU = ["model=gru4rec", "model.sequence.max_epochs=2", "model.sequence.batch_size=16"]
@@ -17,8 +17,7 @@ AT_THE_END = {"gru": "hatllm.tasks.baseline._answers", "llm": "hatllm.tasks.trai
 
 
 @pytest.fixture(autouse=True)
-def every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+def errors_as_a_user_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HATLLM_TRACEBACK", raising=False)
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from hatllm.model.recommender import Recommender
 
 Cli = Callable[..., int]
+TITLE_LOSS = "hatllm.model.recommender.Recommender.title_loss"
+DECODE = "hatllm.tasks.decoding.predict_into"
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 LONG = ["trainer.max_epochs=2", "trainer.validate_every_steps=2",
         "trainer.checkpoint_every_steps=1", "trainer.learning_rate=0.01"]  # fmt: skip
@@ -66,11 +68,11 @@ def test_a_baselines_loss_that_is_not_finite_stops_it(
 @pytest.mark.parametrize(
     ("name", "error", "setting"),
     [
-        ("Recommender.title_loss", RuntimeError(NO_MEMORY),
+        (TITLE_LOSS, RuntimeError(NO_MEMORY),
          "lower trainer.micro_batch_size (it is 4) or set model.gradient_checkpointing=true"),
-        ("Recommender.title_loss", torch.OutOfMemoryError("CUDA out of memory"),
+        (TITLE_LOSS, torch.OutOfMemoryError("CUDA out of memory"),
          "trainer.micro_batch_size"),
-        ("predict", MemoryError(), "while decoding: lower decode.users_per_batch (it is 16)"),
+        (DECODE, MemoryError(), "while decoding: lower decode.users_per_batch (it is 16)"),
     ],
 )  # fmt: skip
 def test_out_of_memory_says_which_setting_to_lower(
@@ -85,7 +87,7 @@ def test_out_of_memory_says_which_setting_to_lower(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(f"hatllm.model.recommender.{name}", fail)
+    monkeypatch.setattr(name, fail)
     assert cli(*shop) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: out of memory while ") and setting in message

@@ -5,7 +5,7 @@ Dimension key: R rows, B rows of a batch, N items, D hidden size, M training sta
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from math import isfinite
 from typing import Any
 
@@ -20,11 +20,13 @@ from hatllm.baselines.next_item_loss import next_item_loss, nominal_distribution
 from hatllm.baselines.ranking import TitleIndex, target_ranks
 from hatllm.baselines.sasrec import SASRec
 from hatllm.baselines.sequences import Sequences, learned_items
+from hatllm.best import Validation, best_of, num_without_better
 from hatllm.config import SequenceConfig
 from hatllm.metrics import ndcg
 
 SequenceModel = SASRec | GRU4Rec | BERT4Rec
 VALID_K = 10
+MONITOR = f"val/NDCG@{VALID_K}"
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -49,6 +51,7 @@ class Fitted:
     best_epoch: int  # from 1: the epoch whose weights the model has
     num_epochs: int
     num_steps: int
+    validations: tuple[Validation, ...]  # one an epoch
 
 
 def build_sequence_model(
@@ -75,10 +78,12 @@ def fit(
     log: Callable[[dict[str, float], int], None],
     *,
     save: Callable[[dict[str, Any]], None] = lambda state: None,
+    is_due: Callable[[], bool] = lambda: False,
     saved: dict[str, Any] | None = None,
 ) -> Fitted:
     """Train until valid NDCG@10 stops rising and leave the best epoch's weights in the model.
 
+    Of epochs with an equal NDCG@10 the latest is the best, and the first alone counts as better.
     Equal seeds of torch's global generator give equal weights, stopped on the way or not.
 
     Args:
@@ -88,8 +93,9 @@ def fit(
         index: The catalogue.
         config: Loss, optimizer, epochs.
         log: Called once an epoch with metrics and the number of optimizer steps so far.
-        save: Called once an epoch with all that is needed to go on: tensors, dicts and numbers,
-            good until it returns.
+        save: Called after every epoch, and after a step where it is due, with all that is needed to
+            go on: tensors, dicts, lists and numbers, good until it returns.
+        is_due: Asked after every step whether to save now.
         saved: What `save` was given by a run that was stopped; None = start.
 
     Returns:
@@ -112,20 +118,23 @@ def fit(
     if saved is not None:
         done = _restore(saved, model, optimizer)
     bar = tqdm(total=config.max_epochs, initial=done.epoch, desc="train", unit="epoch")
-    while done.epoch < config.max_epochs and not done.out_of_patience(config.patience):
-        loss = _epoch(model, optimizer, train, config, nominal_N, done)
+    while not done.is_done(config):
+        for _ in _steps(model, optimizer, train, config, nominal_N, done):
+            if is_due():
+                save(_all_of(done, model, optimizer) | {"is_done": False})
+        loss = done.end_epoch()
         valid_ndcg = _valid_ndcg(model, valid, index, config)
-        metrics = {"train/loss": loss, f"val/NDCG@{VALID_K}": valid_ndcg}
+        metrics = {"train/loss": loss, MONITOR: valid_ndcg}
         log(metrics, done.steps)
         bar.update()
         bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
-        if valid_ndcg > done.best:
-            done.best, done.best_epoch = valid_ndcg, done.epoch
+        done.validations.append(Validation(done.steps, valid_ndcg))
+        if done.best_epoch == done.epoch:
             done.best_weights = deepcopy(model.state_dict())
-        save(_all_of(done, model, optimizer))
+        save(_all_of(done, model, optimizer) | {"is_done": done.is_done(config)})
     bar.close()
     model.load_state_dict(done.best_weights)
-    return Fitted(done.best_epoch, done.epoch, done.steps)
+    return Fitted(done.best_epoch, done.epoch, done.steps, tuple(done.validations))
 
 
 @torch.inference_mode()
@@ -146,14 +155,29 @@ class _Progress:
     """How far training has come, and the best of it."""
 
     best_weights: dict[str, Any]
-    best: float = -1.0  # valid NDCG
-    best_epoch: int = 0  # from 1
+    validations: list[Validation] = field(default_factory=list)  # one an epoch
     epoch: int = 0  # epochs done
     steps: int = 0  # optimizer steps done
+    order_R: Tensor | None = None  # of the rows in the epoch under way
+    losses: list[float] = field(default_factory=list)  # of its steps so far
 
-    def out_of_patience(self, patience: int | None) -> bool:
-        """Whether the last `patience` epochs brought nothing; None = never."""
-        return patience is not None and self.epoch - self.best_epoch >= patience
+    @property
+    def best_epoch(self) -> int:
+        """From 1; 0 = none is done."""
+        best = best_of(self.validations, MONITOR)
+        return 0 if best is None else 1 + self.validations.index(best)
+
+    def end_epoch(self) -> float:
+        """Every row was seen; returns the mean loss of the steps."""
+        loss = sum(self.losses) / len(self.losses)
+        self.epoch, self.order_R, self.losses = self.epoch + 1, None, []
+        return loss
+
+    def is_done(self, config: SequenceConfig) -> bool:
+        """Whether that was the last epoch, or the last `patience` ones brought nothing better."""
+        without, patience = num_without_better(self.validations, MONITOR), config.patience
+        out_of_patience = patience is not None and self.epoch > 0 and without >= patience
+        return out_of_patience or self.epoch >= config.max_epochs
 
 
 def _all_of(
@@ -161,6 +185,7 @@ def _all_of(
 ) -> dict[str, Any]:
     """What :func:`_restore` needs; the tensors are the training's own, not copies."""
     return vars(done) | {
+        "validations": [astuple(validation) for validation in done.validations],
         "weights": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "generators": _generators(),
@@ -173,27 +198,29 @@ def _restore(
     model.load_state_dict(saved["weights"])
     optimizer.load_state_dict(saved["optimizer"])
     _set_generators(saved["generators"])
-    return _Progress(**{field.name: saved[field.name] for field in fields(_Progress)})
+    done = _Progress(**{part.name: saved[part.name] for part in fields(_Progress)})
+    done.validations = [Validation(*values) for values in saved["validations"]]
+    return done
 
 
-def _epoch(
+def _steps(
     model: SequenceModel,
     optimizer: torch.optim.Optimizer,
     train: Sequences,
     config: SequenceConfig,
     nominal_N: Tensor | None,
     done: _Progress,
-) -> float:
-    """All rows once, in a new order; returns the mean loss of the steps."""
-    losses = []
-    for row_B in torch.split(torch.randperm(len(train)), config.batch_size):
+) -> Iterator[None]:
+    """The steps that are left of an epoch: all rows once, in a new order."""
+    if done.order_R is None:
+        done.order_R = torch.randperm(len(train))
+    for row_B in torch.split(done.order_R, config.batch_size)[len(done.losses) :]:
         loss = _step(model, optimizer, train, row_B, config, nominal_N)
         if not isfinite(loss):
             raise NonFiniteLossError(loss, done.steps, row_B)
-        losses.append(loss)
+        done.losses.append(loss)
         done.steps += 1
-    done.epoch += 1
-    return sum(losses) / len(losses)
+        yield
 
 
 def _step(

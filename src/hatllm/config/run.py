@@ -99,6 +99,7 @@ class Config:
         check_range("num_threads", self.num_threads, 1)
         if self.task.name not in ("evaluate", "recommend"):  # those use a run on any processes
             self.trainer.check_batches()
+            self._check_monitor()
         if self.trainer.strategy == "fsdp":
             self._check_sharding()
         in_place = self.data.train_targets == "every" and self.data.target_form == "in_place"
@@ -162,6 +163,15 @@ class Config:
             )
         if self.task.name == "train" and self.model.kind == "llm" and self.trains:
             check_monitor(self.trainer.monitor, self.decode.top_k)
+
+    def _check_monitor(self) -> None:
+        """Refuse to choose a step by what its validation does not find."""
+        monitor = self.trainer.monitor
+        if self.model.kind == "llm" and self.decode.name == "d3" and monitor.endswith("NLL"):
+            raise ValueError(
+                f"trainer.monitor={monitor!r} is not logged under decode=d3, which ranks by two "
+                "models and has no NLL; use val/NDCG@10 or val/HR@10"
+            )
 
     def _check_sharding(self) -> None:
         """Refuse what FSDP would compute wrongly, because it lies outside the sharded layers."""

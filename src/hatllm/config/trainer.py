@@ -73,11 +73,6 @@ class TrainerConfig:
             )
 
     @property
-    def higher_is_better(self) -> bool:
-        """Of the monitored metric."""
-        return not self.monitor.endswith("NLL")
-
-    @property
     def num_processes(self) -> int:
         """Processes of the run, over all machines."""
         return self.devices * self.num_nodes

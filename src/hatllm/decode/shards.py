@@ -64,12 +64,15 @@ class Shards:
         Raises:
             SystemExit: If the first process, which started this one, is gone.
         """
-        if self.rank and os.getppid() != self.parent:
-            raise SystemExit(1)  # the command, started again, does the rest
+        self._check_parent()
         path = self.folder / f"{self.rank:04}-{uuid.uuid4().hex[:12]}.parquet"
         partial = path.with_suffix(".part")
         rows.write_parquet(partial)
         partial.replace(path)
+
+    def _check_parent(self) -> None:
+        if self.rank and os.getppid() != self.parent:
+            raise SystemExit(1)  # the command, started again, does the rest
 
     def wait_for(self, example_ids: pl.Series) -> pl.DataFrame:
         """The rows of all files, once they hold all examples.
@@ -79,6 +82,9 @@ class Shards:
 
         Returns:
             One row an example, by example_id.
+
+        Raises:
+            SystemExit: If the first process, which started this one, is gone.
         """
         missing = example_ids.n_unique()
         while True:
@@ -87,6 +93,7 @@ class Shards:
             if rows is not None and missing == 0:
                 return rows
             assert self.world_size > 1, f"{missing} examples are in no shard"
+            self._check_parent()
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def remove(self) -> None:

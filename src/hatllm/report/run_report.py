@@ -180,15 +180,9 @@ def _curves_section(folder: Path, exported: Mapping[str, Any] | None) -> str:
 
 
 def _why_this_step(exported: Mapping[str, Any]) -> str:
-    """Which step's weights answer, see `Checkpoints.exported`."""
-    name = exported["monitor"]
-    found = f"{name} {format_value(name, exported['value'])}"
-    if exported["nll"] is not None and name != "val/trie_NLL":
-        found += f", val/trie_NLL {format_value('trie_NLL', exported['nll'])}"
-    return (
-        f"The answers are those of step {exported['step']}, the best validation ({found}). Of "
-        "equal ones that with the lower val/trie_NLL is taken, then the later."
-    )
+    """Which step's weights answer, see `best.exported`."""
+    of = f"step {exported['step']} of {exported['of_steps']}"
+    return f"The answers are those of {of}: {exported['why']}."
 
 
 def _examples_section(folder: Path, label: str) -> str:
@@ -214,7 +208,10 @@ def _environment_section(environment: Mapping[str, Any]) -> str:
     """Commit, hardware, versions, hashes and seconds, one row each."""
     if not environment:
         return ""
-    rows = [[str(key), _inline(value)] for key, value in environment.items() if key != "command"]
+    elsewhere = ("command", "exported")
+    rows = [
+        [str(key), _inline(value)] for key, value in environment.items() if key not in elsewhere
+    ]
     return f"## Environment\n\n{markdown_table(['', 'value'], rows, numbers=False)}"
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from hatllm.baselines.fit import (
+    MONITOR,
     NonFiniteLossError,
     SequenceModel,
     build_sequence_model,
@@ -22,6 +23,7 @@ from hatllm.baselines.knn import knn_answers, neighbours
 from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.ranking import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
+from hatllm.best import exported
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset
 from hatllm.data.train_interactions import interactions_of, item_counts, sequence_rows
@@ -30,19 +32,24 @@ from hatllm.tasks.assemble import load_dataset
 from hatllm.tasks.checkpoints import load_checkpoint
 from hatllm.tasks.finite_loss import stop_at_non_finite_loss
 from hatllm.tasks.run_folder import WEIGHTS_FILE
+from hatllm.tasks.stop_signals import StopSignals
 from hatllm.whole_files import write_table, written_whole
 
 SPLITS = ("valid", "test")
 NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN, in its run folder
 CHECKPOINT_FILE = Path("checkpoints") / "last.ckpt"  # until the run is finished
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 console = Console()
 
 
 def baseline_predictions(
-    config: Config, folder: Path, dataset: Dataset, loggers: list[Any], seconds: dict[str, float]
-) -> dict[str, pl.DataFrame]:
+    config: Config,
+    folder: Path,
+    dataset: Dataset,
+    loggers: list[Any],
+    seconds: dict[str, float],
+    signals: StopSignals,
+) -> tuple[dict[str, pl.DataFrame], dict[str, Any] | None]:
     """Train where there is something to train, and answer valid and test.
 
     Args:
@@ -52,11 +59,12 @@ def baseline_predictions(
         dataset: The prepared examples.
         loggers: Lightning loggers, for curves.
         seconds: Gains ``train`` and ``evaluate``.
+        signals: Say when to stop.
 
     Returns:
-        split -> predictions table.
+        split -> predictions table; which step answers, see `best.exported`, None = no training.
     """
-    start = time.perf_counter()
+    start, chosen = time.perf_counter(), None
     match config.model.kind:
         case "popularity":
             assert config.model.popularity is not None
@@ -66,13 +74,13 @@ def baseline_predictions(
             found = _knn(config, folder, dataset)
         case _:
             index = TitleIndex.of(dataset.items)
-            model = _trained(config, folder, dataset, index, loggers)
+            model, chosen = _trained(config, folder, dataset, index, loggers, signals)
             seconds["train"] = time.perf_counter() - start
             start = time.perf_counter()
             found = {split: _answers(config, dataset, split, model, index) for split in SPLITS}
     seconds["evaluate"] = time.perf_counter() - start
     shutil.rmtree((folder / CHECKPOINT_FILE).parent, ignore_errors=True)
-    return found
+    return found, chosen
 
 
 def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> pl.DataFrame:
@@ -139,8 +147,13 @@ def all_of_train(config: Config, dataset: Dataset) -> pl.DataFrame:
 
 
 def _trained(
-    config: Config, folder: Path, dataset: Dataset, index: TitleIndex, loggers: list[Any]
-) -> SequenceModel:
+    config: Config,
+    folder: Path,
+    dataset: Dataset,
+    index: TitleIndex,
+    loggers: list[Any],
+    signals: StopSignals,
+) -> tuple[SequenceModel, dict[str, Any]]:
     settings = config.model.sequence
     assert settings is not None
     train, valid = rows_to_fit(config, dataset)
@@ -159,6 +172,8 @@ def _trained(
     checkpoint = folder / CHECKPOINT_FILE
     if checkpoint.exists():
         console.print(f"resuming from {checkpoint}")
+    saver = _Saver(checkpoint, config.trainer.checkpoint_every_seconds, signals)
+    signals.finish_first()
     try:
         with naming_what_to_lower(config, decoding=False):
             fitted = fit(
@@ -168,7 +183,8 @@ def _trained(
                 index,
                 settings,
                 log,
-                save=_Saver(checkpoint),
+                save=saver,
+                is_due=saver.is_due,
                 saved=load_checkpoint(checkpoint) if checkpoint.exists() else None,
             )
     except NonFiniteLossError as error:
@@ -177,25 +193,33 @@ def _trained(
         stop_at_non_finite_loss(folder, config, ids, error.step, settings.learning_rate, error.loss)
     for logger in loggers:
         logger.save()
-    console.print(f"best of {fitted.num_epochs} epochs: {fitted.best_epoch}")
+    chosen = exported(fitted.validations, MONITOR, fitted.num_steps)
+    console.print(f"best of {fitted.num_epochs} epochs: {fitted.best_epoch} ({chosen['why']})")
     with written_whole(folder / WEIGHTS_FILE) as partial:
         save_file(model.state_dict(), partial)
-    return model
+    signals.at_once("after training")
+    return model, chosen
 
 
 class _Saver:
-    """Writes what `fit` needs to go on, but not more often than pays."""
+    """Writes what `fit` needs to go on: by time, at its end, and where a signal has come."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.due = path, time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
+    def __init__(self, path: Path, every_seconds: float, signals: StopSignals) -> None:
+        self.path, self.every_seconds, self.signals = path, every_seconds, signals
+        self.written_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether to write after this step."""
+        is_late = time.monotonic() - self.written_at >= self.every_seconds
+        return is_late or self.signals.asked is not None
 
     def __call__(self, state: dict[str, Any]) -> None:
-        if time.monotonic() < self.due:
-            return
-        self.path.parent.mkdir(exist_ok=True)
-        with written_whole(self.path) as partial:
-            torch.save(state, partial)
-        self.due = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
+        if state["is_done"] or self.is_due():
+            with written_whole(self.path) as partial:
+                torch.save(state, partial)
+            self.written_at = time.monotonic()
+        if self.signals.asked is not None:
+            self.signals.end(f"after step {state['steps']}, {state['epoch']} epochs done")
 
 
 def _answers(

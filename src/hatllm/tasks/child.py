@@ -8,12 +8,16 @@ from types import FrameType
 from hatllm.tasks.run_lock import BUSY
 
 INTERRUPTED = 130  # exit code after Ctrl-C
-TERMINATED = 143  # after SIGTERM, once a step was saved
+TERMINATED = 143  # exit code after SIGTERM
 REFUSED = 2  # exit code of run.py where a setting does not fit: it would not fit again
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; all that Ctrl-C ends, it ends."""
+
+
 def run_child(command: list[str]) -> int:
-    """Exit code of the command; Ctrl-C and SIGTERM reach it once, and it may save what it has.
+    """Exit code of the command; Ctrl-C and SIGTERM reach it, and it may save what it has.
 
     Args:
         command: Program and its words.
@@ -22,19 +26,24 @@ def run_child(command: list[str]) -> int:
         Its exit code, negative where a signal killed it.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C or SIGTERM, once the command has ended.
+        KeyboardInterrupt: After Ctrl-C, once the command has ended.
+        Terminated: After SIGTERM, likewise.
     """
     # In a process group of its own it does not get the terminal's Ctrl-C a second time.
     process = subprocess.Popen(command, process_group=0)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         while True:
             # Not one long wait: a signal that another thread receives would not end it.
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(timeout=1)
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+    except KeyboardInterrupt as stop:
+        process.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        try:
+            process.wait()
+        except KeyboardInterrupt:  # once more: it is not to finish its step
+            process.send_signal(signal.SIGINT)
+            process.wait()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -58,5 +67,5 @@ def ending(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -51,16 +51,40 @@ def decode_splits(
         their share is.
     """
     weights = agreed(_weights_hash(lm))
-    opened = {}
-    for split in splits:
-        name = f"{split}-{_shards_hash(config, parts.dataset, split, weights)}"
-        shards = Shards(folder / SHARDS / name, config.task.batches_a_shard)
-        frame = parts.dataset.splits[split]
-        predict_into(shards, lm, parts.catalogue, frame, config, split)
-        opened[split] = shards
+    opened = {
+        split: decode_into_shards(config, folder, parts, lm, split, weights) for split in splits
+    }
     if process_rank()[0] > 0:
         return None
-    return {split: collected(opened[split], parts.dataset.splits[split]) for split in splits}
+    return {split: collected_split(opened[split], parts, split) for split in splits}
+
+
+def decode_into_shards(
+    config: Config, folder: Path, parts: Parts, lm: MaskedLM, split: str, weights: str | None = None
+) -> Shards:
+    """Decode this process's share of a split; what an earlier process has decoded is left out.
+
+    Args:
+        config: The run.
+        folder: As in `decode_splits`.
+        parts: Data and catalogue.
+        lm: The model.
+        split: Of the data.
+        weights: Hash of the model's weights, where it is known.
+
+    Returns:
+        The shards, which wait for those of the other processes.
+    """
+    weights = weights or agreed(_weights_hash(lm))
+    name = f"{split}-{_shards_hash(config, parts.dataset, split, weights)}"
+    shards = Shards(folder / SHARDS / name, config.task.batches_a_shard)
+    predict_into(shards, lm, parts.catalogue, parts.dataset.splits[split], config, split)
+    return shards
+
+
+def collected_split(shards: Shards, parts: Parts, split: str) -> pl.DataFrame:
+    """The predictions table of a split, once its shards hold every example."""
+    return collected(shards, parts.dataset.splits[split])
 
 
 def _shards_hash(config: Config, dataset: Dataset, split: str, weights: str) -> str:

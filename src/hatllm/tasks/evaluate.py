@@ -59,9 +59,9 @@ def evaluate(config: Config) -> Path:
     assert config.task.run_folder is not None
     start, run, split = time.perf_counter(), Path(config.task.run_folder), config.task.split
     folder = run / "evaluations" / f"{split}-{config_hash(config)[:8]}"
-    StopSignals()
     console = Console(quiet=rank_zero_only.rank != 0)
-    with held_alone(run / f"evaluations-{folder.name}"):
+    with held_alone(run / f"evaluations-{folder.name}"), StopSignals() as signals:
+        signals.at_once("while evaluating; the users decoded so far are saved")
         start_processes(config.trainer)
         check_data_unchanged(config, run)
         parts = assemble(config, finished=run)

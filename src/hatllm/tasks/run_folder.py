@@ -30,10 +30,12 @@ CATALOGUE = {"item_id": pl.Int64, "title": pl.Utf8, "source_id": pl.Utf8}
 WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 # Code that can change a run's predictions; tables and figures are made from those at any time.
 MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/*.py", "losses/*.py", "decode/*.py",
-                 "baselines/*.py", "metrics.py", "report/evaluation.py", "tasks/assemble.py",
-                 "tasks/assistant.py", "tasks/baseline.py", "tasks/checkpoints.py",
-                 "tasks/decoding.py", "tasks/item_vectors.py", "tasks/sequence_run.py",
-                 "tasks/train.py", "tasks/trainer.py")  # fmt: skip
+                 "baselines/*.py", "best.py", "metrics.py", "ties.py", "report/evaluation.py",
+                 "tasks/assemble.py", "tasks/assistant.py", "tasks/baseline.py",
+                 "tasks/checkpoints.py", "tasks/decoding.py", "tasks/item_vectors.py",
+                 "tasks/resume_point.py",
+                 "tasks/sequence_run.py", "tasks/train.py", "tasks/trainer.py",
+                 "tasks/training_state.py", "tasks/valid_answers.py")  # fmt: skip
 REPORTS = ("data/report.py", "data/report_picture.py", "data/statistics.py")  # make no numbers
 PLACES = (":/src", ":/conf", ":/run.py")  # from the repository's top; tables beside them may change
 PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hydra-core",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hatllm.tasks.child import INTERRUPTED, ending, run_retried
+from hatllm.tasks.child import INTERRUPTED, TERMINATED, Terminated, ending, run_retried
 from hatllm.tasks.run_lock import BUSY, run_lock
 from hatllm.whole_files import write_text
 
@@ -55,8 +55,8 @@ class Cell:
         while code == BUSY and wait:
             self.wait()
             code = 0 if is_finished(self.folder) else run_retried(self.command)
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
+        if code in (INTERRUPTED, TERMINATED):
+            raise KeyboardInterrupt if code == INTERRUPTED else Terminated
         if code == BUSY:
             self.is_busy = True
         elif code != 0:

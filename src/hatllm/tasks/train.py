@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
+from hatllm.best import exported
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, TrainingData
 from hatllm.data.hashing import table_hash
@@ -37,7 +38,6 @@ from hatllm.tasks.assemble import (
 from hatllm.tasks.baseline import CHECKPOINT_FILE, baseline_predictions, popularity_of
 from hatllm.tasks.begin import begin
 from hatllm.tasks.checkpoints import load_checkpoint
-from hatllm.tasks.child import INTERRUPTED, TERMINATED
 from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.loggers import build_loggers, log_results, wants_picture
 from hatllm.tasks.masks import masks_of
@@ -56,6 +56,8 @@ from hatllm.tasks.run_lock import held_alone
 from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.tasks.stop_signals import StopSignals
 from hatllm.tasks.trainer import build_trainer, num_optimizer_steps
+from hatllm.tasks.training_state import TrainingState
+from hatllm.tasks.valid_answers import ValidAnswers
 from hatllm.whole_files import write_json, write_table
 
 console = Console()
@@ -77,7 +79,7 @@ def train(config: Config) -> Path:
     folder = run_folder(config)
     is_first = rank_zero_only.rank == 0
     console.quiet = not is_first
-    with held_alone(folder):
+    with held_alone(folder), StopSignals() as signals:
         if is_finished(folder) and not config.task.force:
             _refuse_other_settings(folder, config)
             check_data_unchanged(config, folder)
@@ -87,9 +89,9 @@ def train(config: Config) -> Path:
         commit()
         torch.manual_seed(config.seed)
         if config.model.kind == "llm":
-            return _run_llm(config, folder)
+            return _run_llm(config, folder, signals)
         # One process makes a baseline, however many torchrun or SLURM has started.
-        return _run_baseline(config, folder) if is_first else folder
+        return _run_baseline(config, folder, signals) if is_first else folder
 
 
 def _refuse_other_settings(folder: Path, config: Config) -> None:
@@ -102,7 +104,7 @@ def _refuse_other_settings(folder: Path, config: Config) -> None:
         )
 
 
-def _run_baseline(config: Config, folder: Path) -> Path:
+def _run_baseline(config: Config, folder: Path, signals: StopSignals) -> Path:
     start = time.perf_counter()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -114,17 +116,18 @@ def _run_baseline(config: Config, folder: Path) -> Path:
         (folder / "curves.csv").unlink(missing_ok=True)
     loggers = build_loggers(config, folder, dataset.manifest, None)
     seconds = {"prepare": time.perf_counter() - start}
-    predictions = baseline_predictions(config, folder, dataset, loggers, seconds)
+    predictions, chosen = baseline_predictions(config, folder, dataset, loggers, seconds, signals)
     seconds["total"] = time.perf_counter() - start
-    facts = {"resumed": resumed}
+    facts: dict[str, Any] = {"resumed": resumed}
+    if chosen is not None:
+        facts["exported"] = chosen
     metrics = _finish(config, folder, dataset, predictions, seconds, facts)
     log_results(loggers, metrics, predictions["test"], dataset.items, None)
     return folder
 
 
-def _run_llm(config: Config, folder: Path) -> Path:
+def _run_llm(config: Config, folder: Path, signals: StopSignals) -> Path:
     start = time.perf_counter()
-    signals = StopSignals()
     parts = assemble(config)
     rows = Examples.of(parts.dataset.splits["train"], config.data.max_history_items)
     num_steps = num_optimizer_steps(config.trainer, len(rows))
@@ -136,23 +139,32 @@ def _run_llm(config: Config, folder: Path) -> Path:
     lm = parts.load_model(config)
     start_from_run(lm, config)
     dataset = parts.dataset
+    # Under FSDP the final table is decoded by a model that is put together anew.
+    answers = None
+    if config.trainer.strategy != "fsdp":
+        answers = ValidAnswers(config, folder, parts)
     recommender = Recommender(
         lm, parts.catalogue, config, num_steps,
-        dataset.items, dataset.train_interactions, dataset.splits["valid"],
+        dataset.items, dataset.train_interactions, dataset.splits["valid"], answers,
     )  # fmt: skip
     seconds = {"prepare": time.perf_counter() - start}
     loggers = build_loggers(config, folder, dataset.manifest, parts.schedule)
-    exported = picture = None
+    chosen = picture = None
     if wants_picture(loggers) and rank_zero_only.rank == 0:
         picture = save_figure(draw_masks(*masks_of(config, parts)), folder / "masks.png")
     if num_steps and config.model.tuning != "none":
         trained = time.perf_counter()
-        exported = fit(config, folder, recommender, rows, parts, num_steps, loggers, signals)
+        state = TrainingState(
+            config.trainer, (folder / CHECKPOINT_FILE).parent,
+            len(rows) // config.trainer.global_batch_size, num_steps, signals, answers,
+        )  # fmt: skip
+        chosen = fit(config, folder, recommender, rows, parts, num_steps, loggers, state)
         seconds["train"] = time.perf_counter() - trained
     else:
         start_processes(config.trainer)
         if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
             recommender.cuda()
+    signals.at_once("while decoding; the trained weights and the users decoded so far are saved")
     evaluated = time.perf_counter()
     with naming_what_to_lower(config, decoding=True):
         predictions = decode_splits(config, folder, parts, recommender.lm, ("valid", "test"))
@@ -161,8 +173,8 @@ def _run_llm(config: Config, folder: Path) -> Path:
     if predictions is not None:
         export_adapter(recommender.lm, parts.schedule, config, folder)
         facts = {"resumed": resumed, "titles": asdict(parts.title_counts)}
-        if exported is not None:
-            facts["exported"] = exported
+        if chosen is not None:
+            facts["exported"] = chosen
         metrics = _finish(config, folder, dataset, predictions, seconds, facts)
         shutil.rmtree(folder / SHARDS)  # the tables hold their rows
         log_results(loggers, metrics, predictions["test"], dataset.items, picture)
@@ -205,8 +217,8 @@ def fit(
     parts: Parts,
     num_steps: int,
     loggers: list[Any],
-    signals: StopSignals,
-) -> dict[str, Any] | None:
+    state: TrainingState,
+) -> dict[str, Any]:
     """Train, from `last.ckpt` where there is one, and load the best weights.
 
     Args:
@@ -217,39 +229,33 @@ def fit(
         parts: Data and catalogue.
         num_steps: Optimizer steps.
         loggers: Lightning loggers.
-        signals: What Ctrl-C and the like do.
+        state: Saves, chooses and stops.
 
     Returns:
-        Which step's weights these are and why, see `Checkpoints.exported`.
+        Which step's weights these are and why, see `best.exported`.
     """
     data = TrainingData(rows, parts.catalogue.book, config)
-    trainer, checkpoints = build_trainer(config, folder, loggers, num_steps, signals)
+    trainer = build_trainer(config, folder, loggers, num_steps, state)
     last = folder / CHECKPOINT_FILE
     if last.exists():
         console.print(f"resuming from {last}")
     recommender.train()
-    try:
-        with naming_what_to_lower(config, decoding=False):
-            trainer.fit(
-                recommender, data, ckpt_path=str(last) if last.exists() else None, weights_only=True
-            )
-    except SystemExit as stop:
-        if stop.code in (INTERRUPTED, TERMINATED):  # after a step that was saved
-            raise
-        # Lightning's answer to a Ctrl-C that did not wait, after it has shut its processes down.
-        again = f"resume with the same command; the last step saved is in {last}"
-        console.print(f"\n[bold]interrupted[/]: {again if last.exists() else 'nothing saved yet'}")
-        raise SystemExit(INTERRUPTED) from stop
-    state: dict[str, Any] = {}
-    if checkpoints.best is not None:
-        state = load_checkpoint(checkpoints.best_path)["state_dict"]
+    with naming_what_to_lower(config, decoding=False):
+        trainer.fit(
+            recommender, data, ckpt_path=str(last) if last.exists() else None, weights_only=True
+        )
+    weights: dict[str, Any] = {}
+    if state.best is not None:
+        weights = load_checkpoint(state.best_path(state.best))["state_dict"]
     if config.trainer.strategy == "fsdp":
-        state = state or agreed(trainer.strategy.lightning_module_state_dict())
+        weights = weights or agreed(trainer.strategy.lightning_module_state_dict())
         recommender.lm = parts.load_model(config)  # whole again, on every process
-    recommender.load_state_dict(state, strict=False)
+    recommender.load_state_dict(weights, strict=False)
     recommender.score_as_trained()
     recommender.to(trainer.strategy.root_device)
-    return checkpoints.exported()
+    found = exported(state.validations, config.trainer.monitor, trainer.global_step)
+    console.print(f"the answers are those of step {found['step']}: {found['why']}")
+    return found
 
 
 def _finish(

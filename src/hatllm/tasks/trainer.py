@@ -12,14 +12,14 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from hatllm.config import Config, TrainerConfig
-from hatllm.tasks.checkpoints import Checkpoints, WholeCheckpoints
+from hatllm.tasks.checkpoints import WholeCheckpoints
 from hatllm.tasks.finite_loss import FiniteLoss
 from hatllm.tasks.loggers import KeepCurve, LearningRate
-from hatllm.tasks.stop_signals import StopSignals
+from hatllm.tasks.training_state import TrainingState
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
-for upstream in ("LeafSpec", "does not have many workers",
-                 "exists and is not empty", "your dataloader is not resumable"):  # fmt: skip
+for upstream in ("LeafSpec", "does not have many workers", "exists and is not empty",
+                 "your dataloader is not resumable"):  # fmt: skip
     # The last is wrong here: MicroBatches goes on at the optimizer step that was saved.
     warnings.filterwarnings("ignore", message=f".*{upstream}.*")
 
@@ -60,35 +60,32 @@ def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
 
 
 def build_trainer(
-    config: Config, folder: Path, loggers: list[Any], num_steps: int, signals: StopSignals
-) -> tuple[lightning.Trainer, Checkpoints]:
-    """The trainer and the callback that knows the best checkpoint.
+    config: Config, folder: Path, loggers: list[Any], num_steps: int, state: TrainingState
+) -> lightning.Trainer:
+    """The trainer of a run.
 
     Args:
         config: The run.
-        folder: Run folder; checkpoints go to ``checkpoints/``.
+        folder: Run folder.
         loggers: Lightning loggers.
         num_steps: Optimizer steps of the whole run.
-        signals: What Ctrl-C and the like do.
+        state: Saves, chooses and stops.
 
     Returns:
-        A trainer that validates and saves at optimizer steps, and its checkpoints.
+        A trainer that validates and saves at optimizer steps.
     """
     trainer = config.trainer
     accumulation = trainer.global_batch_size // (
         trainer.rows_a_pass * trainer.devices * trainer.num_nodes
     )
-    checkpoints = Checkpoints(folder, trainer)
     callbacks: list[Callback] = [
-        FiniteLoss(config, folder), checkpoints, signals, KeepCurve(), LearningRate(),
-        ProgressBar(),
+        FiniteLoss(config, folder), state, KeepCurve(), LearningRate(), ProgressBar(),
     ]  # fmt: skip
-    signals.checkpoints, signals.num_steps = checkpoints, num_steps
     plugins: list[Any] = [WholeCheckpoints()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     every = trainer.validate_every_steps
-    built = lightning.Trainer(
+    return lightning.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
@@ -105,11 +102,9 @@ def build_trainer(
         logger=loggers,
         log_every_n_steps=1,
         use_distributed_sampler=False,
-        enable_checkpointing=False,  # Lightning's own; ours is one of the callbacks
         enable_model_summary=False,
         default_root_dir=str(folder),
     )
-    return built, checkpoints
 
 
 def build_calibration_trainer(
