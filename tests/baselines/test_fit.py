@@ -139,10 +139,33 @@ def test_training_stopped_after_any_epoch_goes_on_to_the_same_weights(arm: str) 
             assert torch.equal(value, again.state_dict()[name])
 
 
-def test_training_stops_when_valid_stops_rising_and_keeps_the_best_weights() -> None:
-    config = settings(patience=3, learning_rate=1e-12)  # nothing changes: epoch 1 is the best
+def test_training_stopped_inside_an_epoch_goes_on_to_the_same_weights() -> None:
+    config = settings(max_epochs=4, dropout=0.2, batch_size=3)
+    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
+    model = built("bert4rec", config)
+    saved: list[dict[str, Any]] = []
+    whole = fit(
+        model, rows, rows, INDEX, config, lambda *_: None,
+        save=lambda state: saved.append(deepcopy(state)), is_due=lambda: True,
+    )  # fmt: skip
+    assert len(saved) == whole.num_steps + whole.num_epochs
+    per_epoch = whole.num_steps // whole.num_epochs
+    # After the second step, at the end of an epoch before its validation, and in the third epoch.
+    for number in (1, per_epoch - 1, 2 * per_epoch + 3):
+        again = built("bert4rec", config, seed=5)
+        found = fit(
+            again, rows, rows, INDEX, config, lambda *_: None, saved=deepcopy(saved[number])
+        )
+        assert found == whole
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name])
+
+
+def test_training_stops_when_valid_stops_rising_and_of_equal_epochs_keeps_the_latest() -> None:
+    config = settings(patience=3, learning_rate=1e-12)  # nothing changes: only epoch 1 is better
     _, fitted, curves = trained("sasrec", config)
-    assert (fitted.best_epoch, fitted.num_epochs, fitted.num_steps) == (1, 4, 12)
+    assert (fitted.best_epoch, fitted.num_epochs, fitted.num_steps) == (4, 4, 12)
+    assert [v.step for v in fitted.validations] == [3, 6, 9, 12]
     assert [set(row) for row in curves] == [{"train/loss", "val/NDCG@10"}] * 4
 
 

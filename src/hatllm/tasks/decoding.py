@@ -100,7 +100,7 @@ def _shards_hash(config: Config, dataset: Dataset, split: str, weights: str) -> 
 
 
 def _weights_hash(lm: MaskedLM) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{lm.trie_temperature} {lm.vocab_temperature}".encode())
     for name, value in sorted(lm.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         flat = value.detach().cpu().contiguous().reshape(-1)
