@@ -1,46 +1,30 @@
 """kill -9 at random moments, the same command again, the same numbers: `make soak`.
 
 Every task runs once undisturbed. Then, in folders of its own, it is started, killed at a random
-moment, started again, perhaps killed again, until a start ends by itself. After each kill every
-file that bears its final name must be whole; at the end all numbers must equal those of the
-undisturbed run bit for bit. Runs are forked from this process, which has the packages imported
-already: with seconds of imports in front, most kills would hit nothing but imports.
+moment (`validations`: just after a random one of its writes), started again, perhaps killed again,
+until a start ends by itself. After each kill every file that bears its final name must be whole; at
+the end all numbers, and the step that is exported, must equal those of the undisturbed run bit for
+bit. Runs are forked from this process, which has the packages imported already: with seconds of
+imports in front, most kills would hit nothing but imports.
 
     python -m experiments.robustness.soak --kills 50
 """
 
 import argparse
 import csv
-import hashlib
-import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import matplotlib.image
-import polars as pl
 import torch
-from hydra.core.global_hydra import GlobalHydra
-from safetensors.torch import load_file
 
-import hatllm.tasks.evaluate
-import hatllm.tasks.experiment
-import hatllm.tasks.prepare
-import hatllm.tasks.table
-import hatllm.tasks.train  # noqa: F401
-import run
-from hatllm.tasks import child
+from experiments.robustness.forked import Forked, finish, in_child, kill
+from experiments.robustness.left_behind import exported, not_whole, numbers
 from hatllm.tasks.run_folder import code_hash, hardware
 from hatllm.whole_files import write_json, write_text
 
@@ -58,11 +42,16 @@ TASKS = {  # the longest first
                    "ids:['model=gru4rec','model.sequence.max_epochs=4']}"],
     "prepare": [*SMALL, "task=prepare"],
     "train": [*SMALL, "run_name=trained"],
+    "validations": [*SMALL, "run_name=validated", "trainer.max_epochs=8",
+                    "trainer.validate_every_steps=null", "trainer.checkpoint_every_steps=2",
+                    "trainer.early_stopping_patience=3", "data.valid_rows=16",
+                    "decode.users_per_batch=4", "task.batches_a_shard=1"],
     "evaluate": ["task=evaluate", "task.run_folder=outputs/finished", "decode.beam_width=12"],
     "table": [*SHOP, "task=table"],
 }  # fmt: skip
-NUMBERS = ("metrics.json", "table.csv", "cells.csv", "results.csv", "table.md")
-HASHES = ("data_hash", "split_hash", "split_hashes", "rows")  # of a manifest that has timings too
+# Killed just after one of its writes: around a validation, between its best and last checkpoint.
+AIMED = ("validations",)
+MOST_WRITES, MOST_DELAY_S = 24, 0.05
 MOST_STARTS = 40  # of one round
 
 
@@ -71,9 +60,8 @@ class Kill:
     """One kill -9."""
 
     moment_s: float  # since its start
-    share: float  # of the time the undisturbed run takes
     whole_machine: bool  # False: the command's process group only, its cells live on
-    steps: str  # what lay in the folder
+    there: str  # what lay in the folder, and the checkpoint or shard written last
 
 
 @dataclass
@@ -82,6 +70,7 @@ class Outcome:
 
     task: str
     undisturbed_s: float
+    exported: list[str] = field(default_factory=list)  # step and why, a trained run each
     rounds: int = 0
     starts: int = 0
     kills: list[Kill] = field(default_factory=list)
@@ -152,6 +141,7 @@ def _soak_task(task: str, num_kills: int, draw: random.Random, begin: Path, work
     if failure:
         raise RuntimeError(f"{task}, undisturbed, failed:\n{failure}")
     outcome = Outcome(task, round(time.perf_counter() - start, 2))
+    outcome.exported = in_child(exported, work / "undisturbed")
     expected = in_child(numbers, work / "undisturbed")
     while len(outcome.kills) < num_kills and outcome.is_green:
         outcome.rounds += 1
@@ -184,9 +174,15 @@ def _round(
         started, process = time.perf_counter(), Forked(words, folder)
         sessions.append(process.pid)
         if left:
-            share, whole = draw.random(), draw.random() < 0.5
+            whole = draw.random() < 0.5
             try:
-                code = process.wait(share * outcome.undisturbed_s)
+                if outcome.task in AIMED:
+                    code = process.wait_for_write(
+                        lambda: _writes(folder), draw.randint(1, MOST_WRITES),
+                        draw.random() * MOST_DELAY_S,
+                    )  # fmt: skip
+                else:
+                    code = process.wait(draw.random() * outcome.undisturbed_s)
             except subprocess.TimeoutExpired:
                 moment = time.perf_counter() - started
                 for session in sessions if whole else sessions[-1:]:
@@ -196,7 +192,7 @@ def _round(
                 outcome.not_whole += [f"{folder.name}/{name}" for name in there]
                 files = sum(path.is_file() for path in folder.rglob("*"))
                 outcome.kills.append(
-                    Kill(round(moment, 3), round(share, 3), whole, f"{files} files")
+                    Kill(round(moment, 3), whole, f"{files} files, {_last_write(folder)}")
                 )
                 left -= 1
                 print(f"{outcome.task}: kill {len(outcome.kills)} at {moment:.2f} s", flush=True)
@@ -212,183 +208,29 @@ def _round(
         kill(session, whole_machine=True)
 
 
-class Forked:
-    """`python run.py WORDS` in a process forked from this one, with what `Popen` offers."""
+def _written(folder: Path) -> list[Path]:
+    """Checkpoints and shards of the runs."""
+    return [
+        path
+        for pattern in ("outputs/*/checkpoints/*.ckpt", "outputs/*/shards/*/*.parquet")
+        for path in folder.glob(pattern)
+    ]
 
-    def __init__(self, words: list[str], folder: Path | None = None, **_: Any) -> None:
-        """Start it.
 
-        Args:
-            words: Overrides; with the program and the script before them where a run starts a cell.
-            folder: Where it runs and leaves its log, as the first of a session; None = a cell, in
-                the folder and the session of the run that starts it, a process group of its own.
-        """
-        if folder is not None:
-            self.log = folder / "log.txt"
-        self.code: int | None = None
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid:
-            return
-        code = 1
+def _writes(folder: Path) -> set[tuple[str, int]]:
+    """What `Forked.wait_for_write` compares."""
+    found = set()
+    for path in _written(folder):
         try:
-            if folder is None:
-                os.setpgid(0, 0)
-                code = _run(words[2:])
-            else:
-                os.setsid()
-                os.chdir(folder)
-                os.environ["HATLLM_CACHE"] = str(folder / "cache")
-                os.environ.pop("HATLLM_DATA_ROOT", None)
-                log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                code = _run(words)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, negative where a signal killed it.
-
-        Raises:
-            subprocess.TimeoutExpired: If it still runs after so many seconds.
-        """
-        end = None if timeout is None else time.perf_counter() + timeout
-        while self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
-            elif end is not None and time.perf_counter() > end:
-                raise subprocess.TimeoutExpired("run.py", timeout or 0)
-            else:
-                time.sleep(0.002)
-        return self.code
-
-    def send_signal(self, number: int) -> None:
-        """Send it a signal."""
-        os.kill(self.pid, number)
-
-
-def _run(words: list[str]) -> int:
-    """`run.py` in this process, its cells forked; returns the exit code."""
-    child.subprocess = SimpleNamespace(  # type: ignore[assignment]
-        Popen=Forked, TimeoutExpired=subprocess.TimeoutExpired
-    )
-    sys.argv = ["run.py", *words]
-    GlobalHydra.instance().clear()
-    try:
-        with run.errors_in_one_line():
-            run.run()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def kill(session: int, whole_machine: bool) -> None:
-    """Kill -9 of a session's first process group, or of all its processes at once."""
-    groups = {session}
-    if whole_machine:
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                _, _, group, of_session, *_ = stat.read_text().rpartition(")")[2].split()
-            except (OSError, ValueError):
-                continue
-            if int(of_session) == session:
-                groups.add(int(group))
-    for group in groups:
-        try:
-            os.killpg(group, signal.SIGKILL)
-        except ProcessLookupError:
+            found.add((str(path), path.stat().st_mtime_ns))
+        except FileNotFoundError:  # no longer the best
             continue
-
-
-def finish(folder: Path, words: list[str]) -> str | None:
-    """Run undisturbed; the end of its log if it fails."""
-    process = Forked(words, folder)
-    return process.log.read_text(errors="replace")[-3000:] if process.wait() else None
-
-
-def in_child(function: Callable[[Path], Any], folder: Path) -> Any:
-    """What a function returns (JSON), called in a process of its own.
-
-    Polars starts threads when it is first used, and a process with threads must not fork.
-    """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            with os.fdopen(writer, "w") as answer:
-                answer.write(json.dumps(function(folder)))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as answer:
-        text = answer.read()
-    os.waitpid(pid, 0)
-    return json.loads(text)
-
-
-def numbers(folder: Path) -> dict[str, str]:
-    """A hash of every result below the outputs, by its path."""
-    found = {}
-    for path in sorted((folder / "outputs").rglob("*")):
-        if (content := _content(path)) is not None:
-            name = path.relative_to(folder).as_posix()
-            found[name] = hashlib.sha256(content).hexdigest()[:16]
     return found
 
 
-def _content(path: Path) -> bytes | None:
-    """What must be equal of a file; None = nothing."""
-    if path.name in NUMBERS:
-        return path.read_bytes()
-    if path.name.endswith("predictions.parquet"):
-        return pl.read_parquet(path).write_json().encode()
-    if path.name in ("adapter_model.safetensors", "model.safetensors"):
-        tensors = sorted(load_file(path).items())
-        return b"".join(name.encode() + value.numpy().tobytes() for name, value in tensors)
-    if path.name == "split_manifest.json":
-        manifest = json.loads(path.read_text())
-        return json.dumps([manifest[key] for key in HASHES]).encode()
-    return None
-
-
-def not_whole(folder: Path) -> list[str]:
-    """Files under their final name that cannot be read to their end."""
-    return [path.relative_to(folder).as_posix() for path in _final(folder) if not _is_whole(path)]
-
-
-def _final(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.endswith(".part") for part in path.parts)
-        if path.is_file() and not hidden:
-            yield path
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        match path.suffix:
-            case ".json":
-                json.loads(path.read_text())
-            case ".parquet":
-                pl.read_parquet(path)
-            case ".csv":
-                return path.read_text().endswith("\n")
-            case ".safetensors":
-                load_file(path)
-            case ".ckpt":
-                return zipfile.ZipFile(path).testzip() is None
-            case ".png":
-                matplotlib.image.imread(path)
-            case ".yaml" | ".md" | ".tex":
-                return path.stat().st_size > 0
-    except FileNotFoundError:
-        return True  # a cell that lives on has just replaced it
-    except Exception:
-        return False
-    return True
+def _last_write(folder: Path) -> str:
+    latest = max(_writes(folder), key=lambda write: write[1], default=("nothing", 0))
+    return Path(latest[0]).name
 
 
 def write_shop(folder: Path) -> None:
@@ -434,6 +276,9 @@ def write_results(outcomes: list[Outcome], seed: int, seconds: float, folder: Pa
         )  # fmt: skip
     verdict = "green" if all(outcome.is_green for outcome in outcomes) else "not green"
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    aimed = [outcome for outcome in outcomes if outcome.task in AIMED]
+    for line in (line for outcome in aimed for line in outcome.exported if "validated" in line):
+        text += f"\n\nUndisturbed, {line}."
     text += f"\n\n{about['kills']} kills, seed {seed}, {seconds / 60:.1f} min on one core of "
     text += f"{about['hardware']['processor']}, code {about['code_hash']}: {verdict}.\n"
     write_text(folder / "soak.md", text)
