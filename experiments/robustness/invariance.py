@@ -1,8 +1,10 @@
 """One set of metrics: processes x users a batch x killed on the way or not.
 
-Every cell is a whole run (train, evaluate) of a small random model. A killed cell is killed twice,
-all of its processes at once: in training after its first saved step, and in the evaluation of the
-test split with a quarter of the users decoded; the same command then ends the run. A cell that is
+Every cell is a whole run (train, evaluate) of a small random model, with at least four validations
+and early stopping. A killed cell is killed three times, all of its processes at once: when the
+first validation has just written its best checkpoint, in the second validation, and in the
+evaluation of the test split with a quarter of the users decoded; the same command then ends the
+run. A cell that is
 there is not run again, so that the script goes on where it was stopped.
 """
 
@@ -30,6 +32,8 @@ WORDS = (
     "scale=smoke", "trainer=ddp", "trainer.accelerator=cpu", "num_threads=1",
     "trainer.global_batch_size=12", "trainer.micro_batch_size=2", "trainer.learning_rate=0.01",
     "trainer.checkpoint_every_steps=1", "model.lora.dropout=0.0", "task.batches_a_shard=1",
+    "trainer.validate_every_steps=2", "trainer.early_stopping_patience=3",
+    "data.valid_rows=64",
 )  # fmt: skip
 
 
@@ -58,15 +62,21 @@ class Cell:
             return dict(before["found"])
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.is_killed:
-            last = self.folder / "checkpoints" / "last.ckpt"
-            run_killed(words, last.exists)
-            found["steps_at_kill"] = torch.load(last, weights_only=True)["global_step"]
+            checkpoints = self.folder / "checkpoints"
+            run_killed(words, lambda: any(checkpoints.glob("best-step=*.ckpt")))
+            found["steps_at_kill"] = [self._step_saved()]
+            run_killed(words, lambda: len(list(self.folder.glob("shards/valid-*"))) == 2)
+            found["steps_at_kill"].append(self._step_saved())
             files = -(-num_users // (4 * self.users_per_batch))
             run_killed(words, lambda: len(self._shards()) >= files)
             found["users_at_kill"] = sum(pl.read_parquet(path).height for path in self._shards())
         run(words)
         write_json(note, {"made_by": made_by, "found": found})
         return found
+
+    def _step_saved(self) -> int:
+        last = torch.load(self.folder / "checkpoints" / "last.ckpt", weights_only=True)
+        return int(last["global_step"])
 
     def _shards(self) -> list[Path]:
         return list(self.folder.glob("shards/test-*/*.parquet"))
@@ -76,6 +86,7 @@ class Cell:
         curves = pl.read_csv(self.folder / "curves.csv")["train/loss"].drop_nulls()
         return Result(
             json.loads((self.folder / "metrics.json").read_text())["test"],
+            json.loads((self.folder / "environment.json").read_text())["exported"]["step"],
             curves.to_list(),
             pl.read_parquet(self.folder / "predictions.parquet"),
             load_file(self.folder / "adapter" / "adapter_model.safetensors"),
@@ -87,6 +98,7 @@ class Result:
     """Of a finished run."""
 
     metrics: dict[str, float]
+    exported_step: int
     losses: list[float]
     predictions: pl.DataFrame
     adapter: dict[str, torch.Tensor]
@@ -98,6 +110,7 @@ class Result:
         same = self.predictions.select(columns).equals(other.predictions.select(columns))
         return {
             "same_answers": same,
+            "same_step": self.exported_step == other.exported_step,
             "loss_difference": max(
                 abs(a - b) for a, b in zip(self.losses, other.losses, strict=True)
             ),
@@ -145,6 +158,7 @@ def main(argv: Sequence[str]) -> None:
                 "killed": cell.is_killed,
                 **at_kill,
                 "steps": len(result.losses),
+                "exported_step": result.exported_step,
                 "users": result.predictions.height,
                 "metrics": {name: result.metrics[name] for name in RANK_METRICS},
                 "trie_NLL": result.metrics["trie_NLL"],
@@ -173,10 +187,12 @@ def _write(
         for name in ("loss", "adapter", "trie_NLL")
     }
     same = sum(row["same_answers"] for row in rows)
+    same_step = sum(row["same_step"] for row in rows)
     lines = [
         f"`{command}`", "", one_line(hardware, made["versions"]), "",
         f"Sets of rank metrics (HR, NDCG, MRR at 1, 5, 10) over {len(rows)} runs: {num_sets}. "
-        f"Runs with the first one's top 10 and ranks for every user: {same}. Largest "
+        f"Runs with the first one's top 10 and ranks for every user: {same}, with its exported "
+        f"step: {same_step}. Largest "
         f"difference to the first run: {largest['loss']:.1e} in the loss curve, "
         f"{largest['adapter']:.1e} in an adapter's weight, {largest['trie_NLL']:.1e} in trie_NLL.",
         "", *markdown_table(HEADINGS, map(_line, rows)), "",
@@ -186,20 +202,20 @@ def _write(
 
 
 HEADINGS = ("processes", "users a batch", "killed (all processes, SIGKILL)", "HR@10", "NDCG@10",
-            "trie_NLL", "same top 10", "loss curve", "adapter")  # fmt: skip
+            "trie_NLL", "exported step", "same top 10", "loss curve", "adapter")  # fmt: skip
 
 
 def _line(row: dict[str, Any]) -> list[str]:
     killed = "no"
     if row["killed"]:
         killed = (
-            f"step {row['steps_at_kill']} of {row['steps']}, then "
+            f"steps {' and '.join(map(str, row['steps_at_kill']))} of {row['steps']}, then "
             f"user {row['users_at_kill']} of {row['users']}"
         )
     return [
         str(row["processes"]), str(row["users_per_batch"]), killed,
         f"{row['metrics']['HR@10']:.6f}", f"{row['metrics']['NDCG@10']:.6f}",
-        f"{row['trie_NLL']:.6f}", "yes" if row["same_answers"] else "no",
+        f"{row['trie_NLL']:.6f}", str(row["exported_step"]), "yes" if row["same_answers"] else "no",
         f"{row['loss_difference']:.1e}", f"{row['adapter_difference']:.1e}",
     ]  # fmt: skip
 

@@ -87,7 +87,7 @@ class SequenceConfig:
     weight_decay: float  # adam: L2 in the gradient; adamw: decoupled
     batch_size: int
     max_epochs: int
-    patience: int | None  # epochs without a better val/NDCG@10; null = never stop early
+    patience: int | None  # epochs without a better val/NDCG@10, an equal one is none; null = never
 
     def __post_init__(self) -> None:
         check_choice("model.sequence.train_on", self.train_on, TRAIN_ON)
