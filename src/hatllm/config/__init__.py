@@ -17,9 +17,16 @@ from hatllm.config.checks import check_choice
 from hatllm.config.data import DataConfig, PromptConfig
 from hatllm.config.decode import DecodeConfig
 from hatllm.config.experiment import ExperimentConfig
+from hatllm.config.identity import (
+    NOT_IN_HASH,
+    OTHER_RUNS,
+    can_seed_change,
+    makes_steps,
+    settings_that_count,
+)
 from hatllm.config.mask import MaskConfig
 from hatllm.config.model import ModelConfig
-from hatllm.config.run import NOT_IN_HASH, OTHER_RUNS, Config, can_seed_change, makes_steps
+from hatllm.config.run import Config
 from hatllm.config.sweep import SWEEP_METRICS, SweepConfig
 from hatllm.config.trainer import TrainerConfig
 
@@ -45,4 +52,5 @@ __all__ = [
     "can_seed_change",
     "check_choice",
     "makes_steps",
+    "settings_that_count",
 ]

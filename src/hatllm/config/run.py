@@ -1,13 +1,12 @@
 """One composed run: ``conf/config.yaml`` and a choice of every group."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hatllm.config.baseline import SEEDLESS_KINDS
 from hatllm.config.checks import check_range
 from hatllm.config.data import DataConfig
 from hatllm.config.decode import DecodeConfig
 from hatllm.config.experiment import ExperimentConfig
+from hatllm.config.identity import OTHER_RUNS, can_seed_change, makes_steps
 from hatllm.config.logger import LoggerConfig
 from hatllm.config.loss import LossConfig
 from hatllm.config.mask import MaskConfig
@@ -15,34 +14,6 @@ from hatllm.config.model import ModelConfig
 from hatllm.config.sweep import SweepConfig
 from hatllm.config.task import TaskConfig
 from hatllm.config.trainer import TrainerConfig
-
-# Settings that cannot change a run's numbers: where files lie, what is logged, how it is launched.
-NOT_IN_HASH = ("task", "logger", "experiment", "sweep", "num_threads", "data_root", "cache_root",
-               "output_root", "run_name")  # fmt: skip
-# Settings that name the folder of another run. Its own name tells its settings; where it lies, it
-# may move.
-OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
-
-
-def makes_steps(tuning: str, max_steps: int) -> bool:
-    """Whether an LLM is trained: ``model.tuning`` and ``trainer.max_steps`` both allow it."""
-    return tuning != "none" and max_steps != 0
-
-
-def can_seed_change(
-    kind: str, tuning: str, max_steps: int, other_runs: Iterable[str | None]
-) -> bool:
-    """Whether two seeds can give two results.
-
-    Args:
-        kind: ``model.kind``.
-        tuning: ``model.tuning``.
-        max_steps: ``trainer.max_steps``.
-        other_runs: The values of OTHER_RUNS; a run that it needs has another seed too.
-    """
-    if kind != "llm":
-        return kind not in SEEDLESS_KINDS
-    return makes_steps(tuning, max_steps) or any(run is not None for run in other_runs)
 
 
 @dataclass

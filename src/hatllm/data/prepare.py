@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from hatllm.config import DataConfig
 from hatllm.data.build import build_tables
+from hatllm.data.download import NotHereError
 from hatllm.data.hashing import table_hash, tables_hash
 from hatllm.data.prepared import PreparedTables, load_prepared, save_prepared
 from hatllm.data.sample import sample_rows
@@ -69,7 +70,8 @@ def prepare_dataset(config: DataConfig, data_root: Path | None, cache_root: Path
     cache_root = cache_root.expanduser()
     files = locate_source(config, data_root, cache_root)
     located = time.perf_counter()
-    folder = cache_root / "prepared" / _tables_key(config, files)
+    key = _tables_key(config, files)
+    folder = cache_root / "prepared" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         prepared = load_prepared(folder)
@@ -80,8 +82,25 @@ def prepare_dataset(config: DataConfig, data_root: Path | None, cache_root: Path
     timings = prepared.manifest["timings"] | {"locate_s": round(located - start, 3)}
     dataset = _sampled(config, prepared, timings)
     dataset.manifest["timings"]["total_s"] = round(time.perf_counter() - start, 3)
-    dataset.manifest.update(cached=cached, peak_memory_mb=_peak_memory_mb())
+    dataset.manifest.update(cached=cached, tables_key=key, peak_memory_mb=_peak_memory_mb())
     return dataset
+
+
+def tables_key(config: DataConfig, data_root: Path | None, cache_root: Path) -> str | None:
+    """What the tables of a config are made of, from the files' names, sizes and times alone.
+
+    Returns:
+        A hash, equal to the ``tables_key`` of a manifest where neither settings nor files have
+        changed since; None where the files are not on this machine.
+
+    Raises:
+        ValueError: If only one of two files is there, or a SHA-256 differs.
+    """
+    try:
+        files = locate_source(config, data_root, cache_root.expanduser(), fetch=False)
+    except NotHereError:
+        return None
+    return _tables_key(config, files)
 
 
 def _tables_key(config: DataConfig, files: SourceFiles) -> str:

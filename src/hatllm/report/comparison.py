@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
-from hatllm.config import NOT_IN_HASH, OTHER_RUNS, can_seed_change, makes_steps
+from hatllm.config import OTHER_RUNS, can_seed_change, makes_steps, settings_that_count
 from hatllm.report.evaluation import NLL_COLUMNS, example_metrics, uniform_guess
 from hatllm.report.examples import describe_examples, pick_examples
 from hatllm.report.statistics import (
@@ -176,7 +176,7 @@ def is_seeded(settings: Any) -> bool:
 def _settings_that_count(settings: Any) -> dict[str, Any]:
     """Those that can change a run's numbers, the seed aside."""
     values: Any = OmegaConf.to_container(settings)
-    return {name: values[name] for name in values if name not in (*NOT_IN_HASH, "seed")}
+    return settings_that_count({name: values[name] for name in values if name != "seed"})
 
 
 def _are_twins(run: FinishedRun, other: FinishedRun) -> bool:

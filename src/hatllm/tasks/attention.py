@@ -39,6 +39,7 @@ from hatllm.report.attention_shares import (
 from hatllm.report.figures import save_figure
 from hatllm.tasks.assemble import Parts, assemble
 from hatllm.tasks.run_folder import environment, is_finished, load_config
+from hatllm.tasks.same_data import RUN_ANEW, refuse_other_data
 from hatllm.whole_files import write_csv, write_json
 
 
@@ -79,7 +80,8 @@ def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
         Folder of the files.
 
     Raises:
-        ValueError: If none of the runs is an LLM's, or they are on different splits.
+        ValueError: If none of the runs is an LLM's, or they are on different splits or on other
+            data than today's.
     """
     start = time.perf_counter()
     every = [(label, folder, config_of_run(folder, config)) for label, folder in folders]
@@ -87,6 +89,8 @@ def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
     if not runs:
         raise ValueError("task=attention needs an LLM run; these are baselines without attention")
     _refuse_other_splits([folder for _, folder, _ in runs])
+    for _, folder, run in runs:
+        refuse_other_data(run, folder, advice=RUN_ANEW)
     measured: list[pl.DataFrame] = []
     labels: set[str] = set()
     for label, folder, run in runs:

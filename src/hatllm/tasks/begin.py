@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,17 @@ from hatllm.tasks.run_folder import (
     settings_by_name,
     write_config,
 )
+from hatllm.tasks.unfinished import unfinished_neighbours
 from hatllm.whole_files import write_json
 
-# Settings that may change before a run is finished: no number and no checkpoint depends on them.
-# A pass of another size is not one of them: Lightning counts passes since the epoch began.
-MAY_CHANGE = ("decode.users_per_batch", "model.gradient_checkpointing")
 MADE_OF = ("code_hash", "data_hash")  # and of its settings
 
 
 def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
     """Note what the run is made of, or see that an unfinished one goes on with just that.
 
-    `task.force` starts it over. A run that this very command has begun goes on all the same: a
+    `task.force` starts it over. Of an unfinished run beside a new one that differs in one setting a
+    line is said. A run that this very command has begun goes on all the same: a
     cell that is tried again and a job that SLURM queues again have the words of the first time.
 
     Args:
@@ -61,6 +61,8 @@ def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
         _start_over(folder)
     has_weights = (folder / CHECKPOINT_FILE).exists()
     if not has_weights:
+        for line in unfinished_neighbours(config, folder):
+            print(f"note: {line}", file=sys.stderr)
         write_json(folder / "environment.json", now)
     write_config(folder, config)
     return has_weights or any((folder / SHARDS).glob("*/*.parquet"))
@@ -84,7 +86,7 @@ def _changes(config: Config, folder: Path, begun: dict[str, Any], now: dict[str,
     return [
         f"{name}={theirs.get(name)} (now {ours.get(name)})"
         for name in sorted(theirs.keys() | ours.keys())
-        if name not in MAY_CHANGE and theirs.get(name) != ours.get(name)
+        if theirs.get(name) != ours.get(name)
     ]
 
 

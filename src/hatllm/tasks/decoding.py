@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +15,7 @@ from hatllm.decode.shards import Shards
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.processes import agreed, process_rank
 from hatllm.tasks.assemble import Parts
-from hatllm.tasks.run_folder import code_hash, settings_that_count
+from hatllm.tasks.run_folder import code_hash, counted_settings
 
 SHARDS = "shards"  # folder of shards in the run folder, while there are any
 
@@ -70,9 +69,8 @@ def _shards_hash(config: Config, dataset: Dataset, split: str, weights: str) -> 
     How the weights were trained is in them, and neither the number of processes nor that of users
     in a batch changes a number.
     """
-    settings = settings_that_count(config)
+    settings = counted_settings(config)
     settings["trainer"] = config.trainer.accelerator
-    settings["decode"] = asdict(config.decode) | {"users_per_batch": None}
     data = [dataset.manifest["data_hash"], dataset.manifest["split_hashes"][split]]
     text = json.dumps([settings, data, weights, code_hash()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
 from hatllm.tasks.requeue import Requeue
 from hatllm.tasks.run_folder import config_hash, environment
 from hatllm.tasks.run_lock import held_alone
+from hatllm.tasks.same_data import RUN_ANEW, refuse_other_data
 from hatllm.whole_files import write_json, write_table
 
 
@@ -51,8 +52,8 @@ def evaluate(config: Config) -> Path:
         The new folder, ``evaluations/SPLIT-HASH`` inside the run's.
 
     Raises:
-        ValueError: If a setting does not fit, the model is not an LLM, or another process makes
-            the same evaluation.
+        ValueError: If a setting does not fit, the model is not an LLM, the run was made of other
+            data, or another process makes the same evaluation.
     """
     if config.model.kind != "llm":
         raise ValueError(f"task=evaluate needs an LLM run, this one is model={config.model.name}")
@@ -62,6 +63,7 @@ def evaluate(config: Config) -> Path:
     Requeue()
     console = Console(quiet=rank_zero_only.rank != 0)
     with held_alone(run / f"evaluations-{folder.name}"):
+        refuse_other_data(config, run, ("data_hash",), RUN_ANEW)
         start_processes(config.trainer)
         parts, lm = load_run(config)
         with naming_what_to_lower(config, decoding=True):

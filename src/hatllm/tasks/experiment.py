@@ -1,7 +1,8 @@
 """task=experiment: run every cell of an experiment in a process of its own, then make its table.
 
-A finished cell is not run again, a broken one resumes, so the same command always goes on where it
-stopped. A cell that fails is tried once more and stops no other.
+A finished cell is not run again, unless its data have changed and the command says
+``task.force=true``; a broken one resumes. So the same command always goes on where it stopped. A
+cell that fails is tried once more and stops no other.
 """
 
 import sys
@@ -13,7 +14,13 @@ from rich.console import Console
 from hatllm.config import Config
 from hatllm.report.results_table import read_published
 from hatllm.tasks.attention import write_attention_of
-from hatllm.tasks.cells import PlannedCell, check_same_code, chosen_cells, plan_cells
+from hatllm.tasks.cells import (
+    PlannedCell,
+    cells_on_other_data,
+    check_same_code,
+    chosen_cells,
+    plan_cells,
+)
 from hatllm.tasks.results import write_results_of
 from hatllm.tasks.run_folder import is_finished
 from hatllm.tasks.sweep_cells import Cell
@@ -38,7 +45,8 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
 
     Raises:
         ValueError: If there are no cells, a cell's settings are wrong, finished cells were made by
-            other code, attention is asked for on several data sets, or none could be finished.
+            other code or of other data, attention is asked for on several data sets, or none could
+            be finished.
     """
     cells = plan_cells(config, compose)
     check_same_code(cells)
@@ -51,7 +59,7 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
             "and measure the finished runs with task=attention data=NAME"
         )
     chosen = chosen_cells(config, cells)
-    num_failed = _run_all(config, chosen, script)
+    num_failed = _run_all(config, chosen, cells_on_other_data(cells, chosen), script)
     folder = write_results_of(config, cells)
     if num_failed:
         again = "the same command runs them again and nothing else"
@@ -64,8 +72,8 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
     return folder
 
 
-def _run_all(config: Config, chosen: list[PlannedCell], script: Path) -> int:
-    """Run the cells, name those that failed, and count these."""
+def _run_all(config: Config, chosen: list[PlannedCell], again: set[Path], script: Path) -> int:
+    """Run the cells, those of folders in ``again`` though they are finished; count failures."""
     names = [f"{planned.label} on {planned.data}, seed {planned.seed}" for planned in chosen]
     cells = [
         Cell(number, planned.words, _command(config, planned, script), planned.folder)
@@ -78,7 +86,7 @@ def _run_all(config: Config, chosen: list[PlannedCell], script: Path) -> int:
             console.print("later: it needs a run that another process makes")
             later.append(cell)
             continue
-        cell.run(force=False, wait=False)
+        cell.run(force=cell.folder in again, wait=False)
         if cell.is_busy:
             later.append(cell)
     for cell in later:

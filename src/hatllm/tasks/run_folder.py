@@ -7,12 +7,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import polars as pl
 import torch
@@ -20,29 +19,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatllm.compose import checked
-from hatllm.config import NOT_IN_HASH, OTHER_RUNS, Config
+from hatllm.config import OTHER_RUNS, Config, settings_that_count
 from hatllm.data.sources.tables import read_parquet
 from hatllm.redact import redacted
 from hatllm.trusted import settings_of
 from hatllm.whole_files import write_text
 
-# Settings younger than some runs, and the value that stands for their absence: there a run keeps
-# the hash that it had before them.
-EXTRAS: dict[str, dict[str, Any]] = {
-    "data": {"histories": None},
-    "model": {
-        "knn": None,
-        "sequence": None,
-        "compile": False,
-        "start_from": None,
-        "item_vectors": None,
-        "item_curriculum": False,
-    },
-    "loss": {"beta": None, "num_negatives": None},
-    "decode": {"assistant_run": None, "llm_weight": None, "max_title_tokens": None},
-}
-# Settings that older runs have and that are gone; none of them could change a number.
-GONE = {"task": ("histories_file",)}
 RUN_FILE = "run.json"  # written last: it says that the run is finished
 CATALOGUE = {"item_id": pl.Int64, "title": pl.Utf8, "source_id": pl.Utf8}
 WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
@@ -60,25 +42,19 @@ PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hyd
 
 def config_hash(config: Config) -> str:
     """Twelve hexadecimal digits over every setting that can change the numbers."""
-    text = json.dumps(settings_that_count(config), sort_keys=True)
+    text = json.dumps(counted_settings(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def settings_that_count(config: Config) -> dict[str, Any]:
-    """Every setting that can change the numbers, without those at a neutral value."""
-    settings = {f.name: getattr(config, f.name) for f in fields(config)}
-    kept: dict[str, Any] = {
-        name: value if isinstance(value, str | int | float | None) else asdict(value)
-        for name, value in settings.items()
-        if name not in NOT_IN_HASH
-    }
+def counted_settings(config: Config) -> dict[str, Any]:
+    """Every setting that can change the numbers, by group."""
+    kept = settings_that_count(asdict(config))
     for group, setting in OTHER_RUNS:
-        if kept[group][setting] is not None:
-            kept[group][setting] = Path(kept[group][setting]).name
-    for group, absent in EXTRAS.items():
-        for name, value in absent.items():
-            if kept[group][name] is value:
-                del kept[group][name]
+        folder = kept.get(group, {}).get(setting)
+        if folder is not None:
+            kept[group][setting] = Path(folder).name
+    if not config.is_seeded:
+        del kept["seed"]
     return kept
 
 
@@ -114,7 +90,7 @@ def settings_by_name(config: Config) -> dict[str, Any]:
             else:
                 yield f"{start}{name}", value
 
-    return dict(flat(settings_that_count(config)))
+    return dict(flat(counted_settings(config)))
 
 
 def run_label(config: Config) -> str:
@@ -139,11 +115,16 @@ def _settings_label(config: Config) -> str:
 
 def run_folder(config: Config) -> Path:
     """Folder of this run under `output_root`; the same settings always give the same folder."""
-    name = config.run_name or "-".join(
-        (config.data.name, config.model.name, _settings_label(config), config.loss.name,
-         f"s{config.seed}", config_hash(config)[:8])
-    )  # fmt: skip
-    return Path(config.output_root).expanduser() / name
+    return Path(config.output_root).expanduser() / (config.run_name or _name(config))
+
+
+def _name(config: Config) -> str:
+    parts = [config.data.name, config.model.name]
+    if config.model.kind == "llm":
+        parts += [_settings_label(config), config.loss.name]
+    if config.is_seeded:
+        parts.append(f"s{config.seed}")
+    return "-".join([*parts, config_hash(config)[:8]])
 
 
 def is_finished(folder: Path) -> bool:
@@ -180,9 +161,6 @@ def load_config(folder: Path, field: str = "task.run_folder") -> Any:
 def read_config(folder: Path, field: str) -> Any:
     """The settings of a run, finished or not, as a typed OmegaConf node.
 
-    Settings newer than the run get the value that stands for their absence: null, false, an empty
-    list or dictionary.
-
     Args:
         folder: The run's folder.
         field: What names it, for messages.
@@ -195,16 +173,18 @@ def read_config(folder: Path, field: str) -> Any:
     if not isinstance(content, dict):
         raise ValueError(f"{field}={str(folder)!r}: {path.name} must hold settings by name")
     try:
-        for group, names in GONE.items():
-            for name in names:
-                content.get(group, {}).pop(name, None)
         saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(content))
-        _fill_newer_settings(saved, Config)
+        lacking = sorted(OmegaConf.missing_keys(saved))
     except (OmegaConfBaseException, TypeError, AttributeError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{field}={str(folder)!r}: {path.name} is not a run's: {reason}"
         ) from error
+    if lacking:
+        raise ValueError(
+            f"{field}={str(folder)!r}: {path.name} lacks {', '.join(lacking[:3])}; another version "
+            "of the code made the run"
+        )
     return saved
 
 
@@ -219,22 +199,6 @@ def load_items(folder: Path) -> pl.DataFrame:
     if items.schema != CATALOGUE or items.is_empty() or any(items.null_count().row(0)):
         raise ValueError(f"{path} must hold {', '.join(CATALOGUE)} of every item, with no gap")
     return items
-
-
-def _fill_newer_settings(saved: Any, schema: Any) -> None:
-    for field in fields(schema):
-        optional_group = next(filter(is_dataclass, get_args(field.type)), None)
-        if is_dataclass(field.type):
-            _fill_newer_settings(saved[field.name], field.type)
-        elif OmegaConf.is_missing(saved, field.name):
-            if (kind := get_origin(field.type)) in (list, dict):
-                saved[field.name] = kind()
-            elif field.type is bool:
-                saved[field.name] = False
-            elif NoneType in get_args(field.type):
-                saved[field.name] = None
-        elif optional_group is not None and saved[field.name] is not None:
-            _fill_newer_settings(saved[field.name], optional_group)
 
 
 def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:

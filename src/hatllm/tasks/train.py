@@ -48,6 +48,7 @@ from hatllm.tasks.run_folder import (
     run_label,
 )
 from hatllm.tasks.run_lock import held_alone
+from hatllm.tasks.same_data import refuse_other_data
 from hatllm.tasks.trainer import build_trainer, num_optimizer_steps
 from hatllm.whole_files import write_json, write_table
 
@@ -64,8 +65,8 @@ def train(config: Config) -> Path:
         Its folder, with metrics.json, predictions.parquet, report.md and the adapter.
 
     Raises:
-        ValueError: If a setting does not fit the data, the model or the machine, or another
-            process works in the folder.
+        ValueError: If a setting does not fit the data, the model or the machine, the run is
+            finished on other data, or another process works in the folder.
     """
     folder = run_folder(config)
     is_first = rank_zero_only.rank == 0
@@ -73,6 +74,7 @@ def train(config: Config) -> Path:
     with held_alone(folder):
         if is_finished(folder) and not config.task.force:
             _refuse_other_settings(folder, config)
+            refuse_other_data(config, folder)
             console.print(f"finished already, not run again (task.force=true does): {folder}")
             return folder
         code_hash()  # now, of the files that this process has just read
@@ -262,6 +264,7 @@ def _finish(
         "config_hash": config_hash(config),
         "split_hash": dataset.manifest["split_hash"],
         "data_hash": dataset.manifest["data_hash"],
+        "tables_key": dataset.manifest["tables_key"],
         "seconds": rounded,
     }
     write_run_report(folder)

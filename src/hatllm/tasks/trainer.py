@@ -20,6 +20,7 @@ from hatllm.config import Config, TrainerConfig
 from hatllm.tasks.checkpoints import LastCheckpoint, WholeCheckpoints
 from hatllm.tasks.finite_loss import FiniteLoss
 from hatllm.tasks.loggers import KeepCurve
+from hatllm.tasks.passes import CountPasses
 from hatllm.tasks.requeue import Requeue
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
@@ -79,7 +80,8 @@ def build_trainer(
     )
     last = LastCheckpoint(checkpoints / "last.ckpt", trainer.checkpoint_every_steps)
     callbacks: list[Callback] = [
-        FiniteLoss(config, folder), best, last, requeue, KeepCurve(), LearningRateMonitor("step"),
+        FiniteLoss(config, folder), CountPasses(), best, last, requeue, KeepCurve(),
+        LearningRateMonitor("step"),
     ]  # fmt: skip
     if trainer.early_stopping_patience is not None:
         callbacks.append(
