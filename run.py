@@ -1,10 +1,25 @@
 """The one entry point: python run.py [group=choice] [setting=value] ... (--help explains)."""
 
+import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+INTERRUPTED = 130  # exit code after Ctrl-C
+NOBODY_READS = 141  # exit code where the reader of a pipe, such as `head`, has ended
+
+
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """What Ctrl-C does while packages are imported: nothing has begun yet."""
+    os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, end_at_once)
 
 CONF = Path(__file__).resolve().parent / "conf"
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach errors_in_one_line()
@@ -66,7 +81,18 @@ def run(composed: DictConfig) -> float | None:
 
 def start() -> None:
     """Look at the command line before Hydra does, then `run` it."""
-    given = get_args_parser().parse_args()
+    parser = get_args_parser()
+    sys.argv[1:] = options_first(sys.argv[1:], parser)
+    parser.exit_on_error = False
+    try:
+        given, unknown = parser.parse_known_args()
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error} (python run.py --help)") from error
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]} is not an option; settings are written NAME=VALUE, such as "
+            "mask.split_layer=16 (python run.py --help)"
+        )
     folders = [CONF]
     for flag, folder in (("path", given.config_path), ("dir", given.config_dir)):
         if folder is not None and not (Path(folder).is_absolute() and Path(folder).is_dir()):
@@ -78,25 +104,77 @@ def start() -> None:
     run()
 
 
+def options_first(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The words as Hydra takes them: its options before all settings.
+
+    Args:
+        words: Of the command line; ``--NAME=VALUE``, the form of W&B's agents, is a setting too.
+        parser: Hydra's.
+
+    Returns:
+        Options, each with its value, then settings without dashes, both in their order.
+    """
+    known = parser._option_string_actions
+    options: list[str] = []
+    settings: list[str] = []
+    takes: argparse.Action | None = None  # the option before, where a value of it may follow
+    for word in words:
+        name, has_value, _ = word.partition("=")
+        if takes is not None and (takes.nargs is None or not (has_value or name[:1] == "-")):
+            options.append(word)
+            takes = None
+        elif name[:1] != "-":
+            settings.append(word)
+            takes = None
+        elif name[:2] == "--" and has_value and not any(o.startswith(name) for o in known):
+            settings.append(name[2:] + word[len(name) :])
+            takes = None
+        else:
+            options.append(word)
+            action = known.get(word)
+            takes = None if action is None or action.nargs in (0, "*") else action
+    return [*options, *settings]
+
+
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Turn a wrong setting or a full disk into one line and exit code 2, Ctrl-C into 130."""
+    """Turn a wrong setting or a full disk into one line and exit code 2, Ctrl-C into 130.
+
+    Where nobody reads the output any more, end without a word.
+    """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except (HydraException, OmegaConfBaseException, ValueError, OSError, MemoryError) as error:
         if os.environ.get("HATLLM_TRACEBACK"):
             raise
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            sys.exit(NOBODY_READS)
         print(f"error: {redacted(one_line(error, CONF))}", file=sys.stderr)
         sys.exit(BUSY if isinstance(error, RunBusyError) else 2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:  # a launcher that lost a worker
         if os.environ.get("HATLLM_TRACEBACK") or not Sweep.is_open():
             raise
         Sweep.running().finish(f"{type(error).__name__}: {error}")
 
 
+def nobody_reads() -> bool:
+    """Whether the pipe of the output is closed; what is left to write then goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 if __name__ == "__main__":
     with errors_in_one_line():
+        if signal.getsignal(signal.SIGINT) is end_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         start()

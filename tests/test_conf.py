@@ -6,7 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from hatllm.compose import checked, register_schema
+from hatllm.config import Config
 from hatllm.masks.schedule import build_schedule
+from hatllm.tasks.run_folder import run_folder
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))
@@ -58,3 +60,50 @@ def test_an_experiment_may_change_what_its_scale_sets() -> None:
         assert (config.data.train_rows, config.data.test_rows) == (320, 200)
         typed = checked(compose("config", overrides=["experiment=demo", "data.test_rows=7"]))
     assert typed.data.test_rows == 7
+
+
+def composed(*words: str) -> Config:
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return checked(compose("config", overrides=list(words)))
+
+
+def test_cut_offs_are_those_that_the_lists_are_long_enough_for() -> None:
+    assert composed().cut_offs == (1, 5, 10)
+    assert composed("model=popularity", "decode.top_k=4").cut_offs == (1,)
+    words = ("metrics.cut_offs=[5,20]", "decode.top_k=20", "decode.beam_width=20")
+    config = composed(*words)
+    assert config.cut_offs == (5, 20)
+    assert config.validation_cut_offs == (10, 20)  # what chooses the checkpoint is always there
+    short = composed("decode.top_k=4", "trainer.monitor=val/NDCG@4")
+    assert (short.cut_offs, short.validation_cut_offs) == ((1,), (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    {
+        ("metrics.cut_offs=[]",): "must hold at least one number",
+        ("metrics.cut_offs=[5,1]",): "ascending order, such as",
+        ("metrics.cut_offs=[0,5]",): "metrics.cut_offs=0 must be at least 1",
+        ("metrics.cut_offs=[5]", "decode.top_k=4", "model=popularity"): "at most decode.top_k=4",
+        ("decode.top_k=4",): "trainer.monitor=val/NDCG@4 or trainer.monitor=val/trie_NLL",
+        ("sweep.objective=valid/HIT@10",): "such as valid/NDCG@10",
+        ("sweep.is_search=true", "sweep.objective=valid/NDCG@7"): "7 must be in metrics.cut_offs",
+    }.items(),
+)
+def test_lists_too_short_for_what_is_asked_of_them_are_refused(
+    words: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(ValueError) as refusal:
+        composed(*words)
+    assert said in str(refusal.value)
+
+
+def test_lists_may_be_short_where_no_checkpoint_is_chosen_by_them() -> None:
+    assert composed("decode.top_k=4", "trainer.max_steps=0").cut_offs == (1,)
+    answers = composed("task=recommend", "task.run_folder=x", "decode.top_k=3")
+    assert answers.decode.top_k == 3
+
+
+def test_cut_offs_do_not_change_the_folder_of_a_run() -> None:
+    assert run_folder(composed()) == run_folder(composed("metrics.cut_offs=[3]"))

@@ -1,6 +1,6 @@
 """Thousands of wrong inputs: each is refused in one clear line, or works to the end.
 
-    python -m experiments.robustness.fuzz    # make fuzz; --files, --settings, --folders, --seed
+    python -m experiments.robustness.fuzz    # make fuzz; --help tells what can be chosen
 
 What is accepted trains one step and decodes. A traceback, or a row that is in the files and neither
 in the data nor in the report of what was dropped, is a failure: it is printed with the seed that
@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 import hatllm
 from experiments.robustness.bad_folders import FinishedRun
 from experiments.robustness.bad_settings import settings_input
+from experiments.robustness.bad_titles import OneTokenTitles
 from experiments.robustness.inputs import data_files_input
 from hatllm.compose import one_line
 from hatllm.tasks.run_folder import code_hash, hardware
@@ -130,7 +131,7 @@ def write_results(found: dict[str, Counter[str]], seed: int, seconds: float, fol
 def _counts_of(found: dict[str, Counter[str]]) -> str:
     """The options that give as many inputs."""
     tried = {part.split()[-1]: counts["tried"] for part, counts in found.items()}
-    names = ("files", "settings", "folders")
+    names = ("files", "settings", "folders", "titles")
     return " ".join(f"--{name} {tried.get(name, 0)}" for name in names)
 
 
@@ -140,6 +141,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--files", type=int, default=3000, help="data files")
     parser.add_argument("--settings", type=int, default=1000, help="command lines")
     parser.add_argument("--folders", type=int, default=500, help="exported run folders")
+    parser.add_argument("--titles", type=int, default=200, help="tokenizers and titles")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args(argv)
@@ -152,6 +154,9 @@ def main(argv: list[str]) -> int:
         }
         if given.folders:
             parts["run folders"] = (FinishedRun.made_in(Path(place)).input, given.folders)
+        if given.titles:
+            made = OneTokenTitles.made_in(Path(place))
+            parts["one-token titles"] = (made.input, given.titles)
         found, num_failed = fuzz(parts, given.seed)
     write_results(found, given.seed, time.perf_counter() - start, given.output)
     print((given.output / "fuzz.md").read_text(encoding="utf-8"))

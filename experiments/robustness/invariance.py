@@ -159,7 +159,7 @@ def _write(
     folder: Path, argv: Sequence[str], hardware: dict[str, Any], rows: list[dict[str, Any]]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    made = environment({"data_hash": None, "split_hash": None}, {})
+    made = environment({"data_hash": None, "split_hash": None}, {}, None)
     command = " ".join(["python -m experiments.robustness.invariance", *argv])
     num_sets = len({json.dumps(row["metrics"], sort_keys=True) for row in rows})
     content = {

@@ -86,7 +86,7 @@ class Record:
         } | {"code": code_hash(), "torch_threads": torch.get_num_threads()}
         here = machine()
         self.load_before: float = here["load_before"]
-        found = environment({"data_hash": None, "split_hash": None}, {})
+        found = environment({"data_hash": None, "split_hash": None}, {}, None)
         self.content: dict[str, Any] = {
             "benchmark": name,
             "command": shlex.join(["python", "-m", f"experiments.speed.{name}", *argv]),

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hatllm.config import Config
+from hatllm.fastest_dtype import AUTO, fastest_dtype
 from hatllm.redact import refuse_secrets_in
 
 # What may be changed when a finished run is used again; the rest is part of what it is.
@@ -30,7 +31,7 @@ def register_schema() -> None:
 
 
 def checked(composed: DictConfig) -> Config:
-    """The typed config; ranges are checked on the way.
+    """The typed config; ranges are checked on the way, and what is `auto` becomes this machine's.
 
     Raises:
         ValueError: With one line that names field, value and what would be right.
@@ -45,7 +46,16 @@ def checked(composed: DictConfig) -> Config:
         raise
     assert isinstance(config, Config)
     refuse_secrets_in(config)
+    if config.model.dtype == AUTO:
+        config.model.dtype = _dtype_here(config)
     return config
+
+
+def _dtype_here(config: Config) -> str:
+    """The type that `model.dtype=auto` stands for; baselines compute in float32."""
+    if config.model.kind != "llm":
+        return "float32"
+    return fastest_dtype(config.trainer.accelerator, Path(config.cache_root).expanduser())
 
 
 def config_of(words: list[str], conf: Path) -> Config:

@@ -61,7 +61,7 @@ def test_a_rule_without_exceptions_is_learned_perfectly(arm: str) -> None:
     test = cycle().sample(fraction=1.0, shuffle=True, seed=4)
     rows = sequences_of(test, INDEX.item_id_N, LENGTH)
     table = predictions_of(test, scores(model, rows, 10), INDEX, top_k=3)
-    assert evaluate_predictions(table, ITEMS, ITEMS)["HR@1"] == 1.0
+    assert evaluate_predictions(table, ITEMS, ITEMS, (1, 5, 10))["HR@1"] == 1.0
     assert curves[-1]["train/loss"] < curves[0]["train/loss"]
 
 
@@ -152,7 +152,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch() -> None:
     assert curves[fitted.best_epoch - 1]["val/NDCG@10"] == best
     rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
     table = predictions_of(cycle(), scores(model, rows, 16), INDEX, top_k=NUM_ITEMS)
-    assert evaluate_predictions(table, ITEMS, ITEMS)["NDCG@10"] == pytest.approx(best)
+    assert evaluate_predictions(table, ITEMS, ITEMS, (1, 5, 10))["NDCG@10"] == pytest.approx(best)
 
 
 def test_bert4rec_hides_what_the_settings_say() -> None:

@@ -24,12 +24,14 @@ MOMENTS = st.integers(1_000_000_000, 4_000_000_000)  # Unix seconds
 TITLES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@pytest.mark.parametrize("part", ["data files", "settings", "run folders"])
+@pytest.mark.parametrize("part", ["data files", "settings", "run folders", "one-token titles"])
 def test_wrong_input_is_refused_in_one_line_or_works(
     part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if part == "run folders":
         make, count = fuzz.FinishedRun.made_in(tmp_path).input, 12
+    elif part == "one-token titles":
+        make, count = fuzz.OneTokenTitles.made_in(tmp_path).input, 6
     else:
         make = {"data files": fuzz.data_files_input, "settings": fuzz.settings_input}[part]
         count = {"data files": 40, "settings": 25}[part]
@@ -37,6 +39,7 @@ def test_wrong_input_is_refused_in_one_line_or_works(
     assert num_failed == 0, capsys.readouterr().out
     assert found[part]["tried"] == count
     assert found[part]["refused"] > 0
+    assert found[part]["accepted"] > 0 or part == "settings"
 
 
 def test_a_traceback_and_a_foreign_message_count_as_failures(tmp_path: Path) -> None:

@@ -205,7 +205,11 @@ def test_a_model_that_keeps_its_sliding_window_to_itself_is_an_error() -> None:
     # Qwen2-MoE puts its window into the mask that custom attention functions do not get.
     window = {"use_sliding_window": True, "sliding_window": WINDOW}
     small = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
-    lm = MaskedLM(build("Qwen2Moe", **window, **small), schedule_of("FFFF"), "eager")
+    with pytest.raises(ValueError, match=r"'qwen2_moe' does not hand on .* window of layer 0"):
+        MaskedLM(build("Qwen2Moe", **window, **small), schedule_of("FFFF"), "eager")
+    lm = MaskedLM(build("Qwen2Moe", **small), schedule_of("FFFF"), "eager")
+    lm.backbone[0].config.sliding_window = WINDOW  # as of a type that is on no list
+    lm.backbone[0].config.layer_types = ["sliding_attention"] * 4
     with pytest.raises(RuntimeError, match=r"layer 0 of 'qwen2_moe' .* sliding window"):
         lm.hidden_of_prompts(*padded(ROWS, random_ids()))
 

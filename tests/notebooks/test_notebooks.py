@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from tasks.conftest import call_cli, smoke_words
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -24,13 +25,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_notebook(notebook: nbformat.NotebookNode) -> None:
+    """Raises with the cell and its traceback where one fails."""
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": NOTEBOOKS}}).execute()
+
+
+def files_of_the_project() -> set[Path]:
+    return {*NOTEBOOKS.iterdir(), *NOTEBOOKS.parent.iterdir()} - {NOTEBOOKS.parent / ".coverage"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_from_top_to_bottom(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = [f"cache_root={folder / 'cache'}", "data_root=null"]
-    outputs = [] if name == "attention" else [f"output_root={folder / 'drawn'}"]
-    words = [*smoke_words(folder), *places, *outputs, "task.num_users=4"]
+    words = [*smoke_words(folder), *places, "task.num_users=4"]
     if name == "own_arm":  # it brings data of its own
         words = ["scale=smoke", "num_threads=1", *places]
     runs = folder / "outputs"
@@ -43,8 +52,9 @@ def test_a_notebook_runs_from_top_to_bottom(
     monkeypatch.setenv("HATLLM_NOTEBOOK_RUNS", str(runs))
     monkeypatch.setenv("HATLLM_NOTEBOOK_DATA", "custom")
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    # Raises with the cell and its traceback where one fails.
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": NOTEBOOKS}}).execute()
+    before = files_of_the_project()
+    run_notebook(notebook)
+    assert files_of_the_project() == before
     shown = [
         kind
         for cell in notebook.cells
@@ -52,6 +62,19 @@ def test_a_notebook_runs_from_top_to_bottom(
         for kind in output.get("data", {})
     ]
     assert "image/png" in shown
+
+
+@pytest.mark.parametrize("name", ["results", "attention"])
+def test_without_runs_a_notebook_says_in_one_line_what_to_run_first(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HATLLM_NOTEBOOK_RUNS", str(tmp_path / "outputs"))
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    with pytest.raises(CellExecutionError) as failed:
+        run_notebook(notebook)
+    assert failed.value.ename == "FileNotFoundError"
+    assert failed.value.evalue.startswith(str(tmp_path / "outputs"))
+    assert failed.value.evalue.endswith("run `make demo` first")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,8 @@ CONFIG = """\
 model: {name: smollm2_135m, kind: llm}
 mask: {name: hatllm}
 loss: {name: msl}
-decode: {name: beam}
+decode: {name: beam, top_k: 10}
+metrics: {cut_offs: [1, 5, 10]}
 data: {name: toys}
 scale: laptop
 seed: 1
@@ -37,6 +38,7 @@ def make_run(
     num_examples: int = 200,
     has_nll: bool = True,
     kind: str = "llm",
+    top_k: int = 10,
 ) -> Path:
     """Write a finished run whose targets are found with probability ``skill``."""
     folder.mkdir(parents=True)
@@ -47,6 +49,7 @@ def make_run(
         int(rank) if hit else None
         for rank, hit in zip(generator.integers(1, 11, num_examples), found, strict=True)
     ]
+    ranks = [rank if rank is not None and rank <= top_k else None for rank in ranks]
     log_probs = (-4 - 3 * shared + skill + 0.2 * generator.normal(size=num_examples)).tolist()
     targets = generator.integers(NUM_ITEMS, size=num_examples).tolist()
     histories = generator.integers(NUM_ITEMS - 4, size=(num_examples, 12)).tolist()
@@ -54,18 +57,19 @@ def make_run(
         ranks,
         log_probs if has_nll else None,
         target_item=targets,
-        top_items=[generator.permutation(NUM_ITEMS)[:10].tolist() for _ in range(num_examples)],
-        top_log_probs=[np.linspace(-1, -9, 10).tolist()] * num_examples,
+        top_items=[generator.permutation(NUM_ITEMS)[:top_k].tolist() for _ in range(num_examples)],
+        top_log_probs=[np.linspace(-1, -9, top_k).tolist()] * num_examples,
     )
     examples = pl.DataFrame(
         {"example_id": list(range(num_examples)), "history": histories, "target": targets}
     )
     history = examples["history"]
     train = pl.concat([history.explode(), history.list.first()]).to_frame("item_id")
+    cut_offs = [k for k in (1, 5, 10) if k <= top_k]
     metrics = {
-        "test": evaluate_predictions(predictions, ITEMS, train),
+        "test": evaluate_predictions(predictions, ITEMS, train, cut_offs),
         "popularity": evaluate_predictions(
-            predictions_frame([None] * (num_examples - 1) + [3]), ITEMS, train
+            predictions_frame([None] * (num_examples - 1) + [3]), ITEMS, train, (1, 5, 10)
         ),
     }
     environment = {
@@ -76,7 +80,8 @@ def make_run(
         "seconds": {"train": 12.34, "evaluate": 5.0},
     }
     identity = {"label": label, "seed": seed, "config_hash": "c0", "split_hash": split_hash}
-    (folder / "config.yaml").write_text(CONFIG.replace("kind: llm", f"kind: {kind}"))
+    config = CONFIG.replace("kind: llm", f"kind: {kind}").replace("top_k: 10", f"top_k: {top_k}")
+    (folder / "config.yaml").write_text(config)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "run.json").write_text(json.dumps(identity | {"seconds": {"train": 12.34}}))

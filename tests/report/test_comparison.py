@@ -11,8 +11,10 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from hatllm.report.comparison import NO_SEED, Comparison, compare_runs, example_users, load_run
+from hatllm.report.comparison import Comparison, compare_runs, load_run
 from hatllm.report.comparison_table import comparison_frame, rich_table, write_comparison
+from hatllm.report.examples import example_users
+from hatllm.report.pairing import NO_SEED
 
 from .run_folders import make_run
 
@@ -109,7 +111,7 @@ def test_a_run_has_a_seed_where_one_can_change_it(
         name, _, value = setting.partition(": ")
         OmegaConf.update(config, name, int(value) if name == "trainer.max_steps" else value)
     OmegaConf.save(config, folder / "config.yaml")
-    assert load_run(folder).seed == (7 if is_seeded else NO_SEED)
+    assert load_run(folder, (10,)).seed == (7 if is_seeded else NO_SEED)
 
 
 def test_of_runs_that_differ_in_a_seed_that_changes_nothing_the_first_counts(
@@ -150,6 +152,54 @@ def test_the_nll_of_weights_that_are_decoded_twice_counts_once(tmp_path: Path) -
     assert [len(row.differences) for row in rows] == [0, 1, 2, 2]
     # Alone it is the only one that tells.
     assert "trie_NLL" in compare_runs(folders[:1], None).rows[0].cells
+
+
+def test_lists_of_another_length_are_not_put_under_one_name(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / "ten", "ten"), make_run(tmp_path / "four", "four", top_k=4)]
+    comparison = compare_runs(folders, "ten", cut_offs=(1, 3, 10))
+    ten, four = comparison.rows
+    assert {"HR@3", "HR@10", "NDCG@10"} <= set(ten.cells)
+    assert "HR@3" in four.cells and not {"HR@10", "NDCG@10"} & set(four.cells)
+    assert set(four.differences) == {"trie_NLL"}
+    text = write_comparison(comparison, tmp_path / "table").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| four"))
+    assert [cell.strip() for cell in row.split("|")][3] == "–"
+    assert "– in HR@K or NDCG@K: lists of fewer than K titles (decode.top_k), in four." in text
+    # A column that no run can fill is not there; where nothing is left, it is said.
+    alone = compare_runs(folders[1:], None, cut_offs=(3, 10))
+    assert alone.metrics == ("HR@3", "NDCG@3", "trie_NLL", "vocab_NLL")
+    assert "decode.top_k" not in write_comparison(alone, tmp_path / "alone").read_text()
+    with pytest.raises(ValueError, match=r"metrics\.cut_offs must hold a number of at most 4"):
+        compare_runs(folders[1:], None, cut_offs=(5, 10))
+
+
+def test_other_cut_offs_are_measured_of_the_same_answers(folders: list[Path]) -> None:
+    cell = compare_runs(folders[:1], None, cut_offs=(7,)).rows[0].cells["HR@7"]
+    ranks = pl.read_parquet(folders[0] / "predictions.parquet")["target_rank"].to_list()
+    assert cell.mean == sum(rank is not None and rank <= 7 for rank in ranks) / 200
+
+
+def test_one_seed_has_its_error_over_users_and_nothing_over_seeds(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    comparison = compare_runs([*folders[:3], folders[9]], None)
+    text = write_comparison(comparison, tmp_path).read_text()
+    causal, popularity = text.splitlines()[2:4]
+    cell = comparison.rows[1].cells["HR@10"]
+    assert f"| {cell.mean:.4f} ± {cell.standard_error:.4f} |" in popularity
+    assert "(" not in popularity and causal.count("(") == 6
+    assert text.count("± is the standard error over users") == 1
+
+
+def test_an_arm_without_a_hit_has_no_error_but_a_bound(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / str(seed), "none", seed, skill=-1.0) for seed in (1, 2)]
+    text = write_comparison(compare_runs(folders, None), tmp_path / "table").read_text()
+    assert (
+        "| 0.0000 | 0.0000 | 0.0000 | 0.0000 |" in text
+        and "0.0000 ±" not in text
+        and "(0.0000)" not in text
+    )
+    assert "nobody was hit; at 95 % the rate is below 0.0150 (200 users)." in text
 
 
 def test_bold_needs_an_interval_without_zero(folders: list[Path], comparison: Comparison) -> None:

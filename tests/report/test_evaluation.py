@@ -14,8 +14,12 @@ ITEMS = pl.DataFrame({"item_id": [0, 1, 2, 3, 4], "title": ["A", "B", "C", "D", 
 TRAIN = pl.DataFrame({"item_id": [0] * 6 + [1] * 3 + [2] * 2 + [3]})
 
 
+def evaluate(predictions: pl.DataFrame, cut_offs: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    return evaluate_predictions(predictions, ITEMS, TRAIN, cut_offs)
+
+
 def test_metrics_equal_hand_fractions() -> None:
-    metrics = evaluate_predictions(predictions_frame([1, 3, None, 7]), ITEMS, TRAIN)
+    metrics = evaluate(predictions_frame([1, 3, None, 7]))
     assert metrics["HR@1"] == pytest.approx(1 / 4)
     assert metrics["HR@5"] == pytest.approx(2 / 4)
     assert metrics["NDCG@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)
@@ -25,14 +29,14 @@ def test_metrics_equal_hand_fractions() -> None:
 
 def test_item_metrics_use_the_rank_by_item_id() -> None:
     frame = predictions_frame([1, 2], target_item_rank=[2, None])
-    metrics = evaluate_predictions(frame, ITEMS, TRAIN)
+    metrics = evaluate(frame)
     assert (metrics["HR@1"], metrics["item_HR@1"]) == (1 / 2, 0)
     assert (metrics["HR@5"], metrics["item_HR@5"]) == (1, 1 / 2)
     assert metrics["item_NDCG@10"] == pytest.approx(1 / math.log2(3) / 2)
 
 
 def test_nll_is_the_mean_of_minus_the_log_probability() -> None:
-    metrics = evaluate_predictions(predictions_frame([1, None], [-1.0, -4.0]), ITEMS, TRAIN)
+    metrics = evaluate(predictions_frame([1, None], [-1.0, -4.0]))
     assert metrics["trie_NLL"] == pytest.approx(2.5)
     assert metrics["vocab_NLL"] == pytest.approx(5.0)
     # deviations of -1.5 and 1.5: std = sqrt(4.5), over sqrt(2)
@@ -40,37 +44,37 @@ def test_nll_is_the_mean_of_minus_the_log_probability() -> None:
 
 
 def test_standard_error_of_a_hit_rate_is_that_of_a_proportion() -> None:
-    metrics = evaluate_predictions(predictions_frame([1, 1, 1, None]), ITEMS, TRAIN)
+    metrics = evaluate(predictions_frame([1, 1, 1, None]))
     assert metrics["HR@10_se"] == pytest.approx(math.sqrt(3 / 4 * 1 / 4 / 3))
 
 
 def test_a_model_without_log_probabilities_has_no_nll() -> None:
-    metrics = evaluate_predictions(predictions_frame([1, 2]), ITEMS, TRAIN)
+    metrics = evaluate(predictions_frame([1, 2]))
     assert not [name for name in metrics if "NLL" in name]
 
 
 def test_repeated_examples_count_once() -> None:
     frame = predictions_frame([1, None, 4], [-1.0, -2.0, -3.0])
     padded = pl.concat([frame, frame.head(2)])  # what a distributed sampler does
-    assert evaluate_predictions(padded, ITEMS, TRAIN) == evaluate_predictions(frame, ITEMS, TRAIN)
+    assert evaluate(padded) == evaluate(frame)
 
 
 def test_order_of_the_rows_changes_no_bit() -> None:
     frame = predictions_frame([1, 2, 3, None, 5, 6], [-0.1, -0.2, -0.3, -0.7, -1.1, -2.3])
     shuffled = frame.sample(fraction=1.0, shuffle=True, seed=1)
-    assert evaluate_predictions(shuffled, ITEMS, TRAIN) == evaluate_predictions(frame, ITEMS, TRAIN)
+    assert evaluate(shuffled) == evaluate(frame)
 
 
 @pytest.mark.parametrize("gap", [None, math.nan, -math.inf])
 def test_a_missing_log_probability_is_an_error_that_names_the_example(gap: float | None) -> None:
     frame = predictions_frame([1, 1, 1], [-1.0, gap, -1.0])
     with pytest.raises(ValueError, match=r"target_trie_log_prob.*1 of 3 examples.*example_id=1"):
-        evaluate_predictions(frame, ITEMS, TRAIN)
+        evaluate(frame)
 
 
 def test_no_predictions_is_an_error() -> None:
     with pytest.raises(ValueError, match="no rows"):
-        evaluate_predictions(predictions_frame([]), ITEMS, TRAIN)
+        evaluate(predictions_frame([]))
 
 
 def test_slices_cut_train_interactions_into_thirds() -> None:
@@ -88,7 +92,7 @@ def test_items_of_equal_popularity_share_a_slice() -> None:
 def test_slice_metrics_add_up_to_the_whole() -> None:
     targets = [0, 1, 2, 3, 4, 0]
     frame = predictions_frame([1, 2, None, 4, None, 9], [-1.0] * 6, target_item=targets)
-    metrics = evaluate_predictions(frame, ITEMS, TRAIN)
+    metrics = evaluate(frame)
     names = ("unseen", "tail", "mid", "head")
     assert [metrics[f"{name}/count"] for name in names] == [1, 2, 1, 2]
     whole = sum(metrics[f"{name}/count"] * metrics[f"{name}/NDCG@10"] for name in names) / 6
@@ -98,20 +102,38 @@ def test_slice_metrics_add_up_to_the_whole() -> None:
 
 
 def test_an_empty_slice_has_a_count_and_nothing_else() -> None:
-    metrics = evaluate_predictions(predictions_frame([1]), ITEMS, TRAIN)
+    metrics = evaluate(predictions_frame([1]))
     assert [name for name in metrics if name.startswith("tail/")] == ["tail/count"]
 
 
 def test_coverage_counts_titles_and_ambiguity_counts_examples() -> None:
     frame = predictions_frame([1, 1], top_items=[[0, 1], [1, 3]], ambiguous=[True, False])
-    metrics = evaluate_predictions(frame, ITEMS, TRAIN)
+    metrics = evaluate(frame)
     assert metrics["coverage@10"] == pytest.approx(3 / 4)  # five items, four titles
     assert metrics["ambiguous_title_rate"] == pytest.approx(1 / 2)
 
 
 def test_means_of_example_metrics_are_the_metrics() -> None:
     frame = predictions_frame([1, 3, None], [-1.0, -2.0, -6.0])
-    values = example_metrics(frame, ks=(5, 10))
-    metrics = evaluate_predictions(frame, ITEMS, TRAIN)
+    values = example_metrics(frame, cut_offs=(5, 10))
+    metrics = evaluate(frame)
     for name in ("HR@5", "NDCG@10", "item_MRR@10", "trie_NLL", "vocab_NLL"):
         assert values[name].mean() == pytest.approx(metrics[name])
+
+
+def test_a_list_of_four_has_metrics_at_four_and_none_at_ten() -> None:
+    frame = predictions_frame([1, 4, None], top_items=[[0, 1, 2, 3], [1, 2], [3]])
+    metrics = evaluate(frame, (1, 4))
+    assert (metrics["HR@1"], metrics["HR@4"]) == pytest.approx((1 / 3, 2 / 3))
+    assert metrics["NDCG@4"] == pytest.approx((1 + 1 / math.log2(5)) / 3)
+    assert metrics["head/HR@4"] == metrics["HR@4"]
+    assert metrics["coverage@4"] == 1.0
+    assert not [name for name in metrics if name.endswith(("@5", "@10", "@10_se"))]
+
+
+def test_slices_and_coverage_take_ten_where_there_is_more() -> None:
+    frame = predictions_frame([15], top_items=[[0] * 14 + [1]])
+    metrics = evaluate(frame, (5, 10, 20))
+    assert (metrics["HR@10"], metrics["HR@20"], metrics["head/HR@10"]) == (0, 1, 0)
+    assert metrics["coverage@10"] == pytest.approx(1 / 4)
+    assert "head/HR@20" not in metrics

@@ -6,6 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from hatllm.report.comparison import compare_runs
+from hatllm.report.comparison_table import markdown
 from hatllm.report.results import PlannedRun, Results, collect_results, refuse_other_origins
 from hatllm.report.results import Tested as Difference
 from hatllm.report.results_table import (
@@ -170,3 +172,22 @@ def test_published_numbers_need_their_columns(tmp_path: Path) -> None:
     path.write_text("data,method\n")
     with pytest.raises(ValueError, match="has no column 'source'"):
         read_published(path)
+
+
+def test_the_two_tables_have_one_rule_for_the_best_arm_and_for_the_sign(
+    results: Results, runs: list[PlannedRun]
+) -> None:
+    finished = [run for run in runs if run.is_finished]
+    folders, names = [run.folder for run in finished], [run.label for run in finished]
+    comparison = compare_runs(folders, "msl", names)
+    assert {name: comparison.best.get(name) for name in results.metrics} == {
+        name: results.best.get(name) for name in results.metrics
+    }
+    assert results.best["NDCG@10"] == "msl_hatllm"
+    ours, theirs = markdown_results([results], None, []), markdown(comparison)
+    for arm in results.arms[:3]:
+        rows = [
+            next(line for line in text.splitlines() if line.startswith(f"| {arm.label} |"))
+            for text in (ours, theirs)
+        ]
+        assert rows[0].split("|")[2:7] == rows[1].split("|")[2:7]  # HR@5 to trie_NLL

@@ -11,7 +11,8 @@ from matplotlib.image import imread
 from hatllm.report.curves import draw_curves
 from hatllm.report.evaluation import evaluate_predictions
 from hatllm.report.examples import describe_examples, pick_examples
-from hatllm.report.run_report import format_value, markdown_table, write_run_report
+from hatllm.report.numbers import format_value
+from hatllm.report.run_report import markdown_table, write_run_report
 
 from .frames import predictions_frame
 from .run_folders import curves_frame, make_run
@@ -19,7 +20,7 @@ from .run_folders import curves_frame, make_run
 
 def test_report_shows_the_metrics_of_the_run_beside_popularity(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    text = write_run_report(folder).read_text()
+    text = write_run_report(folder, "hatllm").read_text()
     test = json.loads((folder / "metrics.json").read_text())["test"]
     row = next(line for line in text.splitlines() if line.startswith("| NDCG@10"))
     assert f"{test['NDCG@10']:.4f} ± {test['NDCG@10_se']:.4f}" in row
@@ -30,17 +31,32 @@ def test_report_shows_the_metrics_of_the_run_beside_popularity(tmp_path: Path) -
 
 
 def test_report_names_the_run_its_hashes_and_its_command(tmp_path: Path) -> None:
-    text = write_run_report(make_run(tmp_path / "run")).read_text()
+    text = write_run_report(make_run(tmp_path / "run"), "hatllm").read_text()
     assert "**smollm2_135m** with mask **hatllm** on toys: loss msl, decode beam" in text
     assert "| split_hash | 5f2c |" in text
     assert "| versions | torch 2.11, polars 1.30 |" in text
     assert "python run.py data=toys seed=1" in text
 
 
+def test_report_calls_the_run_by_its_label_and_the_split_by_its_name(tmp_path: Path) -> None:
+    text = write_run_report(make_run(tmp_path / "run"), "two_phase").read_text()
+    assert "| two_phase, test | popularity baseline, test |" in text
+    assert "top 5 by two_phase:" in text and "its rank: two_phase " in text
+    assert "test (test)" not in text and "by test" not in text and "rank: test" not in text
+
+
+def test_report_of_short_lists_says_what_is_not_measured(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", top_k=6)
+    text = write_run_report(folder, "hatllm").read_text()
+    assert "Not measured: @10, of lists of 6 (decode.top_k)." in text
+    assert "| HR@5 ↑ |" in text and "| target | examples | HR@5 | NDCG@5 |" in text
+    assert "@10 ↑" not in text
+
+
 def test_report_without_a_recorded_command_gives_back_the_config(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a run")
     (folder / "environment.json").write_text("{}")
-    text = write_run_report(folder).read_text()
+    text = write_run_report(folder, "hatllm").read_text()
     assert f"--config-path '{folder.resolve()}' --config-name config" in text
 
 
@@ -48,7 +64,7 @@ def test_report_does_without_curves_and_examples(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     for name in ("curves.csv", "examples.parquet", "environment.json", "run.json"):
         (folder / name).unlink()
-    text = write_run_report(folder).read_text()
+    text = write_run_report(folder, "hatllm").read_text()
     assert "curves.png" not in text
     assert "Example users" not in text
     assert not (folder / "curves.png").exists()
@@ -58,12 +74,12 @@ def test_unfinished_run_is_refused_by_the_missing_file(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     (folder / "metrics.json").unlink()
     with pytest.raises(ValueError, match=r"has no metrics\.json"):
-        write_run_report(folder)
+        write_run_report(folder, "hatllm")
 
 
 def test_curves_are_drawn_into_a_readable_png(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    write_run_report(folder)
+    write_run_report(folder, "hatllm")
     height, width, _ = imread(folder / "curves.png").shape
     assert width > 1200
     assert height > 400
@@ -116,5 +132,6 @@ def test_metrics_survive_json() -> None:
         predictions_frame([1, None], [-1.0, -2.0]),
         pl.DataFrame({"item_id": [0, 1], "title": ["A", "B"]}),
         pl.DataFrame({"item_id": [0, 1]}),
+        (1, 5, 10),
     )
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics

@@ -54,7 +54,7 @@ def test_times_and_rates_are_means_over_the_seeds(tmp_path: Path) -> None:
     assert frame_markdown(frame, 2).splitlines() == [
         "| data | label | hardware | num_seeds | train_s | evaluate_s | rows_per_s | users_per_s |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
-        "| toys | causal | Zen | 2 | 15.00 ± 7.07 | 6.00 ± 2.83 | 7.50 ± 3.54 | 7.50 ± 3.54 |",
+        "| toys | causal | Zen | 2 | 15.00 (7.07) | 6.00 (2.83) | 7.50 (3.54) | 7.50 (3.54) |",
     ]
 
 
@@ -111,5 +111,5 @@ def test_slices_are_means_over_the_seeds_and_what_a_run_lacks_is_null(tmp_path: 
     assert (d3["HR@10"], d3["HR@10_std"], d3["trie_NLL"]) == (0.6, None, None)
     lines = frame_markdown(frame, 4).splitlines()
     assert lines[2] == "| toys | msl | unseen | 0 | – | – | – |"
-    assert lines[5].endswith("| 3 | 0.3000 ± 0.1414 | 0.1500 ± 0.0707 | 6.0000 ± 1.4142 |")
+    assert lines[5].endswith("| 3 | 0.3000 (0.1414) | 0.1500 (0.0707) | 6.0000 (1.4142) |")
     assert lines[9] == "| toys | d3 | head | 3 | 0.6000 | 0.3000 | – |"

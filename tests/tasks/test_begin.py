@@ -108,16 +108,6 @@ def test_an_unfinished_run_does_not_go_on_with_other_data(
     assert "begun with data_hash=" in capsys.readouterr().err
 
 
-def test_an_unfinished_run_of_a_version_that_noted_no_code_goes_on(
-    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = words_of("gru", shop)
-    folder = stopped(cli, words)
-    (folder / "environment.json").unlink()
-    assert cli(*words) == 0
-    assert "resuming from" in capsys.readouterr().out
-
-
 def test_a_run_that_left_no_checkpoint_may_begin_with_other_settings(
     cli: Cli, shop: list[str]
 ) -> None:
@@ -125,3 +115,22 @@ def test_a_run_that_left_no_checkpoint_may_begin_with_other_settings(
     folder = stopped(cli, words)
     shutil.rmtree(folder / "checkpoints")
     assert cli(*words, "model.sequence.learning_rate=0.02") == 0
+
+
+def test_one_setting_changed_beside_an_unfinished_run_is_said(
+    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words_of("gru", shop)
+    stopped(cli, [*words, "model.sequence.learning_rate=0.01"])
+    there, rate = [*shop, *GRU, "run_name=y"], "model.sequence.learning_rate=0.02"
+    capsys.readouterr()
+    assert cli(*there, rate) == 0
+    said = capsys.readouterr().out
+    assert "outputs/x is unfinished and differs in one setting only: " in said
+    assert "model.sequence.learning_rate=0.01 (now 0.02)" in said
+    for words in (
+        [rate, "model.sequence.dropout=0.3"],
+        ["model.sequence.learning_rate=0.01", "seed=7"],
+    ):
+        assert cli(*there, *words, "task.force=true") == 0
+        assert "is unfinished" not in capsys.readouterr().out

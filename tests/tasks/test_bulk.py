@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 from filelock import FileLock
 
-from hatllm.tasks.histories import ItemFinder, chunks_of, read_chunk
+from hatllm.tasks.histories import chunks_of, read_chunk
+from hatllm.tasks.item_finder import ItemFinder
 from hatllm.tasks.run_lock import BUSY, run_lock
 
 from .test_resume import command, environment
@@ -66,6 +67,7 @@ def test_every_history_is_answered_and_every_bad_row_is_named(
         {"user_id": "eve", "history": "Red Boat"},
         {"history": ["Red Boat"]},
         {"user_id": 7, "history": ["old lamp"]},
+        {"user_id": "flo", "history": ["Red Submarine", None]},
     ]
     path = tmp_path / "some.jsonl"
     text = [json.dumps(line) for line in lines]
@@ -73,24 +75,28 @@ def test_every_history_is_answered_and_every_bad_row_is_named(
     assert cli(*words_for(finished, path)) == 0
     folder = only_folder(finished)
     answers = answers_of(folder)
-    assert answers.columns == ["user_id", "rank", "item", "title", "score", "log_prob"]
-    assert answers["user_id"].unique(maintain_order=True).to_list() == ["ann", "7"]
-    assert answers["rank"].to_list() == [*range(1, 11)] * 2
+    names = ["user_id", "rank", "item", "title", "score", "log_prob", "num_skipped"]
+    assert answers.columns == names
+    assert answers["user_id"].unique(maintain_order=True).to_list() == ["ann", "cid", "7"]
+    assert answers["rank"].to_list() == [*range(1, 11)] * 3
+    assert answers["num_skipped"].to_list() == [0] * 10 + [1] * 10 + [0] * 10
     assert answers["score"].to_list() == answers["log_prob"].to_list()  # no length penalty
     refused = pl.concat(pl.read_parquet(p) for p in sorted((folder / "refused").iterdir()))
     assert dict(zip(refused["row"].to_list(), refused["reason"].to_list(), strict=True)) == {
         1: "empty history",
-        2: "unknown item 'Red Submarine'",
         3: "the line is no JSON object",
         4: "no history",
         5: "the history is no JSON list",
         6: "no user_id",
+        8: "unknown items only, such as None",
     }
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["histories"], summary["answered"]) == (8, 2)
-    assert summary["refused"]["unknown item"] == 1
+    assert (summary["histories"], summary["answered"]) == (9, 3)
+    assert summary["refused"]["unknown items only"] == 1
+    assert summary["skipped_entries"] == 1
     said = capsys.readouterr().out
-    assert "2 of 8 histories answered, 6 refused" in said and "unknown item: 1" in said
+    assert "3 of 9 histories answered, 6 refused" in said and "unknown items only: 1" in said
+    assert "1 entries that name no item were skipped" in said
 
 
 def test_the_form_of_the_file_does_not_change_the_answers(
@@ -212,7 +218,7 @@ def test_a_chunk_decodes_its_own_row_group_only(tmp_path: Path) -> None:
     catalogue = pl.DataFrame(
         {"item_id": range(10), "title": TITLES, "source_id": [f"s{i}" for i in range(10)]}
     )
-    found = [read_chunk(path, chunk, ItemFinder(catalogue)) for chunk in chunks]
+    found = [read_chunk(path, chunk, ItemFinder(catalogue), 10) for chunk in chunks]
     assert pl.concat([one.users for one in found]).to_list() == [*range(1000, 1023)]
     histories = [history for one in found for history in one.histories]
     expected = [[TITLES.index(t) for t in row] for row in good_histories(23)["history"].to_list()]

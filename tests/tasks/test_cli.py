@@ -1,9 +1,17 @@
 """Wrong input: one line that names the field, the value and what would be right; exit code 2."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
+
+import run
+
+from .test_resume import ROOT
 
 Cli = Callable[..., int]
 
@@ -90,3 +98,62 @@ def test_help_explains_groups_and_settings(cli: Cli, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     for part in ("mask: ", "hatllm", "mask.split_layer=16", "task=prepare"):
         assert part in said
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("a.b=1 -m c=2,3", "-m a.b=1 c=2,3"),
+        ("--a.b=1 --seed=2", "a.b=1 seed=2"),
+        ("x=1 --config-dir /y=1 --config-name z w=2", "--config-dir /y=1 --config-name z x=1 w=2"),
+        ("--config-dir=/y x=1 --cfg job", "--config-dir=/y --cfg job x=1"),
+        ("x=1 --info defaults y=2 -i z=3", "--info defaults -i x=1 y=2 z=3"),
+        ("~x +y=1 --z=", "~x +y=1 z="),
+    ],
+)
+def test_options_and_settings_may_stand_in_any_order(given: str, wanted: str) -> None:
+    assert run.options_first(given.split(), get_args_parser()) == wanted.split()
+
+
+def test_settings_with_dashes_reach_the_config(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("--mask.split_layer=31") == 2
+    assert "mask.split_layer=31" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--mask.split_layer", "1"], "--mask.split_layer is not an option"),
+        (["seed=1", "-x"], "-x is not an option"),
+        (["--cfg", "jub"], "argument --cfg/-c: invalid choice: 'jub'"),
+    ],
+)
+def test_a_word_that_is_neither_is_answered_in_one_line(
+    cli: Cli, capsys: pytest.CaptureFixture[str], words: list[str], named: str
+) -> None:
+    assert cli(*words) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {named}") and said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_a_reader_that_has_enough_is_no_error(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as pipe:
+        patch.setattr(sys, "stdout", pipe)
+        assert cli("--help") == run.NOBODY_READS
+    assert capsys.readouterr().err == ""
+
+
+def test_control_c_while_packages_are_imported_prints_nothing(tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py")], env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (run.INTERRUPTED, "", "")

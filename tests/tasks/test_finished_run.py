@@ -67,6 +67,49 @@ def test_a_catalogue_that_is_not_the_datas_is_refused(
     assert "items.parquet is not the catalogue" in capsys.readouterr().err
 
 
+def test_the_run_folder_alone_answers(
+    cli: Cli, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=recommend", f"task.run_folder={finished}", "task.history=[Red Boat,s3]"]
+    assert cli(*words) == 0
+    before = capsys.readouterr().out
+    # The run was made elsewhere: its tables are taken away, its prepared data are not here.
+    config = (finished / "config.yaml").read_text()
+    places = [line.split(": ")[1] for line in config.splitlines() if "s_file: /" in line]
+    assert len(places) == 2
+    for place in places:
+        Path(place).rename(f"{place}.away")
+    try:
+        assert cli(*words) == 0
+        assert not (tmp_path / "cache" / "prepared").exists()
+    finally:
+        for place in places:
+            Path(f"{place}.away").rename(place)
+    assert capsys.readouterr().out == before
+    titles = dict(pl.read_parquet(finished / "items.parquet")["title", "source_id"].iter_rows())
+    rows = [line.split("│") for line in before.splitlines() if line.startswith("│")]
+    assert len(rows) == 10
+    assert all(titles[row[2].strip()] == row[-2].strip() for row in rows)  # the shop's own ids
+    users = pl.read_parquet(finished / "users.parquet")
+    assert users.columns == ["user_id", "source_id"]
+    asked = pl.read_parquet(finished / "predictions.parquet")["user_id"]
+    assert set(asked) <= set(users["user_id"])
+    assert all(name.startswith("u") for name in users["source_id"])
+
+
+def test_what_names_no_item_is_skipped_and_said(
+    cli: Cli, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=recommend", f"task.run_folder={finished}"]
+    assert cli(*words, "task.history=[Red Boot,Red Boat]") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "skipped: 'Red Boot' is neither a title nor an item id; near: 'Red Boat'" in said
+    assert "history: Red Boat" in said
+    # Older entries than are read do not count, known or not.
+    assert cli(*words, f"task.history=[{','.join(['Nope', *['s1'] * 10])}]") == 0
+    assert "skipped" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("mask", ["hatllm", "hatllm_segments"])
 def test_masks_of_a_real_user_are_drawn(
     cli: Cli, shop: list[str], tmp_path: Path, mask: str, capsys: pytest.CaptureFixture[str]

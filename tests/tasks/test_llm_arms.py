@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,9 @@ import polars as pl
 import pytest
 import pytorch_lightning as lightning
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from hatllm.compose import checked
 from hatllm.tasks.assistant import load_assistant
-from hatllm.tasks.run_folder import EXTRAS, config_hash, load_config
 
 from .conftest import call_cli, smoke_words
 
@@ -150,22 +146,6 @@ def test_sdpo_starts_from_a_finished_run_and_resumes_exactly(
     for name, value in unbroken.items():
         torch.testing.assert_close(value, broken[name], rtol=1e-4, atol=1e-5, msg=name)
     assert any(not torch.allclose(start[name], unbroken[name]) for name in start)
-
-
-def test_a_run_older_than_these_settings_can_still_be_used(
-    cli: Cli, runs: Path, tmp_path: Path
-) -> None:
-    old = shutil.copytree(runs / "sft", tmp_path / "old")
-    saved = OmegaConf.load(old / "config.yaml")
-    for group, names in (("loss", EXTRAS["loss"]), ("decode", EXTRAS["decode"])):
-        for name in names:
-            del saved[group][name]
-    OmegaConf.save(saved, old / "config.yaml")
-    table = evaluated(cli, old)
-    before = pl.read_parquet(old / "predictions.parquet")
-    assert table["top_items"].to_list() == before["top_items"].to_list()
-    config = checked(load_config(old))
-    assert config_hash(config) == json.loads((old / "run.json").read_text())["config_hash"]
 
 
 def test_a_reference_run_with_other_adapters_is_refused(

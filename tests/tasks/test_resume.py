@@ -94,6 +94,70 @@ def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
     assert [was_resumed(run) for run in (whole, tmp_path / "outputs/stopped")] == [False, True]
 
 
+# Checkpoints are an epoch apart, so that without the signal nothing would have been saved.
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+@pytest.mark.parametrize("stop_after", [0, 2, 9, 13])
+def test_a_signal_ends_the_step_saves_it_and_the_next_start_goes_on_from_there(
+    whole: Path,
+    cli: Callable[..., int],
+    shop: list[str],
+    tmp_path: Path,
+    stop_after: int,
+    number: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Send(lightning.Callback):
+        def on_train_batch_start(self, trainer: lightning.Trainer, *rest: Any) -> None:
+            if trainer.global_step == stop_after and rest[2] % 4 == 2:
+                os.kill(os.getpid(), number)
+
+    fit = lightning.Trainer.fit
+
+    def fit_and_stop(self: lightning.Trainer, *args: Any, **words: Any) -> None:
+        self.callbacks.append(Send())
+        fit(self, *args, **words)
+
+    words = [*long_run(shop, tmp_path, "stopped"), "trainer.checkpoint_every_steps=1000"]
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    with monkeypatch.context() as patched:
+        patched.setattr(lightning.Trainer, "fit", fit_and_stop)
+        assert cli(*words) == code
+    said = f"stopped after step {stop_after + 1} of 21; the same command goes on from there"
+    assert said in capfd.readouterr().out
+    last = torch.load(tmp_path / "outputs/stopped/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == stop_after + 1
+    assert {n: signal.getsignal(n) for n in before} == before
+    assert cli(*words) == 0
+    assert "resuming from" in capfd.readouterr().out
+    bits(whole, tmp_path / "outputs/stopped")
+
+
+def bits(first: Path, second: Path) -> None:
+    one, other = adapter(first), adapter(second)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_checkpoint_is_written_by_time_where_steps_are_slow(
+    cli: Callable[..., int], shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = lightning.Trainer.save_checkpoint
+
+    def note(self: lightning.Trainer, path: Path, *args: Any, **words: Any) -> None:
+        saved.append(self.global_step)
+        save(self, path, *args, **words)
+
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", note)
+    words = [*shop, "trainer.max_epochs=1", "trainer.checkpoint_every_steps=1000", "run_name=slow"]
+    assert cli(*words, "trainer.checkpoint_every_seconds=1e-9") == 0
+    assert saved == [1, 2, 3, 4, 5, 6, 7, 7]  # every step; at the last the best, too
+
+
 def test_control_c_leaves_a_checkpoint_and_says_how_to_resume(
     shop: list[str], tmp_path: Path
 ) -> None:
@@ -109,5 +173,5 @@ def test_control_c_leaves_a_checkpoint_and_says_how_to_resume(
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "resume with the same command" in out
+    assert "stopped after step" in out and "the same command goes on from there" in out
     assert last.exists()

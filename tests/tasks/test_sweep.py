@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,11 +14,12 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
+from report.frames import predictions_frame
 from toys import CONF, Compose
 
 import run
 from hatllm.compose import checked
-from hatllm.config import SWEEP_METRICS, SweepConfig
+from hatllm.config import SweepConfig
 from hatllm.report.sweep import write_sweep
 from hatllm.tasks.run_folder import run_folder
 from hatllm.tasks.run_lock import BUSY, run_lock
@@ -41,13 +42,23 @@ def stamps(tmp_path: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("outputs/*/run.json")}
 
 
-def write_run(folder: Path, seed: int, value: float, nll: float | None, kind: str = "llm") -> Path:
+def write_run(
+    folder: Path,
+    seed: int,
+    value: float,
+    nll: float | None,
+    kind: str = "llm",
+    ranks: Sequence[int | None] = (1, None) * 4,
+) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"model: {{kind: {kind}}}\n")
-    numbers = {name.split("/")[1]: value for name in SWEEP_METRICS}
+    (folder / "config.yaml").write_text(f"model: {{kind: {kind}}}\ndecode: {{top_k: 10}}\n")
+    numbers = dict.fromkeys(("HR@5", "HR@10", "NDCG@5", "NDCG@10"), value)
     numbers |= {"trie_NLL": nll, "vocab_NLL": nll}
     (folder / "metrics.json").write_text(json.dumps({"valid": numbers, "test": numbers}))
     (folder / "run.json").write_text(json.dumps({"seed": seed}))
+    log_probs = None if nll is None else [-nll] * 8
+    for name in ("predictions.parquet", "valid_predictions.parquet"):
+        predictions_frame(ranks, log_probs).write_parquet(folder / name)
     return folder
 
 
@@ -65,6 +76,50 @@ def test_cells_are_averaged_over_seeds_and_the_best_is_named(tmp_path: Path) -> 
     # No run has an NLL, so there is one figure.
     assert [path.name for path in (tmp_path / "sweep").glob("*.png")] == ["test_NDCG@10.png"]
     assert len(pl.read_csv(tmp_path / "sweep/cells.csv")) == 4
+
+
+def test_a_single_seed_has_its_error_over_users_and_several_both(tmp_path: Path) -> None:
+    settings = [{"mask.split_layer": depth} for depth in ("8", "16", "16")]
+    # Of 8 users 4 are hit: sqrt(8 * 1/4 / 7 / 8) = 0.189. Over both seeds of 16 the means of the
+    # first four users are 1, 0, 1, 0 and those of the others 1/2.
+    ranks: list[list[int | None]] = [
+        [1, None] * 4,
+        [1, None] * 4,
+        [1, None, 1, None, None, 1, None, 1],
+    ]
+    folders = [write_run(tmp_path / str(n), n, 0.5, None, ranks=ranks[n]) for n in range(3)]
+    text = write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    rows = [line for line in text.splitlines() if line.startswith(("| 8 ", "| 16 "))]
+    assert "| 0.5000 ± 0.1890 |" in rows[0] and "(" not in rows[0]
+    both = (sum((x - 0.5) ** 2 for x in (1, 0, 1, 0)) / 7 / 8) ** 0.5
+    assert f"| 0.5000 ± {both:.4f} (0.0000) |" in rows[1]
+    assert "± is the standard error over users, in parentheses the standard deviation" in text
+
+
+def test_a_sweep_without_a_hit_shows_no_error_of_zero(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / str(n), 1, 0.0, 2.0, ranks=[None] * 8) for n in range(2)]
+    settings = [{"loss.tau": tau} for tau in ("1", "2")]
+    text = write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    assert "| 0.0000 | 0.0000 |" in text and "± 0.0000" not in text
+    assert "at 95 % the rate is below 0.3750 (8 users)" in text
+    assert "Best valid/NDCG@10: 0.0000 with `loss.tau=1`, and 1 more alike." in text
+
+
+def test_lists_of_four_have_no_metrics_at_ten_in_a_sweep(tmp_path: Path) -> None:
+    settings = [{"decode.top_k": k} for k in ("4", "20")]
+    folders = [write_run(tmp_path / k["decode.top_k"], 1, 0.25, None) for k in settings]
+    for folder, top_k in zip(folders, (4, 20), strict=True):
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("top_k: 10", f"top_k: {top_k}"))
+    numbers = {"HR@4": 0.25, "NDCG@4": 0.2}
+    (folders[0] / "metrics.json").write_text(json.dumps({"valid": numbers, "test": numbers}))
+    text = write_sweep(settings, folders, GRID, tmp_path / "sweep")
+    assert "| 4 | 1 | – | – | – |" in text
+    assert "– in valid/NDCG@10, test/NDCG@10: lists of fewer titles (decode.top_k)." in text
+    cells = pl.read_csv(tmp_path / "sweep/cells.csv")
+    assert cells["test/HR@10"].to_list() == [None, 0.25]
+    # What one of the runs was not made with is measured of its answers: 4 of 8 at rank 1.
+    assert cells["test/HR@4"].to_list() == [0.25, 0.5]
 
 
 def test_a_sweep_says_what_a_uniform_guess_has_on_each_of_its_data(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import polars as pl
 
-from hatllm.report.comparison import paired_examples
 from hatllm.report.evaluation import example_metrics
+from hatllm.report.pairing import paired_examples
 from hatllm.report.run_report import markdown_table
 from hatllm.report.statistics import mean_and_std_over_seeds, summarize_differences
 

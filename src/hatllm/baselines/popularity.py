@@ -3,8 +3,9 @@
 The user's own history is not removed from the list, because the LLM arms do not remove it either.
 """
 
-import numpy as np
 import polars as pl
+
+from hatllm.ties import scrambled
 
 # Additive smoothing: added to every title's count, so that an unseen one has a probability. From
 # 0.01 to 10,000, four a decade.
@@ -121,11 +122,3 @@ def _best_pseudo_count(counts: pl.Series, of_targets: pl.Series) -> float:
         return -float((((of_targets + pseudo_count) / total).log()).sum())
 
     return min(PSEUDO_COUNTS, key=nll)
-
-
-def scrambled(item_ids: pl.Series) -> pl.Series:
-    """A fixed pseudo-random unsigned 64-bit number for each id (splitmix64, no library's hash)."""
-    z = item_ids.cast(pl.Int64).to_numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return pl.Series("tie", z ^ (z >> np.uint64(31)))

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hatllm.baselines.popularity import scrambled
+from hatllm.ties import scrambled
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,24 @@ from hatllm.config.checks import check_choice
 from hatllm.config.data import DataConfig, PromptConfig
 from hatllm.config.decode import DecodeConfig
 from hatllm.config.experiment import ExperimentConfig
-from hatllm.config.identity import (
+from hatllm.config.mask import MaskConfig
+from hatllm.config.metrics import MetricsConfig, cut_off_of, main_cut_off
+from hatllm.config.model import ModelConfig
+from hatllm.config.run import (
     NOT_IN_HASH,
     OTHER_RUNS,
+    Config,
     can_seed_change,
     makes_steps,
-    settings_that_count,
+    only_what_counts,
 )
-from hatllm.config.mask import MaskConfig
-from hatllm.config.model import ModelConfig
-from hatllm.config.run import Config
-from hatllm.config.sweep import SWEEP_METRICS, SweepConfig
+from hatllm.config.sweep import SweepConfig
 from hatllm.config.trainer import TrainerConfig
 
 __all__ = [
     "NOT_IN_HASH",
     "OTHER_RUNS",
     "SEQUENCE_KINDS",
-    "SWEEP_METRICS",
     "ClozeConfig",
     "Config",
     "DataConfig",
@@ -43,6 +43,7 @@ __all__ = [
     "ExperimentConfig",
     "KnnConfig",
     "MaskConfig",
+    "MetricsConfig",
     "ModelConfig",
     "PopularityConfig",
     "PromptConfig",
@@ -51,6 +52,8 @@ __all__ = [
     "TrainerConfig",
     "can_seed_change",
     "check_choice",
+    "cut_off_of",
+    "main_cut_off",
     "makes_steps",
-    "settings_that_count",
+    "only_what_counts",
 ]

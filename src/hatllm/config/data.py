@@ -7,6 +7,9 @@ from hatllm.config.checks import LARGEST, check_choice, check_range, check_url
 SOURCES = ("ml100k", "amazon", "windows", "custom")
 RELEASES = ("2014", "2018", "2023")
 TAB = "\\t"  # as one types it
+TRAIN_TARGETS = ("last", "every")
+TARGET_FORMS = ("in_place", "branches")
+TARGET_WEIGHTS = ("equal", "rising")
 PROTOCOLS = ("sliding_window", "all_prefixes", "leave_one_out")
 
 
@@ -63,12 +66,18 @@ class DataConfig:
     valid_rows: int | None
     test_rows: int | None
     sample_seed: int  # the sample stays the same over run seeds
+    train_targets: str  # one of TRAIN_TARGETS: LLM arms learn the row's target, or every item too
+    target_form: str  # one of TARGET_FORMS
+    target_weights: str  # one of TARGET_WEIGHTS
     histories: str | None  # task=recommend: Parquet, JSONL or CSV, one history a row
     prompt: PromptConfig
 
     def __post_init__(self) -> None:
         check_choice("data.source", self.source, SOURCES)
         check_choice("data.protocol", self.protocol, PROTOCOLS)
+        check_choice("data.train_targets", self.train_targets, TRAIN_TARGETS)
+        check_choice("data.target_form", self.target_form, TARGET_FORMS)
+        check_choice("data.target_weights", self.target_weights, TARGET_WEIGHTS)
         check_range("data.min_interactions", self.min_interactions, 1)
         check_range("data.max_history_items", self.max_history_items, 1)
         check_range("data.min_history_items", self.min_history_items, 1, self.max_history_items)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hatllm.config.checks import check_choice, check_extras, check_range
+from hatllm.config.checks import check_choice, check_extras, check_positive, check_range
 
 SEARCHES = ("beam", "generate", "exact", "d3", "grounding")
 NORMALIZATIONS = ("trie", "vocab")
@@ -16,6 +16,7 @@ class DecodeConfig:
     beam_width: int
     length_penalty: float  # finished score = log_prob / length ** length_penalty
     normalize: str  # one of NORMALIZATIONS
+    temperature: float | None  # of scores; null = what was trained, see Config.temperatures
     top_k: int  # titles kept for each user
     users_per_batch: int
     max_expansions: int  # exact: model calls a user before it gives up its certificate
@@ -41,6 +42,8 @@ class DecodeConfig:
         check_range("decode.llm_weight", self.llm_weight, 0.0, 1.0)
         check_range("decode.max_title_tokens", self.max_title_tokens, 1)
         check_choice("decode.normalize", self.normalize, NORMALIZATIONS)
+        if self.temperature is not None:
+            check_positive("decode.temperature", self.temperature)
         check_range("decode.beam_width", self.beam_width, 1)
         check_range("decode.top_k", self.top_k, 1)
         check_range("decode.users_per_batch", self.users_per_batch, 1)

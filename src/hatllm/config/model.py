@@ -13,7 +13,7 @@ from hatllm.config.checks import check_choice, check_range
 
 BACKENDS = ("sdpa", "eager", "flex")
 MODEL_KINDS = ("llm", *SEEDLESS_KINDS, *SEQUENCE_KINDS)
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16")
 TUNINGS = ("lora", "full", "none")
 
 
@@ -42,7 +42,7 @@ class ModelConfig:
     kind: str  # one of MODEL_KINDS
     source: str  # 'smollm2' (package index), 'tiny' (random), a Hugging Face name or a folder
     num_layers: int | None  # known layer count, for early checks; null = read from the model
-    dtype: str  # one of DTYPES; weights of the frozen backbone (adapters stay float32)
+    dtype: str  # one of DTYPES; of the frozen weights (adapters: float32); auto = the fastest here
     tuning: str  # one of TUNINGS
     start_from: str | None  # finished run of the same model and adapters, whose weights come first
     lora: LoraConfig

@@ -1,19 +1,73 @@
 """One composed run: ``conf/config.yaml`` and a choice of every group."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from hatllm.config.baseline import SEEDLESS_KINDS
 from hatllm.config.checks import check_range
 from hatllm.config.data import DataConfig
 from hatllm.config.decode import DecodeConfig
 from hatllm.config.experiment import ExperimentConfig
-from hatllm.config.identity import OTHER_RUNS, can_seed_change, makes_steps
 from hatllm.config.logger import LoggerConfig
 from hatllm.config.loss import LossConfig
 from hatllm.config.mask import MaskConfig
+from hatllm.config.metrics import MetricsConfig, check_monitor, cut_off_of, main_cut_off
 from hatllm.config.model import ModelConfig
 from hatllm.config.sweep import SweepConfig
 from hatllm.config.task import TaskConfig
 from hatllm.config.trainer import TrainerConfig
+
+# Settings that cannot change a run's numbers, and so are no part of its folder's name and hash and
+# may change before it is finished: where files lie, what is measured of the answers and logged, on
+# what hardware and in how many pieces it is computed, how often it is saved. "Cannot change" is up
+# to the rounding of sums in another order and, under dropout, up to which units a pass drops. A
+# setting that takes another way to the same numbers, to be compared with the first, is part of what
+# a run is (fast, model.backend, decode.state_cache), and so is model.dtype, whose rounding is seen
+# in the metrics.
+NOT_IN_HASH = ("task", "logger", "metrics", "experiment", "sweep", "num_threads", "data_root",
+               "cache_root", "output_root", "run_name", "decode.users_per_batch", "model.compile",
+               "model.gradient_checkpointing", "trainer.name", "trainer.accelerator",
+               "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+               "trainer.micro_batch_size", "trainer.checkpoint_every_steps",
+               "trainer.checkpoint_every_seconds")  # fmt: skip
+# Settings that name the folder of another run. Its own name tells its settings; where it lies, it
+# may move.
+OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
+
+
+def only_what_counts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, groups as dictionaries, without those of NOT_IN_HASH."""
+
+    def kept(values: Mapping[str, Any], start: str) -> dict[str, Any]:
+        return {
+            name: kept(value, f"{start}{name}.") if isinstance(value, Mapping) else value
+            for name, value in values.items()
+            if f"{start}{name}" not in NOT_IN_HASH
+        }
+
+    return kept(settings, "")
+
+
+def makes_steps(tuning: str, max_steps: int) -> bool:
+    """Whether an LLM is trained: ``model.tuning`` and ``trainer.max_steps`` both allow it."""
+    return tuning != "none" and max_steps != 0
+
+
+def can_seed_change(
+    kind: str, tuning: str, max_steps: int, other_runs: Iterable[str | None]
+) -> bool:
+    """Whether two seeds can give two results.
+
+    Args:
+        kind: ``model.kind``.
+        tuning: ``model.tuning``.
+        max_steps: ``trainer.max_steps``.
+        other_runs: The values of OTHER_RUNS; a run that it needs has another seed too.
+    """
+    if kind != "llm":
+        return kind not in SEEDLESS_KINDS
+    return makes_steps(tuning, max_steps) or any(run is not None for run in other_runs)
 
 
 @dataclass
@@ -27,6 +81,7 @@ class Config:
     loss: LossConfig
     decode: DecodeConfig
     trainer: TrainerConfig
+    metrics: MetricsConfig
     logger: LoggerConfig
     experiment: ExperimentConfig
     sweep: SweepConfig
@@ -46,11 +101,30 @@ class Config:
             self.trainer.check_batches()
         if self.trainer.strategy == "fsdp":
             self._check_sharding()
+        in_place = self.data.train_targets == "every" and self.data.target_form == "in_place"
+        if self.loss.name == "sdpo" and in_place:
+            raise ValueError(
+                "data.target_form='in_place' must be branches with loss=sdpo: a history holds no "
+                "other titles that an item could be compared with"
+            )
+        if self.task.name in ("train", "evaluate"):
+            self._check_lists()
 
     @property
     def trains(self) -> bool:
         """Whether the run, one of an LLM, makes optimizer steps."""
         return makes_steps(self.model.tuning, self.trainer.max_steps)
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """What logits are divided by before the softmax over legal tokens, over the vocabulary.
+
+        MSL trains softmax(f / tau) over the legal tokens; lml and sdpo train at 1. Under msl_ats
+        tau is where its adaptation begins, and the run's own value takes its place.
+        """
+        if self.decode.temperature is not None:
+            return self.decode.temperature, self.decode.temperature
+        return (self.loss.tau if self.loss.name in ("msl", "msl_ats") else 1.0), 1.0
 
     @property
     def is_seeded(self) -> bool:
@@ -59,6 +133,35 @@ class Config:
         return can_seed_change(
             self.model.kind, self.model.tuning, self.trainer.max_steps, other_runs
         )
+
+    @property
+    def cut_offs(self) -> tuple[int, ...]:
+        """The cut-offs that the run's lists are long enough for; its others are not measured."""
+        return self.metrics.within(self.decode.top_k)
+
+    @property
+    def validation_cut_offs(self) -> tuple[int, ...]:
+        """Cut-offs of the curves ``val/HR@K``, ``val/NDCG@K``: the main one and the monitored."""
+        monitored = cut_off_of(self.trainer.monitor)
+        found = {main_cut_off(self.cut_offs), *([] if monitored is None else [monitored])}
+        return tuple(sorted(found))
+
+    def _check_lists(self) -> None:
+        """Refuse lists too short for every cut-off, or for what chooses the checkpoint."""
+        if not self.cut_offs:
+            raise ValueError(
+                f"metrics.cut_offs={self.metrics.cut_offs} must hold a number of at most "
+                f"decode.top_k={self.decode.top_k}, the titles kept for each user"
+            )
+        wanted = cut_off_of(self.sweep.objective)
+        if self.sweep.is_search and wanted is not None and wanted not in self.cut_offs:
+            raise ValueError(
+                f"sweep.objective={self.sweep.objective!r} is not measured: {wanted} must be in "
+                f"metrics.cut_offs={self.metrics.cut_offs} and at most "
+                f"decode.top_k={self.decode.top_k}"
+            )
+        if self.task.name == "train" and self.model.kind == "llm" and self.trains:
+            check_monitor(self.trainer.monitor, self.decode.top_k)
 
     def _check_sharding(self) -> None:
         """Refuse what FSDP would compute wrongly, because it lies outside the sharded layers."""

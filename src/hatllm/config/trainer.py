@@ -1,10 +1,12 @@
 """Settings of ``conf/trainer/``."""
 
+import re
 from dataclasses import dataclass
 
 from hatllm.config.checks import check_choice, check_positive, check_range
 
 ACCELERATORS = ("cpu", "gpu", "auto")
+MONITOR = re.compile(r"val/((NDCG|HR)@[1-9]\d*|trie_NLL|vocab_NLL)")
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -27,8 +29,10 @@ class TrainerConfig:
     weight_decay: float
     gradient_clip: float  # largest gradient norm; 0 = no clipping
     validate_every_steps: int | None  # optimizer steps; null = at the end of every epoch
-    early_stopping_patience: int | None  # validations without a better val/NDCG@10; null = never
+    monitor: str  # a MONITOR: the best validation by it is what the run answers with
+    early_stopping_patience: int | None  # validations without a better one; null = never
     checkpoint_every_steps: int  # optimizer steps between two writes of last.ckpt
+    checkpoint_every_seconds: float  # or as many seconds, whichever comes first
 
     def __post_init__(self) -> None:
         check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
@@ -38,6 +42,12 @@ class TrainerConfig:
             check_range(f"trainer.{field}", getattr(self, field), 1)
         for field in ("warmup_steps", "weight_decay", "gradient_clip", "early_stopping_patience"):
             check_range(f"trainer.{field}", getattr(self, field), 0)
+        if not MONITOR.fullmatch(self.monitor):
+            raise ValueError(
+                f"trainer.monitor={self.monitor!r} must be val/NDCG@K or val/HR@K, with K at most "
+                "decode.top_k, or val/trie_NLL or val/vocab_NLL"
+            )
+        check_positive("trainer.checkpoint_every_seconds", self.checkpoint_every_seconds)
         check_range("trainer.max_steps", self.max_steps, -1)
         check_positive("trainer.learning_rate", self.learning_rate)
         if self.num_processes > 1 and self.strategy == "auto":
@@ -61,6 +71,11 @@ class TrainerConfig:
                 f"micro_batch_size x devices x num_nodes = {rows}, such as {near}: only then does "
                 "every row count alike"
             )
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the monitored metric."""
+        return not self.monitor.endswith("NLL")
 
     @property
     def num_processes(self) -> int:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pytorch_lightning as lightning
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hatllm.data.negatives import Negatives
 from hatllm.data.prompt import Batch, PromptBook, build_batch
+from hatllm.data.targets import target_weights
 
 if TYPE_CHECKING:
     from hatllm.config import Config, TrainerConfig
@@ -47,9 +49,14 @@ class Examples:
         return len(self.target_R)
 
     def batch(
-        self, book: PromptBook, rows: IntArray, target_is_item: bool, with_target: bool
+        self,
+        book: PromptBook,
+        rows: IntArray,
+        target_is_item: bool,
+        with_target: bool,
+        in_place: str | None = None,
     ) -> Batch:
-        """The chosen rows as one padded batch."""
+        """The chosen rows as one padded batch, see `build_batch`."""
         return build_batch(
             book,
             self.example_id_R[rows].tolist(),
@@ -57,6 +64,7 @@ class Examples:
             self.target_R[rows].tolist(),
             target_is_item,
             with_target,
+            in_place,
         )
 
     def prompt_lengths(self, book: PromptBook, with_target: bool) -> IntArray:
@@ -176,20 +184,30 @@ class TrainingBatches:
     def __init__(self, examples: Examples, book: PromptBook, config: "Config") -> None:
         self.examples, self.book = examples, book
         self.target_is_item = config.mask.target_is_item
+        every = config.data.train_targets == "every"
+        weights, form = config.data.target_weights, config.data.target_form
+        self.in_place = weights if every and form == "in_place" else None
+        self.branches = weights if every and form == "branches" else None
         self.negatives = None
         if config.loss.num_negatives is not None:
             self.negatives = Negatives.of(book, config.loss.num_negatives, config.seed)
 
     def batch(self, rows: IntArray) -> Batch:
         """The chosen rows with their titles; under sdpo each target's negatives come after it."""
-        examples = self.examples
-        if self.negatives is not None:
-            examples = self._with_negatives(self.negatives, rows)
+        examples, weights = self.examples, None
+        if self.branches is not None:
+            examples, weights = branches_of(examples, rows, self.branches)
             rows = np.arange(len(examples))
-        return examples.batch(self.book, rows, self.target_is_item, True)
+        if self.negatives is not None:
+            examples = self._with_negatives(examples, self.negatives, rows)
+            rows = np.arange(len(examples))
+        batch = examples.batch(self.book, rows, self.target_is_item, True, self.in_place)
+        if weights is not None:
+            times = len(batch.title_weight_S) // len(weights)
+            batch.title_weight_S = torch.from_numpy(np.repeat(weights, times))
+        return batch
 
-    def _with_negatives(self, negatives: Negatives, rows: IntArray) -> Examples:
-        examples = self.examples
+    def _with_negatives(self, examples: Examples, negatives: Negatives, rows: IntArray) -> Examples:
         example_id_B, target_B = examples.example_id_R[rows], examples.target_R[rows]
         target_rows = self.book.rows_of(target_B).tolist()
         drawn = map(negatives.draw, example_id_B.tolist(), target_rows)
@@ -197,6 +215,32 @@ class TrainingBatches:
         times = 1 + negatives.num_negatives
         histories = [examples.histories[row] for row in np.repeat(rows, times)]
         return Examples(np.repeat(example_id_B, times), histories, np.array(titles).flatten())
+
+
+def branches_of(
+    examples: Examples, rows: IntArray, how: str
+) -> tuple[Examples, NDArray[np.float32]]:
+    """Each chosen row as one row for every item after the first, and for its target.
+
+    Args:
+        examples: A split.
+        rows: The chosen ones.
+        how: As in `target_weights`.
+
+    Returns:
+        The prefixes of each history with the item that follows, oldest first, and their weights;
+        those of one chosen row sum to 1.
+    """
+    ids, histories, targets, weights = [], [], [], []
+    for row in rows.tolist():
+        items = np.append(examples.histories[row], examples.target_R[row])
+        num_titles = len(items) - 1
+        ids += [examples.example_id_R[row]] * num_titles
+        histories += [items[:end] for end in range(1, len(items))]
+        targets += items[1:].tolist()
+        weights.append(target_weights(num_titles, how).astype(np.float32))
+    grown = Examples(np.array(ids, np.int64), histories, np.array(targets, np.int64))
+    return grown, np.concatenate(weights)
 
 
 class TrainingData(lightning.LightningDataModule):

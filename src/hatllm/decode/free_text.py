@@ -73,7 +73,8 @@ def _asking_the_vocabulary(scorer: Scorer, beam_width: int, num_titles: int, end
 
     def ask(user_M: Tensor, node_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nonlocal used
-        log_prob_MV = scorer.lm.logits(scorer.hidden_at(user_M, node_M)).log_softmax(-1)
+        logit_MV = scorer.lm.logits(scorer.hidden_at(user_M, node_M))
+        log_prob_MV = (logit_MV / scorer.lm.vocab_temperature).log_softmax(-1)
         # A search that keeps 2W candidates of all of a user's hypotheses needs no more of any one.
         log_prob_MX, token_MX = log_prob_MV.topk(min(2 * beam_width, log_prob_MV.shape[1]), dim=1)
         row_C = torch.arange(len(node_M), device=node_M.device).repeat_interleave(token_MX.shape[1])

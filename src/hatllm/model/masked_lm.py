@@ -17,6 +17,7 @@ from hatllm.masks.schedule import Schedule
 from hatllm.model import attention
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.stages import Band, PrefixStates, Rows, Stage, Stages
+from hatllm.model.suitability import check_config, check_structure
 
 FEW_TOKENS = 64  # up to so many tokens a row, single dot products beat the whole output layer
 
@@ -37,23 +38,18 @@ class MaskedLM(nn.Module):
                 the model's attention.
         """
         super().__init__()
-        num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        if len(schedule.patterns) != num_layers:
-            raise ValueError(
-                f"the schedule has {len(schedule.patterns)} layers, the model {num_layers}; "
-                "correct model.num_layers"
-            )
+        check_config(model.config, backend, schedule)
+        check_structure(model)
         attention.install(model, backend)
         self.model: nn.Module = model
         self.backbone = [model]  # in a list: not registered a second time
         self.schedule = schedule
         self.item_tokens: ItemTokens | None = None
+        # What logits are divided by where they become scores: over legal tokens, over all.
+        self.trie_temperature = self.vocab_temperature = 1.0
         config = model.config.get_text_config(decoder=True)
         self.final_softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.num_positions = attention.constant_positions(config)
-        for name in ("logits_scaling", "logit_scale"):
-            if getattr(config, name, None) not in (None, 1, 1.0):
-                raise ValueError(f"model {config.model_type!r} scales its logits; not supported")
 
     def _check_positions(self, position: Tensor) -> None:
         """Refuse positions from which on the rotary table depends on the whole call's length."""
@@ -168,7 +164,7 @@ class MaskedLM(nn.Module):
                 use_cache=False,
                 stages=passed,
             )
-        if missing := sorted(set(layers) - passed.seen):
+        if missing := sorted(layer for layer in layers if not passed.read[layer]):
             raise RuntimeError(
                 f"layers {missing} did not read their mask; this model's attention does not go "
                 "through transformers' AttentionInterface"

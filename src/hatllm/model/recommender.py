@@ -87,6 +87,8 @@ class Recommender(lightning.LightningModule):
     def title_loss(self, batch: Batch) -> Tensor:
         """Loss of the batch's titles: summed over a title's tokens, averaged over rows.
 
+        A row of several supervised titles counts with their weighted mean.
+
         Args:
             batch: Prompts with titles; under sdpo a row for each title of an example.
 
@@ -97,10 +99,11 @@ class Recommender(lightning.LightningModule):
             case "sdpo":
                 return self._sdpo(batch)
             case "lml":
-                nll_T = self._lml(batch)
+                nll_T, title_T = self._lml(batch), batch.title_T
             case _:
-                nll_T = self._msl(batch)
-        return nll_T.sum() / batch.num_rows
+                nll_T, title_T = self._msl(batch)
+        weight_S = batch.title_weight_S
+        return (weight_S[title_T] * nll_T).sum() / weight_S.sum()
 
     def _lml(self, batch: Batch) -> Tensor:
         hidden_TD = self._hidden_at(batch, batch.target_row_T, batch.target_column_T)
@@ -111,7 +114,9 @@ class Recommender(lightning.LightningModule):
         assert self.reference is not None and loss.beta is not None
         with self.reference.instead():
             reference_BJ = self._title_log_probs(batch)
-        return sdpo_loss(self._title_log_probs(batch), reference_BJ, loss.beta).mean()
+        loss_B = sdpo_loss(self._title_log_probs(batch), reference_BJ, loss.beta)
+        weight_B = batch.title_weight_S.view(reference_BJ.shape)[:, 0]
+        return (weight_B * loss_B).sum() / weight_B.sum()
 
     def _title_log_probs(self, batch: Batch) -> Tensor:
         """Log-probability of each example's target and negatives, (B, J)."""
@@ -131,10 +136,12 @@ class Recommender(lightning.LightningModule):
         hidden_BLD = self.lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
         return hidden_BLD[row_M, column_M]
 
-    def _msl(self, batch: Batch) -> Tensor:
+    def _msl(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of every supervised token that is a choice, and the title each is of."""
         trie = self.catalogue.trie = self.catalogue.trie.to(batch.input_ids_BL.device)
-        path_BP = trie.path_to(trie.leaf_of_item(batch.target_item_B))
-        node_T = path_BP[path_BP >= 0]
+        path_SP = trie.path_to(trie.leaf_of_item(batch.title_item_S))
+        step_P = torch.arange(path_SP.shape[1], device=path_SP.device)
+        node_T = path_SP[(path_SP >= 0) & (step_P < batch.title_length_S[:, None])]
         parent_T = trie.parent_N[node_T]
         chosen_T = trie.is_branching_N[parent_T]  # forced tokens have no loss and no gradient
         hidden_MD = self._hidden_at(
@@ -146,7 +153,7 @@ class Recommender(lightning.LightningModule):
         if self.config.loss.name == "msl_ats":
             is_first_T = parent_T[chosen_T] == self._first_choice()
             tau = self._adapted_tau(positive_T, logit_C, row_C, is_first_T)
-        return msl_loss(positive_T, logit_C, row_C, tau)
+        return msl_loss(positive_T, logit_C, row_C, tau), batch.title_T[chosen_T]
 
     def _first_choice(self) -> Tensor:
         """The first branching node below the root, the same for every title."""
@@ -196,12 +203,21 @@ class Recommender(lightning.LightningModule):
 
     def validation_step(self, *_: Any) -> None:
         """Decode every validation row (each process its share) and log val/ metrics."""
+        self.score_as_trained()
         with whole(self.lm), naming_what_to_lower(self.config, decoding=True):
             predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
-        metrics = evaluate_predictions(predictions, self.items, self.train_interactions)
-        for name in ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL"):
+        cut_offs = self.config.validation_cut_offs
+        metrics = evaluate_predictions(predictions, self.items, self.train_interactions, cut_offs)
+        ranking = [f"{kind}@{k}" for k in cut_offs for kind in ("NDCG", "HR")]
+        for name in (*ranking, "trie_NLL", "vocab_NLL"):
             if name in metrics:  # d3 has no NLL of its own
-                self.log(f"val/{name}", metrics[name], prog_bar=name == "NDCG@10", batch_size=1)
+                self.log(f"val/{name}", metrics[name], prog_bar=name == ranking[0], batch_size=1)
+
+    def score_as_trained(self) -> None:
+        """Under msl_ats titles are scored at the temperature that it has come to."""
+        adapts = self.config.loss.name == "msl_ats" and self.config.decode.temperature is None
+        if adapts and not self.tau.isnan():
+            self.lm.trie_temperature = float(self.tau)
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then linear decay to 0 at the last step."""
@@ -228,3 +244,25 @@ class Recommender(lightning.LightningModule):
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in tuned
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count in passes of today's size: a stopped run may go on with other micro-batches."""
+        if steps := checkpoint["global_step"]:
+            now = self.trainer.accumulate_grad_batches
+            count_passes_anew(checkpoint["loops"]["fit_loop"], steps, now)
+
+
+def count_passes_anew(fit_loop: dict[str, Any], steps: int, accumulation: int) -> None:
+    """Make Lightning's counts of passes those of a run with another number of passes a step.
+
+    Args:
+        fit_loop: State of its loop after a whole optimizer step, changed in place.
+        steps: Optimizer steps done.
+        accumulation: Passes in an optimizer step from now on.
+    """
+    progress = fit_loop["epoch_loop.batch_progress"]
+    then = progress["total"]["ready"] // steps
+    for counts in (progress["total"], progress["current"]):
+        ready = counts["ready"]
+        for name, value in counts.items():  # one may lag behind: saved while a pass was ending
+            counts[name] = value - ready + ready // then * accumulation

@@ -5,9 +5,11 @@ inside attention only, in bands of near lengths. Layers that work on the same to
 `hatllm_segments` has two, because its shallow layers need each segment once, however many prompts
 it stands in.
 
-Dimension key: T packed tokens, B rows, Q place in a row, K key, X heads times head width.
+Dimension key: T packed tokens, B rows, Q place in a row, K key, X heads times head width (values
+may have another than keys).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -20,6 +22,10 @@ from hatllm.masks.schedule import Schedule
 
 A_BAND = 10_000  # what one more band costs, in pairs of query and key; measured on 2 CPU cores
 V = TypeVar("V")
+
+# A layer, and which of its attentions: one for almost all, two for DiffLlama, whose keys serve two
+# sets of values.
+Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,12 @@ class Past(Protocol):
     """Keys and values of the tokens before a stage's own, layer by layer."""
 
     def join(
-        self, layer: int, key_TX: Tensor, value_TX: Tensor, rows: Rows
+        self, place: Place, key_TX: Tensor, value_TX: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of earlier tokens followed by the new ones.
 
         Args:
-            layer: Index from 0.
+            place: Layer, and which of its attentions; both from 0.
             key_TX: Keys of the stage's packed tokens. Shape (T, X).
             value_TX: Values. Shape (T, X).
             rows: Where the packed tokens stand.
@@ -100,19 +106,19 @@ class PrefixStates:
     """
 
     def __init__(self) -> None:
-        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> (1, P, X) each
+        self.pairs: dict[Place, tuple[Tensor, Tensor]] = {}  # (1, P, X) each
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the prefix; 0 for a template without one."""
-        return self.pairs[0][0].shape[1] if self.pairs else 0
+        return self.pairs[0, 0][0].shape[1] if self.pairs else 0
 
     def join(
-        self, layer: int, key_TX: Tensor, value_TX: Tensor, rows: Rows
+        self, place: Place, key_TX: Tensor, value_TX: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         """As `Past.join`, for the prefix itself."""
-        self.pairs[layer] = rows.pad(key_TX), rows.pad(value_TX)
-        return self.pairs[layer]
+        self.pairs[place] = rows.pad(key_TX), rows.pad(value_TX)
+        return self.pairs[place]
 
 
 class AfterPrefix:
@@ -122,7 +128,7 @@ class AfterPrefix:
         self.prefix = prefix
 
     def join(
-        self, layer: int, key_TX: Tensor, value_TX: Tensor, rows: Rows
+        self, place: Place, key_TX: Tensor, value_TX: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor]:
         """As `Past.join`."""
         own = rows.pad(key_TX), rows.pad(value_TX)
@@ -130,7 +136,7 @@ class AfterPrefix:
             return own
         key, value = (
             torch.cat([before.expand(rows.num_rows, -1, -1), new], 1)
-            for before, new in zip(self.prefix.pairs[layer], own, strict=True)
+            for before, new in zip(self.prefix.pairs[place], own, strict=True)
         )
         return key, value
 
@@ -143,17 +149,19 @@ class Band:
     rows: Rows | None = None  # None: the model runs padded rows as they are
     past: Past | None = None
 
-    def join(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def join(self, place: Place, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values of a layer, (B, H, K, D), from the band's own, (1, H, T, D)."""
         if self.rows is None:
             return key, value
-        num_heads = key.shape[1]
+        num_heads = key.shape[1], value.shape[1]
         key_TX, value_TX = (x[0].transpose(0, 1).flatten(1) for x in (key, value))
         if self.past is None:
             joined = self.rows.pad(key_TX), self.rows.pad(value_TX)
         else:
-            joined = self.past.join(layer, key_TX, value_TX, self.rows)
-        key, value = (_heads(x, num_heads).transpose(1, 2) for x in joined)
+            joined = self.past.join(place, key_TX, value_TX, self.rows)
+        key, value = (
+            _heads(x, heads).transpose(1, 2) for x, heads in zip(joined, num_heads, strict=True)
+        )
         return key, value
 
     def pad_query(self, query: Tensor) -> Tensor:
@@ -245,7 +253,8 @@ class Stages:
     """What the hooks and attention functions of all layers read; a keyword of the forward pass."""
 
     stages: list[Stage]  # by first layer
-    seen: set[int] = field(default_factory=set)  # layers that read their mask
+    # How often each layer has read its mask: once an attention, counted from the layer's entry.
+    read: Counter[int] = field(default_factory=Counter)
 
     def of_layer(self, layer: int) -> Stage:
         """The stage a layer belongs to."""

@@ -10,28 +10,21 @@ count once. Labels that have seeds and share none are not compared.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isnan
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from omegaconf import OmegaConf
 
-from hatllm.config import OTHER_RUNS, can_seed_change, makes_steps, settings_that_count
+from hatllm.config import OTHER_RUNS, can_seed_change, makes_steps, only_what_counts
 from hatllm.report.evaluation import NLL_COLUMNS, example_metrics, uniform_guess
-from hatllm.report.examples import describe_examples, pick_examples
+from hatllm.report.numbers import cut_offs_of, paired_metrics, ranking_metrics
+from hatllm.report.pairing import NO_SEED, average, clear_winner, mean_of, paired_summary
 from hatllm.report.statistics import (
     PairedDifference,
-    example_differences,
     mean_and_standard_error,
     mean_and_std_over_seeds,
-    summarize_differences,
 )
-
-NO_SEED = -1
-CUT_OFFS = (5, 10)
-METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "trie_NLL", "vocab_NLL")
-PAIRED_METRICS = ("NDCG@10", "trie_NLL")
 
 
 @dataclass(frozen=True)
@@ -42,8 +35,9 @@ class FinishedRun:
     label: str
     seed: int  # NO_SEED where none can change the run
     split_hash: str
-    settings: dict[str, Any]  # those that can change its numbers, the seed aside
-    values: pl.DataFrame  # output of example_metrics
+    settings: dict[str, Any]  # those that can change its answers, the seed aside
+    top_k: int  # titles kept for each user
+    values: pl.DataFrame  # output of example_metrics, for cut-offs of at most top_k
 
 
 @dataclass(frozen=True)
@@ -78,10 +72,25 @@ class Comparison:
     best: dict[str, str]  # metric -> the label that is better than every other beyond chance
     split_hash: str
     guess: str | None  # a NLL to measure the others by, in words
+    cut_offs: tuple[int, ...]  # ascending; some row's lists are long enough for each
+    short: tuple[str, ...]  # labels whose lists are too short for some cut-off
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The columns; a row lacks those that its runs cannot tell."""
+        return (*ranking_metrics(self.cut_offs), *NLL_COLUMNS)
+
+    @property
+    def paired_metrics(self) -> tuple[str, ...]:
+        """Those with paired differences."""
+        return paired_metrics(self.cut_offs)
 
 
 def compare_runs(
-    folders: list[Path], reference: str | None, labels: Sequence[str] | None = None
+    folders: list[Path],
+    reference: str | None,
+    labels: Sequence[str] | None = None,
+    cut_offs: Sequence[int] | None = None,
 ) -> Comparison:
     """Put finished runs beside each other.
 
@@ -90,6 +99,7 @@ def compare_runs(
             order in which their labels shall stand.
         reference: The label that paired differences are taken against; None = no differences.
         labels: What to call the runs; None = as they call themselves.
+        cut_offs: As `load_alike_runs`.
 
     Returns:
         One row a label.
@@ -98,23 +108,28 @@ def compare_runs(
         ValueError: If a run is not finished, runs answered different splits or examples, a label
             has two runs of one seed, or there is no run of the reference.
     """
-    runs = load_alike_runs(folders, labels)
+    runs = load_alike_runs(folders, labels, cut_offs)
+    found = measured_cut_offs(runs)
     by_label = values_by_label(runs)
     if reference is not None and reference not in by_label:
         raise ValueError(f"reference={reference!r} must be one of {', '.join(by_label)}")
-    rows = tuple(label_row(label, by_label, reference) for label in by_label)
-    best = {metric: _clear_winner(metric, rows, by_label) for metric in METRICS}
+    metrics = (*ranking_metrics(found), *NLL_COLUMNS)
+    best = {metric: clear_winner(metric, by_label) for metric in metrics}
     return Comparison(
-        rows=rows,
+        rows=tuple(label_row(label, by_label, reference, found) for label in by_label),
         reference=reference,
         best={metric: label for metric, label in best.items() if label is not None},
         split_hash=runs[0].split_hash,
         guess=uniform_guess(runs[0].folder),
+        cut_offs=found,
+        short=short_lists(runs, found),
     )
 
 
 def load_alike_runs(
-    folders: Sequence[Path], labels: Sequence[str] | None = None
+    folders: Sequence[Path],
+    labels: Sequence[str] | None = None,
+    cut_offs: Sequence[int] | None = None,
 ) -> list[FinishedRun]:
     """Read finished runs that belong in one table.
 
@@ -122,13 +137,21 @@ def load_alike_runs(
     run that only decodes the weights of another run of the table has no NLL here: it would be the
     other's, tested a second time.
 
+    Args:
+        folders: Run folders.
+        labels: What to call the runs; None = as they call themselves.
+        cut_offs: K of HR@K and NDCG@K, measured anew of the runs' answers; a run whose lists are
+            shorter than K lacks the two. None = all that some run was made with.
+
     Raises:
         ValueError: As :func:`compare_runs`.
     """
     names: Sequence[str | None] = labels or [None] * len(folders)
+    if cut_offs is None:
+        cut_offs = sorted(set().union(*(_own_cut_offs(folder) for folder in folders)))
     runs: list[FinishedRun] = []
     for folder, name in zip(folders, names, strict=True):
-        run = load_run(folder, name)
+        run = load_run(folder, cut_offs, name)
         if not any(_are_twins(run, other) for other in runs):
             runs.append(run)
     _refuse_unlike_runs(runs)
@@ -144,24 +167,52 @@ def values_by_label(runs: Sequence[FinishedRun]) -> dict[str, dict[int, pl.DataF
     return by_label
 
 
-def load_run(folder: Path, label: str | None = None) -> FinishedRun:
+def measured_cut_offs(runs: Sequence[FinishedRun]) -> tuple[int, ...]:
+    """The cut-offs that some run can tell of.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = sorted({k for run in runs for k in cut_offs_of(run.values.columns)})
+    if not found:
+        raise ValueError(
+            f"metrics.cut_offs must hold a number of at most {max(run.top_k for run in runs)}, "
+            "the titles in the longest list of the runs (decode.top_k)"
+        )
+    return tuple(found)
+
+
+def short_lists(runs: Sequence[FinishedRun], cut_offs: Sequence[int]) -> tuple[str, ...]:
+    """The labels with lists too short for some cut-off."""
+    return tuple(dict.fromkeys(run.label for run in runs if run.top_k < max(cut_offs)))
+
+
+def load_run(folder: Path, cut_offs: Sequence[int], label: str | None = None) -> FinishedRun:
     """Read one finished run, under its own label or the one given.
 
     Raises:
         ValueError: If ``run.json``, ``config.yaml`` or ``predictions.parquet`` is missing, or a
             key in the first.
     """
-    identity = _read_identity(folder)
+    identity = read_identity(folder)
     settings = OmegaConf.load(folder / "config.yaml")
     predictions = pl.read_parquet(folder / "predictions.parquet")
+    top_k = int(OmegaConf.select(settings, "decode.top_k"))
     return FinishedRun(
         folder=folder,
         label=label or str(identity["label"]),
         seed=int(identity["seed"]) if is_seeded(settings) else NO_SEED,
         split_hash=str(identity["split_hash"]),
         settings=_settings_that_count(settings),
-        values=example_metrics(predictions, CUT_OFFS),
+        top_k=top_k,
+        values=example_metrics(predictions, [k for k in cut_offs if k <= top_k]),
     )
+
+
+def _own_cut_offs(folder: Path) -> set[int]:
+    """Those that a run was made with."""
+    read_identity(folder)  # an unfinished run is refused as one
+    return set(OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "metrics.cut_offs"))
 
 
 def is_seeded(settings: Any) -> bool:
@@ -174,9 +225,9 @@ def is_seeded(settings: Any) -> bool:
 
 
 def _settings_that_count(settings: Any) -> dict[str, Any]:
-    """Those that can change a run's numbers, the seed aside."""
+    """Those that can change a run's answers, the seed aside."""
     values: Any = OmegaConf.to_container(settings)
-    return settings_that_count({name: values[name] for name in values if name != "seed"})
+    return only_what_counts({name: values[name] for name in values if name != "seed"})
 
 
 def _are_twins(run: FinishedRun, other: FinishedRun) -> bool:
@@ -198,50 +249,7 @@ def _without_nll(run: FinishedRun) -> FinishedRun:
     return replace(run, values=run.values.drop(NLL_COLUMNS, strict=False))
 
 
-def example_users(
-    folders: Sequence[Path],
-    labels: Sequence[str],
-    n: int = 3,
-    names: Sequence[str] | None = None,
-) -> str:
-    """Example users of several arms as text, the answers of the last label listed.
-
-    Args:
-        folders: Run folders, with ``examples.parquet`` and ``items.parquet`` beside the rest.
-        labels: Arms whose ranks are shown; the top five are those of the last one.
-        n: Users; those for whom some arm hits come first.
-        names: What to call the runs; None = as they call themselves.
-
-    Returns:
-        One block of text: history titles, the true next title, its ranks, the top five.
-
-    Raises:
-        ValueError: If a label has no run or a run is not finished.
-    """
-    first: dict[str, tuple[int, Path]] = {}
-    for at, folder in enumerate(folders):
-        identity = _read_identity(folder)
-        label = names[at] if names is not None else str(identity["label"])
-        seed = int(identity["seed"])
-        if label not in first or seed < first[label][0]:
-            first[label] = (seed, folder)
-    missing = [label for label in labels if label not in first]
-    if missing or not labels:
-        raise ValueError(f"labels={list(labels)} must be among {', '.join(first)}")
-    predictions = {
-        label: pl.read_parquet(first[label][1] / "predictions.parquet") for label in labels
-    }
-    folder = first[labels[-1]][1]
-    return describe_examples(
-        pick_examples(list(predictions.values()), n),
-        pl.read_parquet(folder / "examples.parquet"),
-        pl.read_parquet(folder / "items.parquet"),
-        predictions,
-        shown=labels[-1],
-    )
-
-
-def _read_identity(folder: Path) -> dict[str, Any]:
+def read_identity(folder: Path) -> dict[str, Any]:
     """``run.json`` of a finished run."""
     for name in ("run.json", "config.yaml", "predictions.parquet"):
         if not (folder / name).exists():
@@ -278,115 +286,32 @@ def _refuse_unlike_runs(runs: Sequence[FinishedRun]) -> None:
 
 
 def label_row(
-    label: str, by_label: Mapping[str, Mapping[int, pl.DataFrame]], reference: str | None
+    label: str,
+    by_label: Mapping[str, Mapping[int, pl.DataFrame]],
+    reference: str | None,
+    cut_offs: Sequence[int],
 ) -> Row:
     """Cells of one label and its differences to the reference."""
     seeds = by_label[label]
-    average = _average(list(seeds.values()))
+    averages = average(list(seeds.values()))
     cells: dict[str, Cell] = {}
-    for metric in METRICS:
-        if metric not in average.columns:
+    for metric in (*ranking_metrics(cut_offs), *NLL_COLUMNS):
+        if metric not in averages.columns:
             continue
-        by_seed = {seed: _mean(seeds[seed], metric) for seed in sorted(seeds)}
+        by_seed = {seed: mean_of(seeds[seed], metric) for seed in sorted(seeds)}
         mean, std = mean_and_std_over_seeds(list(by_seed.values()))
-        _, error = mean_and_standard_error(average[metric], average["user_id"])
+        _, error = mean_and_standard_error(averages[metric], averages["user_id"])
         cells[metric] = Cell(mean, error, std, by_seed)
     differences: dict[str, PairedDifference] = {}
-    for metric in PAIRED_METRICS:
+    for metric in paired_metrics(cut_offs):
         if reference is not None and label != reference:
-            difference = _difference(metric, seeds, by_label[reference])
+            difference = paired_summary(metric, seeds, by_label[reference])
             differences |= {} if difference is None else {metric: difference}
     return Row(
         label=label,
         cells=cells,
         differences=differences,
-        num_users=average["user_id"].n_unique(),
-        num_examples=len(average),
+        num_users=averages["user_id"].n_unique(),
+        num_examples=len(averages),
         seeds=tuple(sorted(seeds)),
     )
-
-
-def paired_examples(
-    metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
-) -> pl.DataFrame | None:
-    """First minus second over shared seeds, by example.
-
-    None if they share no seed though both have some, or one of them lacks the metric.
-    """
-    paired = _paired_seeds(first, second)
-    if not all(paired):
-        return None
-    averages = [_average(tables) for tables in paired]
-    if any(metric not in average.columns for average in averages):
-        return None
-    return example_differences(averages[0], averages[1], metric)
-
-
-def paired_mean(
-    metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
-) -> float:
-    """The mean of the second, which has the metric, over the seeds of :func:`paired_examples`."""
-    return _mean(_average(_paired_seeds(first, second)[1]), metric)
-
-
-def _paired_seeds(
-    first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
-) -> tuple[list[pl.DataFrame], list[pl.DataFrame]]:
-    """The tables of the seeds that both have, or of all seeds where one of them has no seed."""
-    shared = sorted(set(first) & set(second))
-    is_seedless = {NO_SEED} in (set(first), set(second))
-    of_first, of_second = (
-        [seeds[seed] for seed in (sorted(seeds) if is_seedless else shared)]
-        for seeds in (first, second)
-    )
-    return of_first, of_second
-
-
-def _difference(
-    metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
-) -> PairedDifference | None:
-    differences = paired_examples(metric, first, second)
-    return None if differences is None else summarize_differences(differences)
-
-
-def _average(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Each example's metrics averaged over seeds; only metrics that every seed has."""
-    names = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
-    stacked = pl.concat([table.select(names) for table in tables])
-    metrics = pl.exclude("example_id", "user_id").mean()
-    return stacked.group_by("example_id").agg(pl.first("user_id"), metrics).sort("example_id")
-
-
-def _mean(values: pl.DataFrame, metric: str) -> float:
-    return mean_and_standard_error(values[metric], values["user_id"])[0]
-
-
-def _clear_winner(
-    metric: str, rows: Sequence[Row], by_label: Mapping[str, Mapping[int, pl.DataFrame]]
-) -> str | None:
-    """The best label, if its interval to every other one lies on the good side of 0.
-
-    To every other one, not to the runner-up alone: where some have more seeds than others, means
-    over all seeds may stand in another order than those over the shared ones.
-    """
-    labels = [row.label for row in ranked(metric, rows)]
-    if len(labels) < 2:
-        return None
-    best, *others = labels
-    found = [_difference(metric, by_label[best], by_label[other]) for other in others]
-    clear = all(difference is not None and is_better(metric, difference) for difference in found)
-    return best if clear else None
-
-
-def ranked(metric: str, rows: Sequence[Row]) -> list[Row]:
-    """The rows that have the metric, best mean first."""
-    return sorted(
-        (row for row in rows if metric in row.cells and not isnan(row.cells[metric].mean)),
-        key=lambda row: row.cells[metric].mean,
-        reverse=not metric.endswith("NLL"),
-    )
-
-
-def is_better(metric: str, difference: PairedDifference) -> bool:
-    """Whether the whole interval says that the first is better than the second."""
-    return difference.high < 0 if metric.endswith("NLL") else difference.low > 0

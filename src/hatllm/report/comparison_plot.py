@@ -1,4 +1,4 @@
-"""The dot plot of a comparison: NDCG@10 and trie NLL of every label."""
+"""The dot plot of a comparison: NDCG and trie NLL of every label."""
 
 import math
 
@@ -6,10 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hatllm.report.comparison import PAIRED_METRICS, Comparison
+from hatllm.report.comparison import Comparison
 from hatllm.report.figures import BLUE, FAINT, GREY, ORANGE, tidy
-
-TITLES = {"NDCG@10": "NDCG@10, higher is better", "trie_NLL": "trie NLL, lower is better"}
 
 
 def draw_comparison(comparison: Comparison) -> Figure:
@@ -21,8 +19,8 @@ def draw_comparison(comparison: Comparison) -> Figure:
     longest = max(len(row.label) for row in comparison.rows)
     width = 2.6 + 0.07 * longest + 2 * 3.1
     figure = Figure(figsize=(width, 1.35 + 0.36 * len(comparison.rows)), layout="constrained")
-    panels = figure.subplots(1, len(PAIRED_METRICS), sharey=True)
-    for axes, metric in zip(panels, PAIRED_METRICS, strict=True):
+    panels = figure.subplots(1, len(comparison.paired_metrics), sharey=True)
+    for axes, metric in zip(panels, comparison.paired_metrics, strict=True):
         _draw_metric(axes, comparison, metric)
     labels = [row.label for row in comparison.rows]
     panels[0].set_yticks(range(len(labels)), labels, parse_math=False)
@@ -37,7 +35,8 @@ def draw_comparison(comparison: Comparison) -> Figure:
 
 def _draw_metric(axes: Axes, comparison: Comparison, metric: str) -> None:
     """The dots of one metric; a label that lacks it says so in words."""
-    tidy(axes, TITLES[metric])
+    better = "lower" if metric.endswith("NLL") else "higher"
+    tidy(axes, f"{metric.replace('_', ' ')}, {better} is better")
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)

@@ -7,16 +7,24 @@ import polars as pl
 from rich.table import Table
 from rich.text import Text
 
-from hatllm.report.comparison import METRICS, PAIRED_METRICS, Cell, Comparison, Row
+from hatllm.config import main_cut_off
+from hatllm.report.comparison import Cell, Comparison, Row
 from hatllm.report.comparison_plot import draw_comparison
 from hatllm.report.figures import save_figure
-from hatllm.report.run_report import DASH, arrow, format_value, markdown_table
+from hatllm.report.numbers import (
+    BOLD,
+    DASH,
+    OVER_SEEDS,
+    OVER_USERS,
+    arrow,
+    format_value,
+    missing_note,
+    no_hits_note,
+    sentences,
+)
+from hatllm.report.run_report import markdown_table
 from hatllm.report.statistics import PairedDifference
 from hatllm.whole_files import write_csv, write_text
-
-TERMINAL_METRICS = ("HR@10", "NDCG@10", "trie_NLL")
-TERMINAL_HEADS = {arrow(metric) for metric in TERMINAL_METRICS}
-TERMINAL_HEADS |= {f"Δ {metric}" for metric in PAIRED_METRICS} | {"seeds"}
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -59,7 +67,8 @@ def rich_table(comparison: Comparison) -> Table:
         caption_justify="left",
         show_lines=True,
     )
-    columns = [0] + [n for n, head in enumerate(_heads(comparison)) if head in TERMINAL_HEADS]
+    shown = _terminal_heads(comparison)
+    columns = [0] + [n for n, head in enumerate(_heads(comparison)) if head in shown]
     for column in columns:
         head = Text(_heads(comparison)[column].replace("Δ ", "Δ\n"))
         table.add_column(head, justify="right" if column else "left", overflow="fold")
@@ -78,12 +87,12 @@ def comparison_frame(comparison: Comparison) -> pl.DataFrame:
     records = []
     for row in comparison.rows:
         record: dict[str, object] = {"label": row.label}
-        for metric in METRICS:
+        for metric in comparison.metrics:
             cell = row.cells.get(metric)
             record[metric] = cell and cell.mean
             record[f"{metric}_se"] = cell and _finite(cell.standard_error)
             record[f"{metric}_std_over_seeds"] = cell and _finite(cell.std)
-        for metric in PAIRED_METRICS:
+        for metric in comparison.paired_metrics:
             difference = row.differences.get(metric)
             for field in ("mean", "low", "high", "p_value"):
                 name = f"{metric}_difference" + ("" if field == "mean" else f"_{field}")
@@ -95,17 +104,25 @@ def comparison_frame(comparison: Comparison) -> pl.DataFrame:
 
 
 def _heads(comparison: Comparison) -> list[str]:
-    differences = [f"Δ {metric}" for metric in PAIRED_METRICS] if comparison.reference else []
-    return ["", *[arrow(metric) for metric in METRICS], *differences, "users", "seeds"]
+    paired = comparison.paired_metrics if comparison.reference else ()
+    differences = [f"Δ {metric}" for metric in paired]
+    return ["", *map(arrow, comparison.metrics), *differences, "users", "seeds"]
+
+
+def _terminal_heads(comparison: Comparison) -> set[str]:
+    """Heads of the columns that a terminal shows."""
+    metrics = (f"HR@{main_cut_off(comparison.cut_offs)}", *comparison.paired_metrics)
+    differences = (f"Δ {metric}" for metric in comparison.paired_metrics)
+    return {*map(arrow, metrics), *differences, "seeds"}
 
 
 def _cells(comparison: Comparison, row: Row) -> list[tuple[str, bool]]:
     """The texts of one row, each with whether it is the clear best of its column."""
     cells = [(row.label, False)]
-    for metric in METRICS:
+    for metric in comparison.metrics:
         best = comparison.best.get(metric) == row.label
         cells.append((_cell_text(metric, row.cells.get(metric)), best))
-    for metric in PAIRED_METRICS if comparison.reference else ():
+    for metric in comparison.paired_metrics if comparison.reference else ():
         cells.append((_difference_text(metric, row.differences.get(metric)), False))
     return [*cells, (f"{row.num_users:,}", False), (str(len(row.seeds)), False)]
 
@@ -114,8 +131,7 @@ def _cell_text(metric: str, cell: Cell | None) -> str:
     """Mean ± standard error over users, the standard deviation over seeds in parentheses."""
     if cell is None:
         return DASH
-    text = format_value(metric, cell.mean, _finite(cell.standard_error))
-    return text if math.isnan(cell.std) else f"{text} ({format_value(metric, cell.std)})"
+    return format_value(metric, cell.mean, cell.standard_error, cell.std)
 
 
 def _difference_text(metric: str, difference: PairedDifference | None) -> str:
@@ -135,19 +151,24 @@ def _stacked(text: str) -> str:
 
 
 def _legend(comparison: Comparison) -> str:
-    lines = [
-        "Means over seeds ± standard error over users (standard deviation over seeds).",
-        "Bold: better than every other, the 95 % intervals of the paired differences without 0.",
-        "NLL in nats a title" + (f"; {comparison.guess}" if comparison.guess else "") + ".",
-        f"Split {comparison.split_hash}.",
-    ]
+    notes = [f"Means over seeds; {OVER_USERS}, {OVER_SEEDS}"]
     if comparison.reference is not None:
-        lines.insert(
-            1,
+        notes.append(
             f"Δ: paired difference to {comparison.reference} on the same examples and seeds, "
-            "with its 95 % bootstrap interval over users.",
+            "with its 95 % bootstrap interval over users"
         )
-    return " ".join(lines)
+    notes += [BOLD, no_hits_note(_users_without_a_hit(comparison))]
+    notes.append("NLL in nats a title" + (f"; {comparison.guess}" if comparison.guess else ""))
+    notes += [missing_note(comparison.short), f"Split {comparison.split_hash}"]
+    return sentences(notes)
+
+
+def _users_without_a_hit(comparison: Comparison) -> list[int]:
+    return [
+        row.num_users
+        for row in comparison.rows
+        if any(cell.mean == 0 for name, cell in row.cells.items() if name.startswith("HR@"))
+    ]
 
 
 def _finite(value: float) -> float | None:

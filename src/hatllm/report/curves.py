@@ -11,8 +11,8 @@ from hatllm.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, tidy
 PANELS: dict[str, tuple[str, str, str | None]] = {
     "train/loss": ("training loss", BLUE, None),
     "val/trie_NLL": ("validation NLL (nats a title)", ORANGE, "lowest"),
-    "val/NDCG@10": ("validation NDCG@10", GREEN, "highest"),
 }
+NDCG = "val/NDCG@"  # one panel for each cut-off that there is
 SMOOTHING_SPAN = 20  # steps of the moving average drawn over a noisy loss
 
 
@@ -20,20 +20,26 @@ def draw_curves(curves: pl.DataFrame) -> Figure | None:
     """One panel for each curve that has points.
 
     Args:
-        curves: step, and any of ``train/loss``, ``val/NDCG@10``, ``val/trie_NLL``; null or NaN
+        curves: step, and any of ``train/loss``, ``val/NDCG@K``, ``val/trie_NLL``; null or NaN
             where a step has no value.
 
     Returns:
         The figure, or None if there is no curve to draw.
     """
-    points = {name: _points(curves, name) for name in PANELS if name in curves.columns}
+    ndcg = {
+        name: (f"validation {name.removeprefix('val/')}", GREEN, "highest")
+        for name in curves.columns
+        if name.startswith(NDCG)
+    }
+    settings = PANELS | ndcg
+    points = {name: _points(curves, name) for name in settings if name in curves.columns}
     points = {name: frame for name, frame in points.items() if len(frame)}
     if not points:
         return None
     figure = Figure(figsize=(3.7 * len(points) + 0.3, 3.1), layout="constrained")
     panels = figure.subplots(1, len(points), squeeze=False)[0]
     for axes, (name, frame) in zip(panels, points.items(), strict=True):
-        title, colour, best = PANELS[name]
+        title, colour, best = settings[name]
         _draw_curve(axes, frame, colour)
         tidy(axes, title)
         axes.set_xlabel("optimizer step")

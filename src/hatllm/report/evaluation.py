@@ -12,11 +12,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from hatllm.config import main_cut_off
 from hatllm.data.train_interactions import item_counts
 from hatllm.metrics import discounted_gains, hits, reciprocal_ranks, standard_error
 
 SLICES = ("unseen", "tail", "mid", "head")
-SLICE_K = 10
 NLL_COLUMNS = {"trie_NLL": "target_trie_log_prob", "vocab_NLL": "target_vocab_log_prob"}
 
 
@@ -24,40 +24,43 @@ def evaluate_predictions(
     predictions: pl.DataFrame,
     items: pl.DataFrame,
     train_interactions: pl.DataFrame,
-    ks: Sequence[int] = (1, 5, 10),
+    cut_offs: Sequence[int],
 ) -> dict[str, float]:
     """Every metric of one split of one run, flat.
 
-    A list shorter than K simply has fewer answers to hit with. What cannot be measured (NLL of a
-    model without log-probabilities, anything of an empty slice, the standard error of one user)
-    is absent, never 0 or NaN.
+    Where fewer than K titles were found for a user, there are fewer answers to hit with. What
+    cannot be measured (NLL of a model without log-probabilities, anything of an empty slice, the
+    standard error of one user) is absent, never 0 or NaN.
 
     Args:
         predictions: One row an example (see DESIGN.md); rows that repeat an example_id are dropped.
         items: The catalogue: item_id, title.
         train_interactions: What train holds, each interaction once: item_id.
-        ks: Cut-offs of HR, NDCG and MRR.
+        cut_offs: K of HR@K, NDCG@K and MRR@K, none above the number of titles that were asked for
+            (``decode.top_k``): of a list of four, HR@10 would be HR@4 under a wrong name.
 
     Returns:
         ``HR@K``, ``NDCG@K``, ``MRR@K`` by title and ``item_HR@K``, ... by item id, in [0, 1];
         ``trie_NLL``, ``vocab_NLL`` in nats a title; each with its standard error over users as
-        ``NAME_se``; ``SLICE/count`` and ``SLICE/HR@10``, ``SLICE/NDCG@10``, ``SLICE/trie_NLL`` for
-        the slices of :func:`target_slices`; ``coverage@10``, the share of the catalogue's titles
+        ``NAME_se``; ``SLICE/count`` and ``SLICE/HR@K``, ``SLICE/NDCG@K``, ``SLICE/trie_NLL`` for
+        the slices of :func:`target_slices`; ``coverage@K``, the share of the catalogue's titles
         that somebody is recommended; ``ambiguous_title_rate`` and ``unseen_target_share`` over
-        examples; ``num_examples`` and ``num_users``.
+        examples; ``num_examples`` and ``num_users``. The K of slices and coverage is
+        :func:`hatllm.config.main_cut_off`.
 
     Raises:
         ValueError: If there are no predictions, or a log-probability is missing or not finite.
     """
-    values = example_metrics(predictions, sorted({*ks, SLICE_K}))
+    main_k = main_cut_off(cut_offs)
+    values = example_metrics(predictions, cut_offs)
     predictions = _each_example_once(predictions)
     slices = target_slices(predictions["target_item"], train_interactions)
-    main = [f"{kind}@{k}" for k in ks for kind in ("HR", "NDCG", "MRR")]
+    main = [f"{kind}@{k}" for k in cut_offs for kind in ("HR", "NDCG", "MRR")]
     nlls = [name for name in NLL_COLUMNS if name in values.columns]
     metrics = _means_and_errors(values, [*main, *(f"item_{name}" for name in main), *nlls])
-    metrics |= _slice_metrics(values, slices)
-    answers = predictions["top_items"].list.head(SLICE_K).explode().drop_nulls()
-    metrics["coverage@10"] = answers.n_unique() / items["title"].n_unique()
+    metrics |= _slice_metrics(values, slices, main_k)
+    answers = predictions["top_items"].list.head(main_k).explode().drop_nulls()
+    metrics[f"coverage@{main_k}"] = answers.n_unique() / items["title"].n_unique()
     metrics["ambiguous_title_rate"] = float(predictions["ambiguous"].cast(pl.Float64).sum())
     metrics["ambiguous_title_rate"] /= len(predictions)
     metrics["unseen_target_share"] = metrics["unseen/count"] / len(predictions)
@@ -83,12 +86,12 @@ def uniform_guess(folder: Path) -> str | None:
     return f"a uniform guess among {num_titles:,} titles has {math.log(num_titles):.3f}"
 
 
-def example_metrics(predictions: pl.DataFrame, ks: Sequence[int]) -> pl.DataFrame:
+def example_metrics(predictions: pl.DataFrame, cut_offs: Sequence[int]) -> pl.DataFrame:
     """The metrics of every single example, the numbers that all means and tests start from.
 
     Args:
         predictions: One row an example; rows that repeat an example_id are dropped.
-        ks: Cut-offs.
+        cut_offs: K of HR@K, NDCG@K and MRR@K.
 
     Returns:
         example_id, user_id, then ``HR@K``, ``NDCG@K``, ``MRR@K``, their ``item_`` twins, and
@@ -101,7 +104,7 @@ def example_metrics(predictions: pl.DataFrame, ks: Sequence[int]) -> pl.DataFram
     columns: dict[str, Tensor] = {}
     for prefix, column in (("", "target_rank"), ("item_", "target_item_rank")):
         rank_B = _tensor(predictions[column].cast(pl.Int64).fill_null(0))
-        for k in ks:
+        for k in cut_offs:
             columns[f"{prefix}HR@{k}"] = hits(rank_B, k)
             columns[f"{prefix}NDCG@{k}"] = discounted_gains(rank_B, k)
             columns[f"{prefix}MRR@{k}"] = reciprocal_ranks(rank_B, k)
@@ -189,9 +192,9 @@ def _means_and_errors(values: pl.DataFrame, names: list[str]) -> dict[str, float
     return metrics
 
 
-def _slice_metrics(values: pl.DataFrame, slices: pl.Series) -> dict[str, float]:
-    """Count, HR@10, NDCG@10 and trie_NLL within each popularity slice of the targets."""
-    names = [f"HR@{SLICE_K}", f"NDCG@{SLICE_K}", "trie_NLL"]
+def _slice_metrics(values: pl.DataFrame, slices: pl.Series, k: int) -> dict[str, float]:
+    """Count, HR@k, NDCG@k and trie_NLL within each popularity slice of the targets."""
+    names = [f"HR@{k}", f"NDCG@{k}", "trie_NLL"]
     metrics: dict[str, float] = {}
     for name in SLICES:
         rows = values.filter(slices == name)

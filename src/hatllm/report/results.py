@@ -14,21 +14,17 @@ import polars as pl
 
 from hatllm.report.comparison import (
     Row,
-    is_better,
     label_row,
     load_alike_runs,
-    paired_examples,
-    paired_mean,
-    ranked,
+    measured_cut_offs,
+    short_lists,
     values_by_label,
 )
 from hatllm.report.evaluation import uniform_guess
+from hatllm.report.numbers import paired_metrics, ranking_metrics
+from hatllm.report.pairing import clear_winner, paired_examples, paired_mean
 from hatllm.report.significance import LEVEL, holm, wilcoxon_p_value
 from hatllm.report.statistics import PairedDifference, summarize_differences
-
-RESULT_METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "trie_NLL")
-TESTED_METRICS = ("NDCG@10", "trie_NLL")
-GAIN_METRIC = "NDCG@10"
 
 
 @dataclass(frozen=True)
@@ -85,13 +81,25 @@ class Results:
     split_hash: str
     warnings: tuple[str, ...]
     guess: str | None  # a NLL to measure the others by, in words
+    cut_offs: tuple[int, ...]  # ascending; some arm's lists are long enough for each
+    short: tuple[str, ...]  # labels whose lists are too short for some cut-off
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The columns; an arm lacks those that its runs cannot tell."""
+        return (*ranking_metrics(self.cut_offs), "trie_NLL")
+
+    @property
+    def tested_metrics(self) -> tuple[str, ...]:
+        """Those that arms are compared by: NDCG first, of which the gain is."""
+        return paired_metrics(self.cut_offs)
 
     def gain(self, arm: Arm) -> float | None:
-        """Relative difference of NDCG@10 to the arm it is compared with; None where that has 0.
+        """Relative difference of NDCG to the arm it is compared with; None where that has 0.
 
         Over the same seeds as the difference itself.
         """
-        tested = arm.tests.get(GAIN_METRIC)
+        tested = arm.tests.get(self.tested_metrics[0])
         return tested.difference.mean / tested.base if tested is not None and tested.base else None
 
 
@@ -100,6 +108,7 @@ def collect_results(
     runs: Sequence[PlannedRun],
     reference: str | None,
     compared_with: Mapping[str, str],
+    wanted: Sequence[int] | None = None,
 ) -> Results:
     """Read what is finished of an experiment on one data set.
 
@@ -108,6 +117,7 @@ def collect_results(
         runs: All runs the table should hold, in its order.
         reference: Label that the others are compared with.
         compared_with: Label -> the label it is compared with instead.
+        wanted: Cut-offs, as `load_alike_runs`.
 
     Returns:
         One arm a label, those without a finished run included.
@@ -119,17 +129,20 @@ def collect_results(
     if not finished:
         raise ValueError(f"data={data!r}: none of the {len(runs)} runs of the table is finished")
     warnings = refuse_other_origins([run.folder for run in finished])
-    loaded = load_alike_runs([run.folder for run in finished], [run.label for run in finished])
+    folders, names = [run.folder for run in finished], [run.label for run in finished]
+    loaded = load_alike_runs(folders, names, wanted)
+    cut_offs = measured_cut_offs(loaded)
     by_label = values_by_label(loaded)
     others = _others([run.label for run in runs], by_label, reference, compared_with)
-    tests = {metric: _tests(metric, others, by_label) for metric in TESTED_METRICS}
+    tests = {metric: _tests(metric, others, by_label) for metric in paired_metrics(cut_offs)}
     arms = []
     for label in dict.fromkeys(run.label for run in runs):
-        row = label_row(label, by_label, None) if label in by_label else None
+        row = label_row(label, by_label, None, cut_offs) if label in by_label else None
         num_planned = sum(run.label == label for run in runs)
         found = {metric: tests[metric][label] for metric in tests if label in tests[metric]}
         arms.append(Arm(label, row, num_planned, others.get(label), found))
-    best = {metric: _best(metric, by_label) for metric in RESULT_METRICS}
+    metrics = (*ranking_metrics(cut_offs), "trie_NLL")
+    best = {metric: clear_winner(metric, by_label) for metric in metrics}
     return Results(
         data=data,
         arms=tuple(arms),
@@ -137,6 +150,8 @@ def collect_results(
         split_hash=loaded[0].split_hash,
         warnings=tuple(warnings),
         guess=uniform_guess(loaded[0].folder),
+        cut_offs=cut_offs,
+        short=short_lists(loaded, cut_offs),
     )
 
 
@@ -212,22 +227,3 @@ def _tests(
         )
         for label, differences in found.items()
     }
-
-
-def _best(metric: str, by_label: Mapping[str, Mapping[int, pl.DataFrame]]) -> str | None:
-    """The arm with the best mean, if it beats every other after correction over all arms."""
-    rows = ranked(metric, [label_row(label, by_label, None) for label in by_label])
-    if len(rows) < 2:
-        return None
-    best = rows[0].label
-    differences = {}
-    for row in rows[1:]:
-        found = paired_examples(metric, by_label[best], by_label[row.label])
-        if found is None:
-            return None
-        differences[row.label] = found
-    p_values = {label: wilcoxon_p_value(values) for label, values in differences.items()}
-    clear = all(p < LEVEL for p in holm(p_values).values()) and all(
-        is_better(metric, summarize_differences(values)) for values in differences.values()
-    )
-    return best if clear else None

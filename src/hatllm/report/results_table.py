@@ -6,19 +6,29 @@ from pathlib import Path
 
 import polars as pl
 
-from hatllm.report.results import RESULT_METRICS, TESTED_METRICS, Arm, Results, Tested
-from hatllm.report.run_report import DASH, arrow, format_value, markdown_table
+from hatllm.report.numbers import (
+    BOLD,
+    DASH,
+    OVER_SEEDS,
+    OVER_USERS,
+    arrow,
+    format_value,
+    missing_note,
+    no_hits_note,
+    sentences,
+)
+from hatllm.report.results import Arm, Results, Tested
+from hatllm.report.run_report import markdown_table
 
 MISSING = "missing"
 PUBLISHED_METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
 LEGEND = (
-    "Means over seeds ± standard deviation over seeds. Gain: of NDCG@10, relative to the arm named "
-    "in 'against'. Δ: paired difference to it on the same examples and seeds (an arm that has no "
+    f"Means over seeds; {OVER_USERS}, {OVER_SEEDS}. Gain: of NDCG, relative to the arm named in "
+    "'against'. Δ: paired difference to it on the same examples and seeds (an arm that has no "
     "seed: to the average over all seeds), 95 % bootstrap interval over users, p of Wilcoxon's "
     "signed-rank test over users after Holm's correction over the arms of the table; * below 0.05, "
     "with an interval that leaves 0 out. Both are over users: how far another seed would move the "
-    "difference is not in them. Bold: better than every other arm, after Holm's correction and by "
-    "the bootstrap interval. NLL in nats a title."
+    f"difference is not in them. {BOLD}. NLL in nats a title."
 )
 PUBLISHED_NOTE = (
     "Published numbers, for orientation only: another backbone (LLaMA3-8B for the LLM arms), "
@@ -41,12 +51,12 @@ def markdown_results(
     """
     parts = []
     for block in results:
-        head = ["", *map(arrow, RESULT_METRICS), "against", "gain",
-                *(f"Δ {metric}" for metric in TESTED_METRICS), "seeds"]  # fmt: skip
+        head = ["", *map(arrow, block.metrics), "against", "gain",
+                *(f"Δ {metric}" for metric in block.tested_metrics), "seeds"]  # fmt: skip
         rows = [_texts(block, arm, "**{}**") for arm in block.arms]
         parts += [f"## {block.data}", markdown_table(head, rows)]
         parts += [f"Warning: {warning}." for warning in block.warnings]
-        parts += [f"trie_NLL: {block.guess} nats."] if block.guess else []
+        parts += [notes] if (notes := _notes(block)) else []
         parts.append(f"Split {block.split_hash}.")
         if published is not None and len(theirs := _published_of(published, block.data)):
             parts += [f"### Published on {block.data}", PUBLISHED_NOTE, _published_table(theirs)]
@@ -64,14 +74,14 @@ def results_frame(results: Sequence[Results]) -> pl.DataFrame:
     for block in results:
         for arm in block.arms:
             record: dict[str, object] = {"data": block.data, "label": arm.label}
-            for metric in RESULT_METRICS:
+            for metric in block.metrics:
                 cell = None if arm.row is None else arm.row.cells.get(metric)
                 record[metric] = cell and cell.mean
                 record[f"{metric}_se"] = cell and _finite(cell.standard_error)
                 record[f"{metric}_std_over_seeds"] = cell and _finite(cell.std)
                 record[f"{metric}_best"] = block.best.get(metric) == arm.label
             record |= {"compared_with": arm.compared_with, "gain": block.gain(arm)}
-            for metric in TESTED_METRICS:
+            for metric in block.tested_metrics:
                 tested = arm.tests.get(metric)
                 difference = tested and tested.difference
                 for field in ("mean", "low", "high"):
@@ -105,18 +115,32 @@ def read_published(path: Path) -> pl.DataFrame:
 def _texts(block: Results, arm: Arm, bold: str) -> list[str]:
     """The cells of one arm; ``bold`` marks what is clearly best."""
     if arm.row is None:
-        blanks = [DASH] * (len(RESULT_METRICS) + 2 + len(TESTED_METRICS))
+        blanks = [DASH] * (len(block.metrics) + 2 + len(block.tested_metrics))
         return [arm.label, MISSING, *blanks[1:], f"0 of {arm.num_planned}"]
     texts = [arm.label]
-    for metric in RESULT_METRICS:
+    for metric in block.metrics:
         cell = arm.row.cells.get(metric)
-        text = DASH if cell is None else format_value(metric, cell.mean, _finite(cell.std))
+        text = DASH
+        if cell is not None:
+            text = format_value(metric, cell.mean, cell.standard_error, cell.std)
         texts.append(bold.format(text) if block.best.get(metric) == arm.label else text)
     gain = block.gain(arm)
     texts += [arm.compared_with or DASH, DASH if gain is None else f"{100 * gain:+.1f} %"]
-    texts += [_tested_text(metric, arm.tests.get(metric)) for metric in TESTED_METRICS]
+    texts += [_tested_text(metric, arm.tests.get(metric)) for metric in block.tested_metrics]
     there = len(arm.row.seeds)
     return [*texts, str(there) if there == arm.num_planned else f"{there} of {arm.num_planned}"]
+
+
+def _notes(block: Results) -> str:
+    """What the numbers of this data set need beside the legend."""
+    rows = [arm.row for arm in block.arms if arm.row is not None]
+    no_hits = [
+        row.num_users
+        for row in rows
+        if any(cell.mean == 0 for name, cell in row.cells.items() if name.startswith("HR@"))
+    ]
+    guess = f"trie_NLL: {block.guess} nats" if block.guess else ""
+    return sentences([guess, no_hits_note(no_hits), missing_note(block.short)])
 
 
 def _tested_text(metric: str, tested: Tested | None) -> str:
@@ -137,8 +161,8 @@ def _p_text(tested: Tested) -> str:
 
 def _latex_block(block: Results, published: pl.DataFrame | None) -> str:
     """A complete table environment."""
-    heads = ["Arm", *(_latex(metric) for metric in RESULT_METRICS), "Against", "Gain",
-             *(f"$\\Delta$ {_latex(metric)}" for metric in TESTED_METRICS), "Seeds"]  # fmt: skip
+    tested = [f"$\\Delta$ {_latex(metric)}" for metric in block.tested_metrics]
+    heads = ["Arm", *map(_latex, block.metrics), "Against", "Gain", *tested, "Seeds"]
     lines = [
         f"% {block.data}, split {block.split_hash}",
         *(f"% warning: {warning}" for warning in block.warnings),
@@ -159,12 +183,12 @@ def _latex_block(block: Results, published: pl.DataFrame | None) -> str:
         for row in theirs.iter_rows(named=True):
             numbers = [
                 _latex(_number(row[metric])) if metric in PUBLISHED_METRICS else "--"
-                for metric in RESULT_METRICS
+                for metric in block.metrics
             ]
             rest = ["--"] * (width - 1 - len(numbers))
             lines.append(" & ".join([_latex(row["method"]), *numbers, *rest]) + r" \\")
-    guess = f"trie_NLL: {block.guess} nats. " if block.guess else ""
-    caption = f"{_latex(block.data)}. {_latex(guess + LEGEND)}"
+    notes = [_notes(block), LEGEND]
+    caption = f"{_latex(block.data)}. {_latex(' '.join(note for note in notes if note))}"
     lines += ["\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}", ""]
     return "\n".join(lines)
 

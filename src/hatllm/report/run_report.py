@@ -9,28 +9,35 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
+from hatllm.config import main_cut_off
 from hatllm.report.curves import draw_curves
-from hatllm.report.evaluation import SLICES, uniform_guess
+from hatllm.report.evaluation import NLL_COLUMNS, SLICES, uniform_guess
 from hatllm.report.examples import describe_examples, pick_examples
 from hatllm.report.figures import save_figure
+from hatllm.report.numbers import (
+    OVER_USERS,
+    arrow,
+    cut_offs_of,
+    format_value,
+    no_hits_note,
+    sentences,
+    users_without_a_hit,
+)
 from hatllm.whole_files import write_text
 
 NUM_EXAMPLES = 3
-HIGHER, LOWER = "↑", "↓"
-RANKING_METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR@10", "item_NDCG@10")
-MAIN_METRICS = (*RANKING_METRICS, "trie_NLL", "vocab_NLL")
-COUNTS = ("coverage@10", "ambiguous_title_rate", "unseen_target_share", "num_examples", "num_users")
-DASH = "–"
+COUNTS = ("coverage", "ambiguous_title_rate", "unseen_target_share", "num_examples", "num_users")
 
 
-def write_run_report(folder: Path) -> Path:
+def write_run_report(folder: Path, label: str) -> Path:
     """Write the report of a run from the files it left behind.
 
     Reads ``config.yaml``, ``metrics.json`` and ``predictions.parquet``; ``environment.json``,
-    ``run.json``, ``curves.csv``, ``examples.parquet`` and ``items.parquet`` where they are there.
+    ``curves.csv``, ``examples.parquet`` and ``items.parquet`` where they are there.
 
     Args:
         folder: A finished run.
+        label: What tables call it.
 
     Returns:
         The path of ``report.md``; ``curves.png`` stands beside it if there are curves.
@@ -43,15 +50,16 @@ def write_run_report(folder: Path) -> Path:
             raise ValueError(f"{folder} has no {name}: the run is not finished")
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, dict)
+    settings = {str(key): value for key, value in config.items()}
     metrics = json.loads((folder / "metrics.json").read_text())
     environment = _optional_json(folder / "environment.json")
-    label = str(_optional_json(folder / "run.json").get("label", "test"))
     sections = [
         f"# Run {folder.resolve().name}",
-        _what_ran({str(key): value for key, value in config.items()}),
-        _main_table(metrics, label, uniform_guess(folder)),
+        _what_ran(settings),
+        _main_table(metrics, label, _notes(metrics, settings, uniform_guess(folder))),
+        _merged_titles(environment),
         _slices_table(metrics),
-        _curves_section(folder),
+        _curves_section(folder, environment.get("exported")),
         _examples_section(folder, label),
         _environment_section(environment),
         f"## Make it again\n\n```\n{_command(folder, environment)}\n```",
@@ -66,22 +74,6 @@ def markdown_table(head: list[str], rows: list[list[str]], numbers: bool = True)
     marks = [":--", *["--:" if numbers else ":--"] * (len(head) - 1)]
     lines = [head, marks, *[[cell.replace("|", "\\|") for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def format_value(name: str, value: float | None, error: float | None = None) -> str:
-    """A metric with as many digits as it deserves, ``± error`` behind it; a dash for None."""
-    if value is None:
-        return DASH
-    if name.startswith("num_") or name.endswith("count"):
-        return f"{value:,.0f}"
-    digits = 3 if name.endswith("NLL") else 4
-    text = f"{value:.{digits}f}"
-    return text if error is None else f"{text} ± {error:.{digits}f}"
-
-
-def arrow(name: str) -> str:
-    """The metric's name with the direction that is better."""
-    return f"{name} {LOWER if name.endswith('NLL') else HIGHER}"
 
 
 def _what_ran(config: Mapping[str, Any]) -> str:
@@ -99,33 +91,68 @@ def _what_ran(config: Mapping[str, Any]) -> str:
     )
 
 
-def _main_table(metrics: Mapping[str, dict[str, float]], label: str, guess: str | None) -> str:
+def _main_table(metrics: Mapping[str, dict[str, float]], label: str, notes: str) -> str:
     """The run's metrics with standard errors, beside popularity and the valid split."""
-    columns = {label: metrics["test"]}
-    columns |= {name: metrics[name] for name in ("popularity", "valid") if metrics.get(name)}
-    names = [name for name in MAIN_METRICS if any(name in column for column in columns.values())]
+    columns = {f"{label}, test": metrics["test"]}
+    for split, name in (("popularity", "popularity baseline, test"), ("valid", f"{label}, valid")):
+        columns |= {name: metrics[split]} if metrics.get(split) else {}
     rows = [
-        [arrow(name)]
+        [name if name.startswith(COUNTS) else arrow(name)]
         + [
             format_value(name, column.get(name), column.get(f"{name}_se"))
             for column in columns.values()
         ]
-        for name in names
+        for name in _measured(metrics["test"])
     ]
-    rows += [
-        [name] + [format_value(name, column.get(name)) for column in columns.values()]
-        for name in COUNTS
-        if name in metrics["test"]
+    return f"## Metrics\n\n{markdown_table(['', *columns], rows)}\n\n{notes}"
+
+
+def _measured(test: Mapping[str, float]) -> list[str]:
+    """The rows of the main table that the run has, in their order."""
+    cut_offs = cut_offs_of(test)
+    main_k = main_cut_off(cut_offs)
+    names = [f"HR@{k}" for k in cut_offs]
+    names += [f"NDCG@{k}" for k in cut_offs if k > 1]  # at 1 it is HR@1
+    names += [
+        f"MRR@{main_k}",
+        f"item_NDCG@{main_k}",
+        *NLL_COLUMNS,
+        f"coverage@{main_k}",
+        *COUNTS[1:],
     ]
-    heads = [f"{label} (test)", *list(columns)[1:]]
+    return [name for name in names if name in test]
+
+
+def _notes(
+    metrics: Mapping[str, dict[str, float]], config: Mapping[str, Any], guess: str | None
+) -> str:
+    """What must be known to read the main table."""
+    top_k = config["decode"]["top_k"]
+    too_long = [f"@{k}" for k in config["metrics"]["cut_offs"] if k > top_k]
+    notes = [OVER_USERS, no_hits_note(users_without_a_hit(metrics, metrics["test"]))]
     nll = "NLL in nats a title" + (f", {guess}" if guess else "")
-    note = f"± is the standard error over users; {nll}; by title unless named item_."
-    return f"## Metrics\n\n{markdown_table(['', *heads], rows)}\n\n{note}"
+    notes.append(f"{nll}; by title unless named item_")
+    if too_long:
+        notes.append(f"Not measured: {', '.join(too_long)}, of lists of {top_k} (decode.top_k)")
+    return sentences(notes)
+
+
+def _merged_titles(environment: Mapping[str, Any]) -> str:
+    """What the ranks of titles that the tokenizer cannot tell apart are; empty without such."""
+    counts = environment.get("titles") or {}
+    if not counts.get("merged"):
+        return ""
+    return (
+        f"{counts['merged']:,} of {counts['titles']:,} titles have the tokens of another title: "
+        "such titles take consecutive ranks, in an order blind to the target, and share the "
+        "probability of their tokens."
+    )
 
 
 def _slices_table(metrics: Mapping[str, dict[str, float]]) -> str:
     """Test metrics by the popularity of the target in train."""
-    names = ("count", "HR@10", "NDCG@10", "trie_NLL")
+    k = main_cut_off(cut_offs_of(metrics["test"]))
+    names = ("count", f"HR@{k}", f"NDCG@{k}", "trie_NLL")
     rows = [
         [slice_name]
         + [format_value(name, metrics["test"].get(f"{slice_name}/{name}")) for name in names]
@@ -139,7 +166,7 @@ def _slices_table(metrics: Mapping[str, dict[str, float]]) -> str:
     return f"## By popularity of the target\n\n{table}\n\n{note}"
 
 
-def _curves_section(folder: Path) -> str:
+def _curves_section(folder: Path, exported: Mapping[str, Any] | None) -> str:
     """Draw the curves beside the report; an empty string if there are none."""
     path = folder / "curves.csv"
     if not path.exists():
@@ -148,7 +175,20 @@ def _curves_section(folder: Path) -> str:
     if figure is None:
         return ""
     save_figure(figure, folder / "curves.png")
-    return "## Training\n\n![loss and validation curves](curves.png)"
+    text = "## Training\n\n![loss and validation curves](curves.png)"
+    return text if exported is None else f"{text}\n\n{_why_this_step(exported)}"
+
+
+def _why_this_step(exported: Mapping[str, Any]) -> str:
+    """Which step's weights answer, see `Checkpoints.exported`."""
+    name = exported["monitor"]
+    found = f"{name} {format_value(name, exported['value'])}"
+    if exported["nll"] is not None and name != "val/trie_NLL":
+        found += f", val/trie_NLL {format_value('trie_NLL', exported['nll'])}"
+    return (
+        f"The answers are those of step {exported['step']}, the best validation ({found}). Of "
+        "equal ones that with the lower val/trie_NLL is taken, then the later."
+    )
 
 
 def _examples_section(folder: Path, label: str) -> str:
@@ -163,7 +203,10 @@ def _examples_section(folder: Path, label: str) -> str:
         {label: predictions},
         shown=label,
     )
-    note = "Not a sample: users whose target was found come first. `*` marks the true next item."
+    note = (
+        "Not a sample: users whose target was found come first. `*` marks the true next item; its "
+        "rank is – where it is not among the answers."
+    )
     return f"## Example users\n\n{note}\n\n```\n{text}\n```"
 
 

@@ -64,7 +64,7 @@ def paired_difference(
     """
     name = metric if "@" in metric or metric.endswith("NLL") else f"{metric}@{k}"
     k = int(name.partition("@")[2] or k)
-    values = [example_metrics(frame, ks=(k,)) for frame in (first, second)]
+    values = [example_metrics(frame, (k,)) for frame in (first, second)]
     return summarize_differences(example_differences(values[0], values[1], name))
 
 

@@ -5,14 +5,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
-from omegaconf import OmegaConf
 
-from hatllm.config import SWEEP_METRICS, SweepConfig
-from hatllm.report.comparison import compare_runs, is_seeded
+from hatllm.config import SweepConfig, cut_off_of
+from hatllm.report.comparison import compare_runs
 from hatllm.report.comparison_plot import draw_comparison
 from hatllm.report.evaluation import uniform_guess
 from hatllm.report.figures import save_figure
-from hatllm.report.run_report import arrow, format_value, markdown_table
+from hatllm.report.numbers import (
+    DASH,
+    OVER_SEEDS,
+    OVER_USERS,
+    arrow,
+    format_value,
+    no_hits_note,
+    sentences,
+)
+from hatllm.report.run_report import markdown_table
+from hatllm.report.sweep_numbers import cell_table, is_low_better, metric_names, over_seeds
 from hatllm.report.sweep_plots import heat_map, lines
 from hatllm.whole_files import write_csv, write_text
 
@@ -37,9 +46,10 @@ def write_sweep(
     target.mkdir(parents=True, exist_ok=True)
     for picture in target.glob("*.png"):
         picture.unlink()  # of an earlier run of the same sweep, with fewer cells
-    cells = cell_table(settings, folders)
+    metrics = metric_names(folders, config)
+    cells = cell_table(settings, folders, metrics)
     names = list(settings[0])
-    table = over_seeds(cells, names, config)
+    table = over_seeds(cells, names, folders, metrics, config)
     write_csv(target / "cells.csv", cells)
     write_csv(target / "table.csv", table)
     guesses = dict.fromkeys(guess for folder in folders if (guess := uniform_guess(folder)))
@@ -60,59 +70,6 @@ def _code_hash(folder: Path) -> str | None:
     path = folder / "environment.json"
     found = json.loads(path.read_text()).get("code_hash") if path.exists() else None
     return None if found is None else str(found)
-
-
-def cell_table(settings: Sequence[Mapping[str, str]], folders: Sequence[Path]) -> pl.DataFrame:
-    """One row a cell: cell (its number), the settings, seed, seed_counts, run, every metric.
-
-    Args:
-        settings: setting -> value, for each cell; a column of numbers becomes one.
-        folders: The finished run of each cell.
-
-    Returns:
-        The rows, in the order of the cells; seed_counts: whether another seed could have given
-        another result; run: the name of its folder; a metric that a run lacks is null.
-    """
-    rows = []
-    for number, (values, folder) in enumerate(zip(settings, folders, strict=True), start=1):
-        metrics = json.loads((folder / "metrics.json").read_text())
-        seed = json.loads((folder / "run.json").read_text())["seed"]
-        numbers = {name: _metric(metrics, name) for name in SWEEP_METRICS}
-        can_change = is_seeded(OmegaConf.load(folder / "config.yaml"))
-        cell = {"cell": number, **values, "seed": seed, "seed_counts": can_change}
-        rows.append({**cell, "run": folder.name, **numbers})
-    types = dict.fromkeys(SWEEP_METRICS, pl.Float64())
-    table = pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
-    return table.with_columns(_numbers(table[name]) for name in settings[0])
-
-
-def over_seeds(cells: pl.DataFrame, settings: Sequence[str], config: SweepConfig) -> pl.DataFrame:
-    """One row a combination of settings: number of seeds, and every metric's mean and deviation.
-
-    Args:
-        cells: Output of `cell_table`.
-        settings: Its columns of settings.
-        config: A search is ordered by its objective, best first; a grid by its settings.
-
-    Returns:
-        ``METRIC`` holds the mean, ``METRIC_std`` the standard deviation (null for one seed).
-    """
-    summary = [
-        pl.len().alias("num_seeds"),
-        *(pl.col(name).mean() for name in SWEEP_METRICS),
-        *(pl.col(name).std().alias(f"{name}_std") for name in SWEEP_METRICS),
-    ]
-    cells = cells.unique("run", maintain_order=True)  # a search may propose a run twice
-    # What no seed can change (popularity, an untuned backbone) is one run under every seed.
-    is_first = pl.struct(*settings, "seed_counts").is_first_distinct()
-    cells = cells.filter(pl.col("seed_counts") | is_first)
-    if not settings:
-        return cells.select(summary)
-    table = cells.group_by(settings, maintain_order=True).agg(summary)
-    if config.is_search:
-        return table.sort(config.objective, descending=not _is_low_better(config.objective))
-    numeric = [name for name in settings if table[name].dtype.is_numeric()]
-    return table.sort(numeric, maintain_order=True) if numeric else table
 
 
 def _draw(
@@ -159,34 +116,41 @@ def _markdown(
     rows = [
         [str(row[name]) for name in settings]
         + [str(row["num_seeds"])]
-        + [format_value(name, row[name], row[f"{name}_std"]) for name in metrics]
+        + [format_value(name, row[name], row[f"{name}_se"], row[f"{name}_std"]) for name in metrics]
         for row in table.to_dicts()
     ]
     text = markdown_table([*settings, "seeds", *map(arrow, metrics)], rows)
-    nll = "; ".join(["NLL in nats a title", *guesses])
-    text += f"\n\nMean ± standard deviation over seeds. {nll}.\n"
+    text += f"\n\n{_legend(table, metrics, guesses)}\n"
     best = table.drop_nulls(config.objective).sort(
-        config.objective, descending=not _is_low_better(config.objective)
+        config.objective, descending=not is_low_better(config.objective)
     )
     if settings and len(best):
         words = " ".join(f"{name}={best[name][0]}" for name in settings)
+        alike = best.filter(pl.col(config.objective) == best[config.objective][0])
         value = format_value(config.objective, best[config.objective][0])
-        text += f"Best {config.objective}: {value} with `{words}`.\n"
+        text += f"Best {config.objective}: {value} with `{words}`"
+        text += f", and {len(alike) - 1} more alike.\n" if len(alike) > 1 else ".\n"
     return text
 
 
-def _metric(metrics: Mapping[str, Mapping[str, float]], name: str) -> float | None:
-    split, metric = name.split("/")
-    return metrics[split].get(metric)
-
-
-def _numbers(values: pl.Series) -> pl.Series:
-    """The column as integers or floats where all its words are such."""
-    for kind in (pl.Int64, pl.Float64):
-        cast = values.cast(kind, strict=False)
-        if cast.null_count() == 0:
-            return cast
-    return values
+def _legend(table: pl.DataFrame, metrics: Sequence[str], guesses: Sequence[str]) -> str:
+    """What the numbers of ``table.md`` are."""
+    ranking = [name for name in metrics if cut_off_of(name) is not None]
+    no_hits = [
+        number
+        for name in ranking
+        for number in table.filter(pl.col(name) == 0)[f"{name.split('/')[0]}/num_users"]
+    ]
+    missing = [name for name in ranking if table[name].null_count()]
+    return sentences(
+        [
+            f"Means over seeds; {OVER_USERS}, {OVER_SEEDS}",
+            no_hits_note(no_hits),
+            f"{DASH} in {', '.join(missing)}: lists of fewer titles (decode.top_k)"
+            if missing else "",
+            "; ".join(["NLL in nats a title", *guesses]),
+        ]
+    )  # fmt: skip
 
 
 def _evenly(values: pl.Series) -> pl.Series:
@@ -195,10 +159,6 @@ def _evenly(values: pl.Series) -> pl.Series:
     if 0 < low * 100 <= high:
         return pl.Series(values.name, [f"{value:g}" for value in values])
     return values
-
-
-def _is_low_better(metric: str) -> bool:
-    return metric.endswith("NLL")
 
 
 def _file(metric: str) -> str:

@@ -2,7 +2,16 @@
 
 from rich.table import Table
 
-SHOWN = ("NDCG@5", "NDCG@10", "HR@5", "HR@10", "trie_NLL", "vocab_NLL")
+from hatllm.report.evaluation import NLL_COLUMNS
+from hatllm.report.numbers import (
+    OVER_USERS,
+    cut_offs_of,
+    format_value,
+    no_hits_note,
+    ranking_metrics,
+    sentences,
+    users_without_a_hit,
+)
 
 
 def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
@@ -14,19 +23,15 @@ def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
     Returns:
         One column a split.
     """
-    table = Table(caption="± standard error over users; NLL in nats a title, lower is better")
+    shown = ranking_metrics(cut_offs_of(next(iter(metrics.values()))))
+    notes = [OVER_USERS, no_hits_note(users_without_a_hit(metrics, shown))]
+    caption = sentences([*notes, "NLL in nats a title, lower is better"])
+    table = Table(caption=caption, caption_justify="left")
     table.add_column("")
     for split, values in metrics.items():
         name = "popularity on test" if split == "popularity" else split
         table.add_column(f"{name}\n{values['num_examples']:.0f} examples", justify="right")
-    for name in SHOWN:
-        table.add_row(name, *(_cell(values, name) for values in metrics.values()))
+    for name in (*shown, *NLL_COLUMNS):
+        cells = (format_value(name, v.get(name), v.get(f"{name}_se")) for v in metrics.values())
+        table.add_row(name, *cells)
     return table
-
-
-def _cell(values: dict[str, float], name: str) -> str:
-    if name not in values:
-        return "–"
-    digits = 2 if name.endswith("NLL") else 4
-    error = values.get(f"{name}_se")
-    return f"{values[name]:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

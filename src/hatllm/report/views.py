@@ -8,17 +8,21 @@ from typing import Any
 
 import polars as pl
 
-from hatllm.report.evaluation import SLICE_K, SLICES
+from hatllm.report.evaluation import SLICES
+from hatllm.report.numbers import DASH, OVER_SEEDS, cut_offs_of
 from hatllm.report.results import PlannedRun
-from hatllm.report.run_report import DASH, markdown_table
+from hatllm.report.run_report import markdown_table
 from hatllm.report.statistics import mean_and_std_over_seeds
 
 EFFICIENCY_NOTE = (
-    "By the runs' own clocks, mean ± standard deviation over num_seeds: the seeds whose run was "
-    "not resumed, because the clock of one that was holds its last part only. – where no such run "
-    "has this part; rows_per_s also where training may stop early."
+    "By the runs' own clocks, means over num_seeds, in parentheses the standard deviation over "
+    "them: the seeds whose run was not resumed, because the clock of one that was holds its last "
+    "part only. – where no such run has this part; rows_per_s also where training may stop early."
 )
-SLICE_METRICS = (f"HR@{SLICE_K}", f"NDCG@{SLICE_K}", "trie_NLL")
+SLICES_NOTE = (
+    f"Means over seeds, {OVER_SEEDS}. {DASH} where there is no such target, or the lists are "
+    "shorter than the cut-off."
+)
 
 
 def slices_frame(data: str, runs: Sequence[PlannedRun]) -> pl.DataFrame:
@@ -33,12 +37,14 @@ def slices_frame(data: str, runs: Sequence[PlannedRun]) -> pl.DataFrame:
         the slice is empty or the label lacks the metric, or has one seed only.
     """
     records = []
-    for label, folders in _folders_by_label(runs).items():
+    by_label = _folders_by_label(runs)
+    metrics = _slice_metrics([folder for folders in by_label.values() for folder in folders])
+    for label, folders in by_label.items():
         files = [_read(folder, "metrics.json") for folder in folders]
         for name in SLICES:
             record: dict[str, Any] = {"data": data, "label": label, "slice": name}
             record["count"] = int(files[0]["test"][f"{name}/count"])
-            for metric in SLICE_METRICS:
+            for metric in metrics:
                 values = [file["test"].get(f"{name}/{metric}") for file in files]
                 record |= _mean_and_std(metric, [v for v in values if v is not None])
             records.append(record)
@@ -88,7 +94,7 @@ def efficiency_frame(
 
 
 def frame_markdown(frame: pl.DataFrame, digits: int) -> str:
-    """A frame as a Markdown table; ``X`` and ``X_std`` in one column."""
+    """A frame as a Markdown table; ``X_std`` in parentheses behind ``X``."""
     names = [n for n in frame.columns if not n.endswith("_std")]
     rows = []
     for row in frame.iter_rows(named=True):
@@ -96,12 +102,23 @@ def frame_markdown(frame: pl.DataFrame, digits: int) -> str:
     return markdown_table(names, rows)
 
 
+def _slice_metrics(folders: Sequence[Path]) -> list[str]:
+    """What is measured within slices, at the cut-offs that the runs have there."""
+    names = {
+        name.split("/")[1]
+        for folder in folders
+        for name in _read(folder, "metrics.json")["test"]
+        if name.startswith(SLICES)
+    }
+    return [f"{kind}@{k}" for k in cut_offs_of(names) for kind in ("HR", "NDCG")] + ["trie_NLL"]
+
+
 def _text(row: dict[str, Any], name: str, digits: int) -> str:
     value, std = row[name], row.get(f"{name}_std")
     if not isinstance(value, float):
         return DASH if value is None else str(value)
     text = f"{value:.{digits}f}"
-    return text if std is None else f"{text} ± {std:.{digits}f}"
+    return text if std is None else f"{text} ({std:.{digits}f})"
 
 
 def _folders_by_label(runs: Sequence[PlannedRun]) -> dict[str, list[Path]]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hatllm.config import Config
+from hatllm.tasks.early import check_layers
 
 
 def run_task(config: Config, compose: Callable[[list[str]], Config], script: Path) -> None:
@@ -18,6 +19,8 @@ def run_task(config: Config, compose: Callable[[list[str]], Config], script: Pat
         ValueError: If a setting does not fit the data, the model or the machine.
     """
     # Imported late: --help and a mistyped setting should not wait for torch.
+    if config.task.name in ("train", "masks"):
+        check_layers(config)
     match config.task.name:
         case "prepare":
             from hatllm.tasks.prepare import prepare

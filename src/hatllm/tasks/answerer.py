@@ -10,11 +10,12 @@ import torch
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import IntArray
-from hatllm.decode.beam import Answers
+from hatllm.decode.by_title import ranked_titles
 from hatllm.decode.scorer import Scorers, build_scorers
 from hatllm.decode.search import Search
 from hatllm.model.out_of_memory import naming_what_to_lower
-from hatllm.tasks.evaluate import load_run
+from hatllm.tasks.assemble import assemble_to_answer
+from hatllm.tasks.evaluate import load_tuned
 from hatllm.tasks.run_folder import load_items
 
 
@@ -22,15 +23,15 @@ class Answer(NamedTuple):
     """One recommended title."""
 
     item_id: int  # of items that share the title the first
-    score: float  # log_prob / length ** decode.length_penalty
-    log_prob: float  # nats
+    score: float  # log_prob / length ** decode.length_penalty, of the title's tokens
+    log_prob: float  # nats; titles that became the same tokens share their probability
 
 
 class Answerer:
     """Finds the best titles for histories of item ids."""
 
     def __init__(self, config: Config, num_histories: int | None) -> None:
-        """Load data and model.
+        """Load model and catalogue, all of it from the run's folder.
 
         Args:
             config: A finished run's settings with the command line's on top.
@@ -39,22 +40,17 @@ class Answerer:
                 same states beside this one: only states that lie ready are used.
 
         Raises:
-            ValueError: If the run is not an LLM's, its weights are missing, or its items are not
-                those of its data.
+            ValueError: If the run is not an LLM's, or a file of its folder is missing.
         """
         if config.model.kind != "llm":
             raise ValueError(
                 f"task=recommend needs an LLM run, this one is model={config.model.name}"
             )
         self.config, self.num_histories = config, num_histories
-        self.parts, self.lm = load_run(config)
-        columns = ["item_id", "title"]
-        if not catalogue_of(config)[columns].equals(self.parts.dataset.items[columns]):
-            raise ValueError(
-                f"task.run_folder={config.task.run_folder}: its items.parquet is not the catalogue "
-                f"of data={config.data.name} as it lies here; give the folder and the data as they "
-                "were when the run was made"
-            )
+        assert config.task.run_folder is not None
+        folder = Path(config.task.run_folder)
+        self.parts = assemble_to_answer(config, folder)
+        self.lm = load_tuned(config, self.parts, folder)
         self._tools: tuple[Scorers, Search] | None = None
 
     @torch.inference_mode()
@@ -82,7 +78,8 @@ class Answerer:
             with naming_what_to_lower(config, decoding=True):
                 answers, _ = find(scorers.of(batch), [newest[row] for row in chosen])
             for user, row in enumerate(chosen.tolist()):
-                found[row] = _of_user(answers, user, scorers)
+                titles = ranked_titles(self.parts.catalogue, answers, user, config.decode.top_k)
+                found[row] = [Answer(t.item_ids[0], t.score, t.log_prob) for t in titles]
         return found
 
     def _make_tools(self, lengths: IntArray) -> tuple[Scorers, Search]:
@@ -92,18 +89,6 @@ class Answerer:
         scorers = build_scorers(self.lm, catalogue, self.config, to_come)
         self._tools = scorers, Search(scorers, catalogue, self.config.decode)
         return self._tools
-
-
-def _of_user(answers: Answers, user: int, scorers: Scorers) -> list[Answer]:
-    places = zip(
-        answers.leaf_BW[user].tolist(), answers.score_BW[user].tolist(),
-        answers.log_prob_BW[user].tolist(), strict=True,
-    )  # fmt: skip
-    return [
-        Answer(int(scorers.trie.items_of_leaf(leaf)[0]), score, log_prob)
-        for leaf, score, log_prob in places
-        if leaf >= 0
-    ]
 
 
 def catalogue_of(config: Config) -> pl.DataFrame:

@@ -1,12 +1,16 @@
 """The one wiring function: from a config to the objects of a run."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from hatllm.config import Config
@@ -15,6 +19,7 @@ from hatllm.data.prepare import Dataset, prepare_dataset
 from hatllm.data.prompt import PromptBook, build_prompt_book
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.catalogue_states import check_states
+from hatllm.decode.merged_titles import TitleCounts, count_titles
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import (
     context_length_of,
@@ -22,10 +27,13 @@ from hatllm.model.backbone import (
     load_tokenizer,
     num_layers_of,
 )
+from hatllm.model.before_loading import check_backbone
+from hatllm.model.export import check_catalogue as check_exported_catalogue
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.tasks.assistant import load_assistant
 from hatllm.tasks.item_vectors import exported_item_vectors, load_item_vectors
+from hatllm.tasks.run_folder import load_items
 
 
 def cache_root(config: Config) -> Path:
@@ -39,17 +47,25 @@ def load_dataset(config: Config) -> Dataset:
     Raises:
         ValueError: If `data_root` or the data settings do not fit.
     """
+    return prepare_dataset(config.data, data_root(config), cache_root(config))
+
+
+def data_root(config: Config) -> Path | None:
+    """Folder of ready tables, prepared windows or published files; None = none.
+
+    Raises:
+        ValueError: If it is not a folder.
+    """
     root = None if config.data_root is None else Path(config.data_root).expanduser()
     if root is not None and not root.is_dir():
         raise ValueError(f"data_root={config.data_root!r} is not a folder")
-    return prepare_dataset(config.data, root, cache_root(config))
+    return root
 
 
 @dataclass
-class Parts:
-    """What a run is made of, the model last because everything else is checked before."""
+class ModelParts:
+    """What a run's model needs, itself last because everything else is checked before."""
 
-    dataset: Dataset
     schedule: Schedule
     catalogue: Catalogue
     item_vector_IE: Tensor | None  # None = items have no tokens of their own
@@ -57,10 +73,19 @@ class Parts:
     def load_model(self, config: Config) -> MaskedLM:
         """The backbone under the schedule, tuned or to be tuned."""
         lm = load_masked_lm(config.model, self.schedule, cache_root(config), config.seed)
+        lm.trie_temperature, lm.vocab_temperature = config.temperatures
         if self.item_vector_IE is not None:
             width = lm.output_embedding_VD.shape[1]
             lm.item_tokens = ItemTokens(self.item_vector_IE, width, config.seed)
         return lm
+
+
+@dataclass
+class Parts(ModelParts):
+    """What a run is made of."""
+
+    dataset: Dataset
+    title_counts: TitleCounts
 
 
 def assemble(
@@ -77,26 +102,14 @@ def assemble(
     Raises:
         ValueError: If a setting does not fit the data or the model's layer count.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    check_hardware(config)
-    schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
-    if config.fast and config.decode.state_cache:
-        check_states(schedule)
+    schedule = _schedule(config)
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     tokenizer = load_tokenizer(config.model, cache_root(config))
-    items = dataset.items
-    book = build_prompt_book(
-        tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list(),
-        item_tokens=config.model.item_vectors is not None,
-    )  # fmt: skip
+    book = _book(config, dataset.items, tokenizer)
     check_context(config, book, dataset)
-    catalogue = Catalogue.of(book)
-    if config.decode.assistant_run is not None:
-        catalogue.assistant = load_assistant(
-            config.decode.assistant_run, book.item_id_I, coming or {}
-        )
+    catalogue = _catalogue(config, book, coming or {})
+    title_counts = told_titles(catalogue, dataset, tokenizer.unk_token_id)
     vector_IE = None
     if config.model.item_vectors is not None and finished is not None:
         vector_IE = exported_item_vectors(finished, book.item_id_I)
@@ -104,7 +117,67 @@ def assemble(
         vector_IE = load_item_vectors(
             config.model.item_vectors, book.item_id_I, dataset.manifest["data_hash"], coming or {}
         )
-    return Parts(dataset, schedule, catalogue, vector_IE)
+    return Parts(schedule, catalogue, vector_IE, dataset, title_counts)
+
+
+def told_titles(catalogue: Catalogue, dataset: Dataset, unknown_id: int | None) -> TitleCounts:
+    """Count the titles that the tokenizer does not tell apart, and say so.
+
+    Raises:
+        ValueError: If there are too many.
+    """
+    titles = dict(dataset.items.select("item_id", "title").iter_rows())
+    counts = count_titles(catalogue, titles, unknown_id)
+    if (note := counts.note()) is not None and rank_zero_only.rank == 0:
+        print(f"note: {note}", file=sys.stderr)
+    return counts
+
+
+def assemble_to_answer(config: Config, finished: Path) -> ModelParts:
+    """What a finished run's model needs to answer, from the run's folder alone.
+
+    Args:
+        config: The run's settings with the command line's on top.
+        finished: Its folder: catalogue, item vectors.
+
+    Raises:
+        ValueError: If a file of the folder is missing or does not fit.
+    """
+    schedule, items = _schedule(config), load_items(finished)
+    check_exported_catalogue(finished, items)
+    book = _book(config, items, load_tokenizer(config.model, cache_root(config)))
+    vector_IE = None
+    if config.model.item_vectors is not None:
+        vector_IE = exported_item_vectors(finished, book.item_id_I)
+    return ModelParts(schedule, _catalogue(config, book, {}), vector_IE)
+
+
+def _schedule(config: Config) -> Schedule:
+    """The layers' masks, checked with the machine."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    check_hardware(config)
+    schedule = build_schedule(config.mask, num_layers_of(config.model, cache_root(config)))
+    if config.fast and config.decode.state_cache:
+        check_states(schedule)
+    check_backbone(config.model, schedule, cache_root(config))
+    return schedule
+
+
+def _book(config: Config, items: pl.DataFrame, tokenizer: Any) -> PromptBook:
+    """The items and the template, tokenised."""
+    return build_prompt_book(
+        tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list(),
+        item_tokens=config.model.item_vectors is not None,
+    )  # fmt: skip
+
+
+def _catalogue(config: Config, book: PromptBook, coming: Mapping[str, Config]) -> Catalogue:
+    """The trie of the titles, and the assistant where there is one."""
+    catalogue = Catalogue.of(book)
+    if config.decode.assistant_run is not None:
+        catalogue.assistant = load_assistant(config.decode.assistant_run, book.item_id_I, coming)
+    return catalogue
 
 
 def check_hardware(config: Config) -> None:

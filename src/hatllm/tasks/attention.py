@@ -39,7 +39,7 @@ from hatllm.report.attention_shares import (
 from hatllm.report.figures import save_figure
 from hatllm.tasks.assemble import Parts, assemble
 from hatllm.tasks.run_folder import environment, is_finished, load_config
-from hatllm.tasks.same_data import RUN_ANEW, refuse_other_data
+from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.whole_files import write_csv, write_json
 
 
@@ -80,8 +80,7 @@ def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
         Folder of the files.
 
     Raises:
-        ValueError: If none of the runs is an LLM's, or they are on different splits or on other
-            data than today's.
+        ValueError: If none of the runs is an LLM's, or they are on different splits.
     """
     start = time.perf_counter()
     every = [(label, folder, config_of_run(folder, config)) for label, folder in folders]
@@ -89,8 +88,6 @@ def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
     if not runs:
         raise ValueError("task=attention needs an LLM run; these are baselines without attention")
     _refuse_other_splits([folder for _, folder, _ in runs])
-    for _, folder, run in runs:
-        refuse_other_data(run, folder, advice=RUN_ANEW)
     measured: list[pl.DataFrame] = []
     labels: set[str] = set()
     for label, folder, run in runs:
@@ -105,7 +102,7 @@ def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
     save_figure(draw_attention(shares), target / "attention.png")
     seconds = {"total": round(time.perf_counter() - start, 3)}
     manifest = json.loads((runs[0][1] / "split_manifest.json").read_text())
-    write_json(target / "attention.json", environment(manifest, seconds))
+    write_json(target / "attention.json", environment(manifest, seconds, runs[0][2].model.dtype))
     console = Console()
     console.print(_terminal_table(ratios))
     console.print(f"attention shares: {target}")
@@ -164,6 +161,7 @@ def measure(lm: MaskedLM, batches: Iterable[Batch]) -> pl.DataFrame:
 
 def _measure_run(folder: Path, run: Config, label: str, with_before: bool) -> list[pl.DataFrame]:
     """The masses of one run: untuned where asked for, and tuned where it was tuned."""
+    check_data_unchanged(run, folder)
     parts = assemble(run, finished=folder)
     lm = parts.load_model(run).eval()
     if run.trainer.accelerator != "cpu" and torch.cuda.is_available():

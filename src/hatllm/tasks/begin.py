@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
 
 from hatllm.compose import checked
 from hatllm.config import Config
@@ -21,17 +21,18 @@ from hatllm.tasks.run_folder import (
     settings_by_name,
     write_config,
 )
-from hatllm.tasks.unfinished import unfinished_neighbours
+from hatllm.tasks.unfinished import begun_otherwise, differences
 from hatllm.whole_files import write_json
 
 MADE_OF = ("code_hash", "data_hash")  # and of its settings
+
+console = Console()
 
 
 def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
     """Note what the run is made of, or see that an unfinished one goes on with just that.
 
-    `task.force` starts it over. Of an unfinished run beside a new one that differs in one setting a
-    line is said. A run that this very command has begun goes on all the same: a
+    `task.force` starts it over. A run that this very command has begun goes on all the same: a
     cell that is tried again and a job that SLURM queues again have the words of the first time.
 
     Args:
@@ -48,7 +49,7 @@ def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
     """
     if rank_zero_only.rank != 0:
         return False
-    begun, now = _environment(folder), environment(dataset.manifest, {})
+    begun, now = _environment(folder), environment(dataset.manifest, {}, config.model.dtype)
     forced = config.task.force and begun.get("command") != now["command"]
     if is_finished(folder) or forced:
         _start_over(folder)
@@ -61,9 +62,9 @@ def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
         _start_over(folder)
     has_weights = (folder / CHECKPOINT_FILE).exists()
     if not has_weights:
-        for line in unfinished_neighbours(config, folder):
-            print(f"note: {line}", file=sys.stderr)
         write_json(folder / "environment.json", now)
+        for line in begun_otherwise(config, folder):
+            console.print(f"note: {line}", markup=False, soft_wrap=True)
     write_config(folder, config)
     return has_weights or any((folder / SHARDS).glob("*/*.parquet"))
 
@@ -78,16 +79,14 @@ def _start_over(folder: Path) -> None:
 
 def _changes(config: Config, folder: Path, begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What the unfinished run was begun with and would not go on with: ``name=value``."""
-    theirs = settings_by_name(checked(read_config(folder, "run folder")))
-    ours = settings_by_name(config)
-    # A run of an older version has not noted its code and data.
-    theirs |= {name: begun[name] for name in MADE_OF if name in begun}
-    ours |= {name: now[name] for name in MADE_OF if name in begun}
-    return [
-        f"{name}={theirs.get(name)} (now {ours.get(name)})"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
-    ]
+    saved = checked(read_config(folder, "run folder"))
+    theirs, ours = (settings_by_name(run) for run in (saved, config))
+    theirs |= {name: begun.get(name) for name in MADE_OF}
+    ours |= {name: now[name] for name in MADE_OF}
+    if "fsdp" in (saved.trainer.strategy, config.trainer.strategy):  # checkpoints of its own form
+        theirs["trainer.strategy"] = saved.trainer.strategy
+        ours["trainer.strategy"] = config.trainer.strategy
+    return differences(theirs, ours)
 
 
 def _environment(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from filelock import Timeout
 from rich.console import Console
 
 from hatllm.config import Config
+from hatllm.tasks.answerer import catalogue_of
 from hatllm.tasks.chunk_writer import ChunkWriter, progress, refused_path, without_shard
 from hatllm.tasks.histories import Chunk, as_parquet, chunks_of
+from hatllm.tasks.item_finder import ItemFinder
 from hatllm.tasks.run_folder import config_hash
 from hatllm.tasks.run_lock import RunBusyError, run_lock
 from hatllm.whole_files import write_json
@@ -36,8 +38,9 @@ def recommend_in_bulk(config: Config) -> Path:
 
     Returns:
         Folder ``recommendations/NAME-HASH`` in the run's: ``shards/`` (user_id, rank, item, title,
-        score, log_prob), ``refused/`` (row, user_id, reason), and once all is answered
-        ``summary.json``. Another file, other settings or weights give another folder.
+        score, log_prob, num_skipped: entries of the history that name no item), ``refused/`` (row,
+        user_id, reason), and once all is answered ``summary.json``. Another file, other settings or
+        weights give another folder.
 
     Raises:
         ValueError: If the file, or a setting, does not fit.
@@ -53,6 +56,8 @@ def recommend_in_bulk(config: Config) -> Path:
     with run_lock(folder / "histories"):  # one process lays the file out, the others wait
         path = as_parquet(given, folder)
     chunks = chunks_of(path, config.task.chunk_rows)
+    if (note := ItemFinder(catalogue_of(config)).both_ways()) is not None:
+        console.print(f"note: {note}", markup=False)
     if config.task.engine == "ray":
         from hatllm.tasks.bulk_ray import answer_on_ray
 
@@ -100,7 +105,7 @@ def _sum_up(folder: Path, chunks: list[Chunk]) -> None:
     """Write ``summary.json``: how many histories were answered and refused, and why."""
     reasons: dict[str, int] = {}
     for frame in _refused(folder, chunks):
-        kinds = frame["reason"].str.replace(r"^(unknown item).*", "$1")
+        kinds = frame["reason"].str.replace(r"^(unknown items only).*", "$1")
         for kind, count in kinds.value_counts().rows():
             reasons[kind] = reasons.get(kind, 0) + count
     total, refused = sum(chunk.num_rows for chunk in chunks), sum(reasons.values())
@@ -108,16 +113,27 @@ def _sum_up(folder: Path, chunks: list[Chunk]) -> None:
         "histories": total,
         "answered": total - refused,
         "refused": dict(sorted(reasons.items())),
+        "skipped_entries": _num_skipped(folder),
         "shards": len(chunks),
     }
     write_json(folder / "summary.json", summary)
     why = "; ".join(f"{kind}: {count}" for kind, count in summary["refused"].items())
     listed = f" ({why}; listed in {folder / 'refused'})" if refused else ""
+    if summary["skipped_entries"]:
+        console.print(f"{summary['skipped_entries']} entries that name no item were skipped")
     console.print(
         f"{total - refused} of {total} histories answered, {refused} refused{listed}: "
         f"{folder / 'shards'}",
         soft_wrap=True, markup=False,
     )  # fmt: skip
+
+
+def _num_skipped(folder: Path) -> int:
+    """Entries of answered histories that name no item."""
+    shards = pl.scan_parquet(folder / "shards" / "*.parquet")
+    return int(
+        shards.filter(pl.col("rank") == 1).select(pl.col("num_skipped").sum()).collect().item()
+    )
 
 
 def _refused(folder: Path, chunks: list[Chunk]) -> Iterator[pl.DataFrame]:
@@ -145,11 +161,7 @@ def _folder(config: Config, given: Path) -> Path:
     """Named by the file and by all that can change an answer."""
     assert config.task.run_folder is not None
     run = Path(config.task.run_folder)
-    same_answers = replace(
-        config,
-        data=replace(config.data, histories=None),
-        decode=replace(config.decode, users_per_batch=1),
-    )
+    same_answers = replace(config, data=replace(config.data, histories=None))
     file = given.stat()
     known = [config_hash(same_answers), config.task.chunk_rows, given.name, file.st_size,
              file.st_mtime_ns, *map(_digest, sorted(run.glob("*/*.safetensors"))),

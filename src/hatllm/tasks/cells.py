@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from hatllm.config import Config, ExperimentConfig, check_choice
 from hatllm.tasks.assemble import check_hardware
+from hatllm.tasks.early import check_layers
 from hatllm.tasks.run_folder import code_hash, is_finished, run_folder
-from hatllm.tasks.same_data import other_data, refuse_other_data
 
 
 class PlannedCell(NamedTuple):
@@ -20,7 +20,6 @@ class PlannedCell(NamedTuple):
     words: list[str]  # its command line
     folder: Path
     data: str
-    config: Config
     split_layer: int | None  # of a cell of the grid
     num_cross_layers: int | None
 
@@ -64,6 +63,7 @@ def plan_cells(
                 words = ["task=train", *_data_words(config, data), *overrides, f"seed={seed}"]
                 words = [*_with_folders(words, label, folders), f"experiment.cell={label}"]
                 cell = compose(words)
+                check_layers(cell)
                 if to_run:
                     check_hardware(cell)
                 # What has no randomness gives one run, whatever the seed.
@@ -80,14 +80,7 @@ def plan_cells(
                 num_cross = cell.mask.num_cross_layers if in_grid else None
                 cells.append(
                     PlannedCell(
-                        label,
-                        cell.seed,
-                        words,
-                        folder,
-                        cell.data.name,
-                        cell,
-                        split_layer,
-                        num_cross,
+                        label, cell.seed, words, folder, cell.data.name, split_layer, num_cross
                     )
                 )
     return cells
@@ -195,28 +188,6 @@ def check_same_code(cells: list[PlannedCell]) -> None:
                     f"{cell.folder} was made by code {theirs}, what is still to run would be by "
                     f"{ours}: delete it, or go on with the code of its commit"
                 )
-
-
-def cells_on_other_data(cells: list[PlannedCell], chosen: list[PlannedCell]) -> set[Path]:
-    """Folders of finished cells that are to be run again, because their data have changed.
-
-    Args:
-        cells: All cells; the table will hold what is finished of them.
-        chosen: Those to run now.
-
-    Raises:
-        ValueError: If there is one that is not to run now with ``task.force=true``.
-    """
-    found: set[Path] = set()
-    forced = {cell.folder for cell in chosen if cell.config.task.force}
-    for cell in cells:
-        if not is_finished(cell.folder):
-            continue
-        if cell.folder not in forced:
-            refuse_other_data(cell.config, cell.folder)
-        elif other_data(cell.config, cell.folder) is not None:
-            found.add(cell.folder)
-    return found
 
 
 def _with_folders(words: list[str], label: str, folders: dict[str, Path]) -> list[str]:

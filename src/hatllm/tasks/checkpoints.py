@@ -1,15 +1,26 @@
-"""Checkpoints on disk: written whole, and read only where every byte is as it was written."""
+"""Checkpoints: which weights are the best so far, what a resumed run goes on from, whole files.
 
+``best.ckpt`` holds the weights of the best validation, ``last.ckpt`` the state of training. What is
+the best, and how long nothing was better, is part of the latter, so a run that is killed anywhere
+goes on with what it would have known.
+"""
+
+import time
 import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Callback
 
+from hatllm.config import TrainerConfig
 from hatllm.whole_files import written_whole
+
+TIE_BREAKER = "val/trie_NLL"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -45,23 +56,110 @@ def ends_step(trainer: lightning.Trainer, batch_idx: int) -> bool:
     return bool(trainer.global_step % between)
 
 
-class LastCheckpoint(Checkpoint):
-    """Saves every so many optimizer steps, and after every validation.
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found."""
 
-    Stands after the callback of the best checkpoint, whose state is in it.
+    step: int  # optimizer steps done
+    value: float  # of the monitored metric
+    nll: float | None  # of TIE_BREAKER, where the model has it
+
+    def is_better_than(self, other: "Validation", higher_is_better: bool) -> bool:
+        """By the monitored metric, and where that is equal by the NLL."""
+        if self.value != other.value:
+            return (self.value > other.value) is higher_is_better
+        return self.nll is not None and other.nll is not None and self.nll < other.nll
+
+    def replaces(self, other: "Validation", higher_is_better: bool) -> bool:
+        """As `is_better_than`; of two that are equal in both the later stays."""
+        return not other.is_better_than(self, higher_is_better)
+
+
+class Checkpoints(Callback):
+    """Keeps the best and the last checkpoint, and stops early.
+
+    After a validation the best is written first, then the last, in whose callback state the best is
+    named; only then does another step begin.
+
+    Attributes:
+        best: The validation whose weights are in ``best.ckpt``; None = none yet.
+        num_worse: Validations since the last one that was better.
     """
 
-    def __init__(self, path: Path, every_steps: int) -> None:
-        self.path, self.every_steps = path, every_steps
+    def __init__(self, folder: Path, config: TrainerConfig) -> None:
+        """Keep checkpoints.
+
+        Args:
+            folder: Run folder; they go to ``checkpoints/``.
+            config: monitor, early_stopping_patience, checkpoint_every_steps and _seconds.
+        """
+        self.best_path = folder / "checkpoints" / "best.ckpt"
+        self.last_path = folder / "checkpoints" / "last.ckpt"
+        self.config = config
+        self.best: Validation | None = None
+        self.num_worse = 0
+        self.saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """A run that was killed after its early stop does not begin another step."""
+        self.saved_at = time.monotonic()
+        self._stop_where_patience_ends(trainer)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *rest: Any) -> None:
-        """After a step."""
-        if ends_step(trainer, rest[-1]) and trainer.global_step % self.every_steps == 0:
-            trainer.save_checkpoint(self.path)
+        """After a step, where it is time."""
+        if not ends_step(trainer, rest[-1]):
+            return
+        is_due = time.monotonic() - self.saved_at >= self.config.checkpoint_every_seconds
+        if trainer.world_size > 1:  # clocks differ, and all processes save together
+            is_due = trainer.strategy.reduce_boolean_decision(is_due, all=False)
+        if is_due or trainer.global_step % self.config.checkpoint_every_steps == 0:
+            self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """After the validation that follows a step."""
-        trainer.save_checkpoint(self.path)
+        found = _validation(trainer.global_step, trainer.callback_metrics, self.config.monitor)
+        higher = self.config.higher_is_better
+        if self.best is None or found.is_better_than(self.best, higher):
+            self.num_worse = 0
+        else:
+            self.num_worse += 1
+        if self.best is None or found.replaces(self.best, higher):
+            self.best = found
+            trainer.save_checkpoint(self.best_path, weights_only=True)
+        self.save(trainer)
+        self._stop_where_patience_ends(trainer)
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Write ``last.ckpt``; on all processes after the same step."""
+        trainer.save_checkpoint(self.last_path)
+        self.saved_at = time.monotonic()
+
+    def _stop_where_patience_ends(self, trainer: lightning.Trainer) -> None:
+        patience = self.config.early_stopping_patience
+        if patience is not None and self.num_worse >= max(1, patience):
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs."""
+        best = None if self.best is None else asdict(self.best)
+        return {"best": best, "num_worse": self.num_worse}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know what the stopped run knew."""
+        best = state_dict["best"]
+        self.best = None if best is None else Validation(**best)
+        self.num_worse = state_dict["num_worse"]
+
+    def exported(self) -> dict[str, Any] | None:
+        """Which step's weights the run answers with and why, JSON-able; None = the last step's."""
+        if self.best is None:
+            return None
+        return {"monitor": self.config.monitor, **asdict(self.best)}
+
+
+def _validation(step: int, metrics: Mapping[str, Any], monitor: str) -> Validation:
+    nll = metrics.get(TIE_BREAKER)
+    return Validation(step, float(metrics[monitor]), None if nll is None else float(nll))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

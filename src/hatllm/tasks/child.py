@@ -8,6 +8,7 @@ from types import FrameType
 from hatllm.tasks.run_lock import BUSY
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+TERMINATED = 143  # after SIGTERM, once a step was saved
 REFUSED = 2  # exit code of run.py where a setting does not fit: it would not fit again
 
 
@@ -46,7 +47,7 @@ def run_retried(command: list[str]) -> int:
     left alone.
     """
     code = run_child(command)
-    if code in (0, REFUSED, BUSY, INTERRUPTED):
+    if code in (0, REFUSED, BUSY, INTERRUPTED, TERMINATED):
         return code
     print(f"the cell ended early ({ending(code)}); once more", flush=True)
     return run_child(command)

@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from hatllm.config import Config
 from hatllm.tasks.answerer import Answerer, catalogue_of
-from hatllm.tasks.histories import Chunk, ItemFinder, read_chunk
+from hatllm.tasks.histories import Chunk, read_chunk
+from hatllm.tasks.item_finder import ItemFinder
 from hatllm.whole_files import write_table
 
 
@@ -28,7 +29,7 @@ class ChunkWriter:
         self.num_histories = num_histories
         self.answerer: Answerer | None = None
         items = catalogue_of(config)
-        self.find = ItemFinder(items)
+        self.find = ItemFinder(items, config.data.max_title_characters)
         ids = items["item_id"].to_list()
         self.source = dict(zip(ids, items["source_id"].cast(pl.Utf8).to_list(), strict=True))
         self.title = dict(zip(ids, items["title"].to_list(), strict=True))
@@ -41,19 +42,20 @@ class ChunkWriter:
         """
         if self.answerer is None:
             self.answerer = Answerer(self.config, self.num_histories)
-        read = read_chunk(self.path, chunk, self.find)
+        read = read_chunk(self.path, chunk, self.find, self.config.data.max_history_items)
         if read.refused.height:
             write_table(refused_path(self.folder, chunk), read.refused)
         rows: list[tuple[Any, ...]] = []
-        users = read.users.to_list()
-        for user, answers in zip(users, self.answerer(read.histories), strict=True):
+        answered = self.answerer(read.histories)
+        users = zip(read.users.to_list(), read.num_skipped, answered, strict=True)
+        for user, num_skipped, answers in users:
             for rank, answer in enumerate(answers, start=1):
                 item = answer.item_id
                 row = (user, rank, self.source[item], self.title[item])
-                rows.append((*row, answer.score, answer.log_prob))
+                rows.append((*row, answer.score, answer.log_prob, num_skipped))
         schema: dict[str, Any] = {
             "user_id": read.users.dtype, "rank": pl.Int64, "item": pl.Utf8, "title": pl.Utf8,
-            "score": pl.Float64, "log_prob": pl.Float64,
+            "score": pl.Float64, "log_prob": pl.Float64, "num_skipped": pl.Int64,
         }  # fmt: skip
         write_table(shard_path(self.folder, chunk), pl.DataFrame(rows, schema=schema, orient="row"))
         return len(read.histories)

@@ -15,7 +15,7 @@ from hatllm.decode.shards import Shards
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.processes import agreed, process_rank
 from hatllm.tasks.assemble import Parts
-from hatllm.tasks.run_folder import code_hash, counted_settings
+from hatllm.tasks.run_folder import code_hash, settings_that_count
 
 SHARDS = "shards"  # folder of shards in the run folder, while there are any
 
@@ -66,10 +66,9 @@ def decode_splits(
 def _shards_hash(config: Config, dataset: Dataset, split: str, weights: str) -> str:
     """Sixteen hexadecimal digits over all that a split's predictions depend on.
 
-    How the weights were trained is in them, and neither the number of processes nor that of users
-    in a batch changes a number.
+    How the weights were trained is in them.
     """
-    settings = counted_settings(config)
+    settings = settings_that_count(config)
     settings["trainer"] = config.trainer.accelerator
     data = [dataset.manifest["data_hash"], dataset.manifest["split_hashes"][split]]
     text = json.dumps([settings, data, weights, code_hash()], sort_keys=True)

@@ -1,8 +1,7 @@
 """task=experiment: run every cell of an experiment in a process of its own, then make its table.
 
-A finished cell is not run again, unless its data have changed and the command says
-``task.force=true``; a broken one resumes. So the same command always goes on where it stopped. A
-cell that fails is tried once more and stops no other.
+A finished cell is not run again, a broken one resumes, so the same command always goes on where it
+stopped. A cell that fails is tried once more and stops no other.
 """
 
 import sys
@@ -14,15 +13,10 @@ from rich.console import Console
 from hatllm.config import Config
 from hatllm.report.results_table import read_published
 from hatllm.tasks.attention import write_attention_of
-from hatllm.tasks.cells import (
-    PlannedCell,
-    cells_on_other_data,
-    check_same_code,
-    chosen_cells,
-    plan_cells,
-)
+from hatllm.tasks.cells import PlannedCell, check_same_code, chosen_cells, plan_cells
 from hatllm.tasks.results import write_results_of
 from hatllm.tasks.run_folder import is_finished
+from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.tasks.sweep_cells import Cell
 
 console = Console()
@@ -45,8 +39,8 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
 
     Raises:
         ValueError: If there are no cells, a cell's settings are wrong, finished cells were made by
-            other code or of other data, attention is asked for on several data sets, or none could
-            be finished.
+            other code or of data that have changed since, attention is asked for on several data
+            sets, or none could be finished.
     """
     cells = plan_cells(config, compose)
     check_same_code(cells)
@@ -59,7 +53,9 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
             "and measure the finished runs with task=attention data=NAME"
         )
     chosen = chosen_cells(config, cells)
-    num_failed = _run_all(config, chosen, cells_on_other_data(cells, chosen), script)
+    for cell in chosen:
+        check_data_unchanged(compose(list(cell.words)), cell.folder)
+    num_failed = _run_all(config, chosen, script)
     folder = write_results_of(config, cells)
     if num_failed:
         again = "the same command runs them again and nothing else"
@@ -72,8 +68,8 @@ def run_experiment(config: Config, compose: Callable[[list[str]], Config], scrip
     return folder
 
 
-def _run_all(config: Config, chosen: list[PlannedCell], again: set[Path], script: Path) -> int:
-    """Run the cells, those of folders in ``again`` though they are finished; count failures."""
+def _run_all(config: Config, chosen: list[PlannedCell], script: Path) -> int:
+    """Run the cells, name those that failed, and count these."""
     names = [f"{planned.label} on {planned.data}, seed {planned.seed}" for planned in chosen]
     cells = [
         Cell(number, planned.words, _command(config, planned, script), planned.folder)
@@ -86,7 +82,7 @@ def _run_all(config: Config, chosen: list[PlannedCell], again: set[Path], script
             console.print("later: it needs a run that another process makes")
             later.append(cell)
             continue
-        cell.run(force=cell.folder in again, wait=False)
+        cell.run(force=False, wait=False)
         if cell.is_busy:
             later.append(cell)
     for cell in later:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hatllm.data.json_lines import BLOCK_BYTES, line_blocks
+from hatllm.tasks.item_finder import Found, ItemFinder
 from hatllm.whole_files import POLARS_ERRORS
 
 FORMS = (".parquet", ".jsonl", ".csv")
@@ -37,36 +38,9 @@ class ChunkOfHistories:
     """The usable rows of a chunk, and the others with what is wrong with them."""
 
     users: pl.Series  # user_id, or the row of the file where it has none
-    histories: list[list[int]]  # item ids, oldest first
+    histories: list[list[int]]  # item ids, oldest first, at least one each
+    num_skipped: list[int]  # entries of each that name no item
     refused: pl.DataFrame  # row, user_id, reason
-
-
-class ItemFinder:
-    """Finds items by title (in any case) or by the source files' id."""
-
-    def __init__(self, items: pl.DataFrame) -> None:
-        """Index a catalogue.
-
-        Args:
-            items: item_id, title, source_id.
-        """
-        ids = items["item_id"].to_list()
-        titles = items["title"].to_list()
-        # Backwards: of items that share a title the first stays.
-        self.by_title = dict(zip(reversed(titles), reversed(ids), strict=True))
-        folded = [title.casefold() for title in reversed(titles)]
-        self.by_folded = dict(zip(folded, reversed(ids), strict=True))
-        self.by_source = dict(zip(items["source_id"].to_list(), ids, strict=True))
-
-    def __call__(self, entry: Any) -> int | None:
-        """The item that a user names; None = there is no such item."""
-        text = str(entry)
-        for index, key in (
-            (self.by_title, text), (self.by_folded, text.casefold()), (self.by_source, text)
-        ):  # fmt: skip
-            if key in index:
-                return int(index[key])
-        return None
 
 
 def as_parquet(path: Path, folder: Path) -> Path:
@@ -167,13 +141,14 @@ def chunks_of(path: Path, chunk_rows: int) -> list[Chunk]:
     return chunks
 
 
-def read_chunk(path: Path, chunk: Chunk, find: ItemFinder) -> ChunkOfHistories:
+def read_chunk(path: Path, chunk: Chunk, find: ItemFinder, max_items: int) -> ChunkOfHistories:
     """The histories of a chunk as item ids.
 
     Args:
         path: As `as_parquet` gives it.
         chunk: One of `chunks_of`.
         find: Of the run's catalogue.
+        max_items: Newest entries of a history that are read.
     """
     frame = pl.concat(_batches(path, chunk))
     rows = range(chunk.first_row, chunk.first_row + chunk.num_rows)
@@ -182,19 +157,23 @@ def read_chunk(path: Path, chunk: Chunk, find: ItemFinder) -> ChunkOfHistories:
     problems = frame[PROBLEM].to_list() if PROBLEM in frame.columns else [None] * frame.height
     kept: list[int] = []
     histories: list[list[int]] = []
+    num_skipped: list[int] = []
     refused: list[tuple[int, str, str]] = []
     for place, (user, written) in enumerate(
         zip(users.to_list(), frame["history"].to_list(), strict=True)
     ):
-        found = problems[place] or ("no user_id" if user is None else _resolved(written, find))
+        found = problems[place] or (
+            "no user_id" if user is None else _resolved(written, find, max_items)
+        )
         if isinstance(found, str):
             refused.append((rows[place], str(user), found))
         else:
             kept.append(place)
-            histories.append(found)
+            histories.append(found.items)
+            num_skipped.append(len(found.unknown))
     schema = {"row": pl.Int64, "user_id": pl.Utf8, "reason": pl.Utf8}
     return ChunkOfHistories(
-        users[kept], histories, pl.DataFrame(refused, schema=schema, orient="row")
+        users[kept], histories, num_skipped, pl.DataFrame(refused, schema=schema, orient="row")
     )
 
 
@@ -214,8 +193,8 @@ def _batches(path: Path, chunk: Chunk) -> Iterator[pl.DataFrame]:
             return
 
 
-def _resolved(written: Any, find: ItemFinder) -> list[int] | str:
-    """Item ids, or why there are none."""
+def _resolved(written: Any, find: ItemFinder, max_items: int) -> Found | str:
+    """Items of the newest entries, or why there are none."""
     if isinstance(written, str):
         try:
             written = json.loads(written)
@@ -225,10 +204,5 @@ def _resolved(written: Any, find: ItemFinder) -> list[int] | str:
             return "the history is no JSON list"
     if not written:
         return "no history" if written is None else "empty history"
-    found = []
-    for entry in written:
-        item = find(entry)
-        if item is None:
-            return f"unknown item {entry!r}"
-        found.append(item)
-    return found
+    found = find.newest(written, max_items)
+    return found if found.items else f"unknown items only, such as {found.unknown[-1]!r}"

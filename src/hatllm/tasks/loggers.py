@@ -2,6 +2,7 @@
 
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from hatllm.config import Config
-from hatllm.tasks.run_folder import config_hash, run_label
+from hatllm.masks.schedule import Schedule, group_sizes
+from hatllm.tasks.run_folder import code_hash, config_hash, run_label
 from hatllm.whole_files import write_csv
 
 SHOWN_PREDICTIONS = 50  # rows of the prediction table sent to W&B
@@ -47,8 +49,7 @@ class CurvesLogger(Logger):
     @rank_zero_only  # type: ignore[untyped-decorator,unused-ignore]
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add values to a step's row."""
-        names = {"learning_rate": "train/learning_rate", "lr-AdamW": "train/learning_rate"}
-        row = {names.get(n, n): float(v) for n, v in metrics.items() if n != "epoch"}
+        row = {name: float(value) for name, value in metrics.items() if name != "epoch"}
         if row:
             self.rows.setdefault(step or 0, {}).update(row)
             if any(name.startswith("val/") for name in row) or len(self.rows) % 10 == 0:
@@ -81,12 +82,29 @@ class KeepCurve(Callback):
                 logger.save()
 
 
-def build_loggers(config: Config, folder: Path) -> list[Any]:
+class LearningRate(Callback):
+    """The learning rate of each optimizer step, once, beside the step's loss."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log it with the first micro-batch of a step; Lightning's monitor does with each."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/learning_rate": rate}, trainer.global_step)
+
+
+def build_loggers(
+    config: Config, folder: Path, manifest: Mapping[str, Any], schedule: Schedule | None
+) -> list[Any]:
     """The loggers of a run.
 
     Args:
         config: The run.
         folder: Run folder, which exists.
+        manifest: Of its data.
+        schedule: Of its layers; None = a model without.
 
     Returns:
         Lightning loggers.
@@ -97,7 +115,7 @@ def build_loggers(config: Config, folder: Path) -> list[Any]:
     loggers: list[Any] = [CurvesLogger(folder / "curves.csv")]
     match config.logger.name:
         case "wandb":
-            loggers.append(_wandb(config, folder))
+            loggers.append(_wandb(config, folder, settings_to_group_by(config, manifest, schedule)))
         case "tensorboard":
             try:
                 loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard"))
@@ -108,12 +126,38 @@ def build_loggers(config: Config, folder: Path) -> list[Any]:
     return loggers
 
 
-def _wandb(config: Config, folder: Path) -> WandbLogger:
+def settings_to_group_by(
+    config: Config, manifest: Mapping[str, Any], schedule: Schedule | None
+) -> dict[str, Any]:
+    """Every setting of a run, and what it came to: equal for runs that do the same.
+
+    Args:
+        config: The run.
+        manifest: Of its data.
+        schedule: Of its layers; None = a model without.
+
+    Returns:
+        The settings; the hashes of settings, data, split and code; ``schedule``: ``layers`` (a
+        letter each) and both depths, worked out where ``mask`` leaves them null; null themselves
+        where no group differs from another, or every layer was named.
+    """
+    found = asdict(config) | {"config_hash": config_hash(config), "code_hash": code_hash()}
+    found |= {name: manifest[name] for name in ("data_hash", "split_hash")}
+    if schedule is None:
+        return found
+    mask, split_layer, num_cross_layers = config.mask, None, None
+    if mask.layers is None and {mask.shallow, mask.middle or mask.deep} != {mask.deep}:
+        split_layer, num_cross_layers = group_sizes(mask, len(schedule.patterns))
+    layers = {"layers": schedule.letters, "split_layer": split_layer}
+    return found | {"schedule": {**layers, "num_cross_layers": num_cross_layers}}
+
+
+def _wandb(config: Config, folder: Path, settings: dict[str, Any]) -> WandbLogger:
     try:
         import wandb  # noqa: F401
     except ImportError as error:
         raise ValueError("logger=wandb needs a package: pip install -e '.[wandb]'") from error
-    return WandbLogger(
+    logger = WandbLogger(
         project=config.logger.project,
         group=config.logger.group,
         tags=config.logger.tags,
@@ -122,8 +166,11 @@ def _wandb(config: Config, folder: Path) -> WandbLogger:
         resume="allow",
         save_dir=str(folder.resolve()),  # W&B's service process has a working folder of its own
         offline=not wandb_logged_in(),
-        config=asdict(config) | {"config_hash": config_hash(config)},
+        config=settings,
     )
+    # Lightning always passes this one on, and W&B warns that it is of the past.
+    logger._wandb_init.pop("anonymous", None)
+    return logger
 
 
 def wandb_logged_in() -> bool:
@@ -141,29 +188,64 @@ def log_results(
     metrics: dict[str, dict[str, float]],
     predictions: pl.DataFrame,
     items: pl.DataFrame,
+    picture: Path | None,
 ) -> None:
-    """Send test metrics, and a sample of predictions to W&B.
+    """Send the metrics of the finished run; to W&B tables, a sample of predictions and a picture.
 
     Args:
         loggers: From `build_loggers`.
         metrics: split -> name -> value.
         predictions: The test predictions table.
         items: item_id, title.
+        picture: The masks; None = a model without.
     """
-    title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            for split in ("test", "popularity"):
-                values = {f"{split}/{name}": value for name, value in metrics[split].items()}
-                logger.experiment.summary.update(values)
-            rows = [
-                [r["example_id"], title[r["target_item"]], r["target_rank"],
-                 " | ".join(title[i] for i in r["top_items"][:5])]
-                for r in predictions.head(SHOWN_PREDICTIONS).to_dicts()
-            ]  # fmt: skip
-            columns = ["example_id", "target", "target_rank", "top five"]
-            logger.log_text("test/predictions", columns=columns, data=rows)
-            logger.experiment.finish()
+            _finish_wandb(logger, metrics, _sample(predictions, items), picture)
         elif isinstance(logger, TensorBoardLogger):
             logger.log_metrics({f"test/{n}": v for n, v in metrics["test"].items()})
             logger.finalize("success")
+
+
+def wants_picture(loggers: list[Any]) -> bool:
+    """Whether some logger shows the masks."""
+    return any(isinstance(logger, WandbLogger) for logger in loggers)
+
+
+def _finish_wandb(
+    logger: WandbLogger,
+    metrics: dict[str, dict[str, float]],
+    sample: list[list[Any]],
+    picture: Path | None,
+) -> None:
+    """Tables and picture, then the summary: of one model, that of the chosen checkpoint.
+
+    W&B's own summary holds the last value of each curve. ``val/*`` is written last, so that it
+    stands beside ``test/*`` and sweeps optimise it.
+    """
+    columns = ["example_id", "target", "target_rank", "top five"]
+    logger.log_table("test/predictions", columns=columns, data=sample)
+    rows = [
+        [split, name, value, values.get(f"{name}_se")]
+        for split, values in metrics.items()
+        for name, value in values.items()
+        if not name.endswith("_se")
+    ]
+    columns = ["split", "metric", "value", "standard error over users"]
+    logger.log_table("metrics", columns=columns, data=rows)
+    if picture is not None:
+        logger.log_image("masks", [str(picture)])
+    for split, prefix in (("popularity", "popularity"), ("test", "test"), ("valid", "val")):
+        values = {f"{prefix}/{name}": value for name, value in metrics[split].items()}
+        logger.experiment.summary.update(values)
+    logger.experiment.finish()
+
+
+def _sample(predictions: pl.DataFrame, items: pl.DataFrame) -> list[list[Any]]:
+    """The first predictions in words: example_id, target, target_rank, top five."""
+    title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
+    return [
+        [r["example_id"], title[r["target_item"]], r["target_rank"],
+         " | ".join(title[i] for i in r["top_items"][:5])]
+        for r in predictions.head(SHOWN_PREDICTIONS).to_dicts()
+    ]  # fmt: skip

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from torch import Tensor
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
@@ -13,7 +14,7 @@ from hatllm.model.backbone import load_tokenizer
 from hatllm.report.draw_masks import draw_masks
 from hatllm.report.figures import save_figure
 from hatllm.report.masks_text import masks_as_text
-from hatllm.tasks.assemble import assemble, cache_root
+from hatllm.tasks.assemble import Parts, assemble, cache_root
 
 
 def draw(config: Config) -> Path:
@@ -29,6 +30,28 @@ def draw(config: Config) -> Path:
         ValueError: If the example does not exist.
     """
     parts = assemble(config)
+    allowed, patterns, token_texts, segments = masks_of(config, parts)
+    folder = Path(config.output_root).expanduser() / "masks"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{config.data.name}-{config.mask.name}-{config.task.example}.png"
+    save_figure(draw_masks(allowed, patterns, token_texts, segments), path)
+    console = Console()
+    print(masks_as_text(allowed, patterns, segments))  # rich would wrap it
+    console.print(f"picture: {path}")
+    return path
+
+
+def masks_of(
+    config: Config, parts: Parts
+) -> tuple[dict[str, Tensor], list[str], list[str], list[int]]:
+    """What `draw_masks` draws of ``task.example`` of ``task.split``.
+
+    Returns:
+        allowed_QK by pattern, the pattern of each layer, the text and the segment of each token.
+
+    Raises:
+        ValueError: If the example does not exist.
+    """
     examples = Examples.of(parts.dataset.splits[config.task.split], config.data.max_history_items)
     if config.task.example >= len(examples):
         raise ValueError(
@@ -40,18 +63,10 @@ def draw(config: Config) -> Path:
     visible_BQK = causal_visible(batch.valid_BL, batch.valid_BL.shape[1])
     masks = build_layer_masks(parts.schedule, batch.tokens, batch.tokens, visible_BQK)
     allowed = {pattern: mask_B1QK[0, 0] for pattern, mask_B1QK in masks.allowed.items()}
-    patterns = list(parts.schedule.patterns)
     tokenizer = load_tokenizer(config.model, cache_root(config))
     token_texts = [
         "[item]" if token >= FIRST_ITEM_TOKEN else tokenizer.decode([token])
         for token in batch.input_ids_BL[0].tolist()
     ]
     segments = batch.tokens.segment_BL[0].tolist()
-    folder = Path(config.output_root).expanduser() / "masks"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{config.data.name}-{config.mask.name}-{config.task.example}.png"
-    save_figure(draw_masks(allowed, patterns, token_texts, segments), path)
-    console = Console()
-    print(masks_as_text(allowed, patterns, segments))  # rich would wrap it
-    console.print(f"picture: {path}")
-    return path
+    return allowed, list(parts.schedule.patterns), token_texts, segments

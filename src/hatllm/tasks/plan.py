@@ -31,7 +31,7 @@ from hatllm.report.plan_table import (
 from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, load_dataset
 from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
 from hatllm.tasks.calibrate_sequence import seconds_an_epoch
-from hatllm.tasks.cells import cells_on_other_data, chosen_cells, plan_cells
+from hatllm.tasks.cells import chosen_cells, plan_cells
 from hatllm.tasks.load import Load, loads_of, steps_done
 from hatllm.tasks.run_folder import (
     config_hash,
@@ -41,7 +41,7 @@ from hatllm.tasks.run_folder import (
     run_folder,
     run_label,
 )
-from hatllm.tasks.same_data import refuse_other_data
+from hatllm.tasks.same_data import check_data_unchanged
 from hatllm.tasks.trainer import num_optimizer_steps
 
 DECODED = ("valid", "test")
@@ -71,13 +71,9 @@ def plan(config: Config, compose: Callable[[list[str]], Config]) -> list[RunPlan
     measured: dict[str, Measured] = {}
     plans = []
     coming: dict[str, Config] = {}  # what later cells start from, or read items by
-    cells = plan_cells(config, compose)
-    chosen = chosen_cells(config, cells)
-    stale = cells_on_other_data(cells, chosen)
-    for planned in chosen:
+    for planned in chosen_cells(config, plan_cells(config, compose)):
         cell = compose(planned.words)
-        # An experiment runs a finished cell again only if that is on other data.
-        cell.task.force = cell.task.force and planned.folder in stale
+        cell.task.force = False  # an experiment never runs a finished cell again
         plans.append(plan_run(cell, measured, coming))
         if not is_finished(planned.folder):
             coming[str(planned.folder)] = cell
@@ -103,7 +99,7 @@ def plan_run(
     found = RunPlan(run_label(config), config.seed, "to run", config.data.name)
     folder = run_folder(config)
     if is_finished(folder) and not config.task.force:
-        refuse_other_data(config, folder)
+        check_data_unchanged(config, folder)
         found.status = "finished"
     elif config.model.kind != "llm":
         _plan_baseline(config, found)
@@ -169,7 +165,9 @@ def _cost_key(config: Config, coming: Mapping[str, Config]) -> str:
     def find(folder: str) -> Config | None:
         return coming.get(folder) or finished_config(Path(folder))
 
-    return config_hash(of_any_seed(config, find))
+    pieces = (config.trainer, config.decode.users_per_batch, config.model.compile,
+              config.model.gradient_checkpointing)  # fmt: skip
+    return f"{config_hash(of_any_seed(config, find))} {pieces}"
 
 
 def _measure(config: Config, parts: Parts, loads: dict[str, Load], start: float) -> Measured:

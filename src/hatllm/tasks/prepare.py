@@ -12,11 +12,12 @@ from rich.table import Table
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
-from hatllm.data.prompt import PromptBook, build_prompt_book
+from hatllm.data.prompt import build_prompt_book
 from hatllm.data.report import data_report_table, write_data_report
 from hatllm.decode.catalogue import Catalogue
+from hatllm.decode.merged_titles import TitleCounts
 from hatllm.model.backbone import load_tokenizer
-from hatllm.tasks.assemble import cache_root, load_dataset
+from hatllm.tasks.assemble import cache_root, load_dataset, told_titles
 from hatllm.whole_files import write_json
 
 
@@ -43,7 +44,9 @@ def prepare(config: Config) -> Path:
         book = build_prompt_book(
             tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list()
         )
-        counts = token_counts(book, dataset.splits, config.data.max_history_items)
+        catalogue = Catalogue.of(book)
+        told = told_titles(catalogue, dataset, tokenizer.unk_token_id)
+        counts = token_counts(catalogue, told, dataset.splits, config.data.max_history_items)
         counts["seconds"] = {
             "data and report": round(tokenised - start, 2),
             "tokenise": round(time.perf_counter() - tokenised, 2),
@@ -63,19 +66,23 @@ def peak_memory_mb() -> float:
 
 
 def token_counts(
-    book: PromptBook, splits: dict[str, pl.DataFrame], max_history_items: int
+    catalogue: Catalogue,
+    told: TitleCounts,
+    splits: dict[str, pl.DataFrame],
+    max_history_items: int,
 ) -> dict[str, object]:
     """Lengths of titles and prompts, and the size of the item trie.
 
     Args:
-        book: The tokenised catalogue.
+        catalogue: The tokenised titles and their trie.
+        told: How many titles there are, and are not told apart.
         splits: Examples by split.
         max_history_items: Newest items that enter a prompt.
 
     Returns:
         Token counts, JSON-able.
     """
-    trie = Catalogue.of(book).trie
+    book, trie = catalogue.book, catalogue.trie
     lengths = {}
     for name, frame in splits.items():
         tokens = Examples.of(frame, max_history_items).prompt_lengths(book, with_target=True)
@@ -92,7 +99,9 @@ def token_counts(
         "title_tokens_max": int(book.target.length.max()),
         "trie_nodes": trie.num_nodes,
         "trie_branching_nodes": int(trie.is_branching_N.sum()),
-        "titles": trie.num_leaves,
+        "titles": told.titles,
+        "titles_with_tokens_of_another": told.merged,
+        "titles_with_unknown_tokens": told.unknown,
         "prompts": lengths,
     }
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hatllm.config import Config
 from hatllm.tasks.answerer import Answerer, catalogue_of
-from hatllm.tasks.histories import ItemFinder
+from hatllm.tasks.item_finder import ItemFinder
 
 console = Console()
 
@@ -22,7 +22,7 @@ def recommend(config: Config) -> None:
         config: A finished run's settings with the command line's on top.
 
     Raises:
-        ValueError: If there is no history, or an item is not in the catalogue (names the nearest).
+        ValueError: If there is no history, or no item of the catalogue in it (names the nearest).
     """
     if config.data.histories is not None:
         from hatllm.tasks.bulk import recommend_in_bulk
@@ -34,9 +34,11 @@ def recommend(config: Config) -> None:
             'task=recommend needs task.history=\'["Title one","Title two"]\' or data.histories=FILE'
         )
     items = catalogue_of(config)
-    history = resolve_history(config.task.history, items)
+    history = resolve_history(config, items)
     (answers,) = Answerer(config, num_histories=1)([history])
-    title = dict(zip(items["item_id"].to_list(), items["title"].to_list(), strict=True))
+    ids = items["item_id"].to_list()
+    title = dict(zip(ids, items["title"].to_list(), strict=True))
+    source = dict(zip(ids, items["source_id"].to_list(), strict=True))
     table = Table(title=escape("history: " + " → ".join(title[item] for item in history)))
     # With a length penalty the titles stand by log-probability over length.
     by_score = config.decode.length_penalty != 0 and config.decode.is_beam
@@ -45,29 +47,36 @@ def recommend(config: Config) -> None:
     for rank, answer in enumerate(answers, start=1):
         numbers = [answer.score] * by_score + [answer.log_prob]
         cells = [escape(title[answer.item_id]), *(f"{number:.2f}" for number in numbers)]
-        table.add_row(str(rank), *cells, str(answer.item_id))
+        table.add_row(str(rank), *cells, escape(str(source[answer.item_id])))
     console.print(table)
 
 
-def resolve_history(history: list[Any], items: pl.DataFrame) -> list[int]:
-    """Item ids of a history given as titles or as ids of the source files.
+def resolve_history(config: Config, items: pl.DataFrame) -> list[int]:
+    """Item ids of ``task.history``; what names no item is skipped and said.
 
     Args:
-        history: Oldest first.
+        config: task.history, and how much of a history is read.
         items: item_id, title, source_id.
 
     Returns:
-        Item ids; of items that share a title the first.
+        Item ids, oldest first; of items that share a title the first.
 
     Raises:
-        ValueError: If an entry is neither; names the nearest titles.
+        ValueError: If no entry names an item; names the nearest titles.
     """
-    find, found = ItemFinder(items), []
-    for entry in history:
-        item = find(entry)
-        if item is None:
-            near = difflib.get_close_matches(str(entry), find.by_title, n=3, cutoff=0.4)
-            hint = f"; near: {', '.join(map(repr, near))}" if near else ""
-            raise ValueError(f"task.history: {entry!r} is neither a title nor an item id{hint}")
-        found.append(item)
-    return found
+    find = ItemFinder(items, config.data.max_title_characters)
+    if (note := find.both_ways()) is not None:
+        console.print(f"note: {note}", markup=False)
+    found = find.newest(config.task.history or [], config.data.max_history_items)
+    lines = [_no_item(entry, find) for entry in found.unknown]
+    if not found.items:
+        raise ValueError(f"task.history: {'; '.join(lines)}")
+    for line in lines:
+        console.print(f"skipped: {line}", markup=False)
+    return found.items
+
+
+def _no_item(entry: Any, find: ItemFinder) -> str:
+    near = difflib.get_close_matches(str(entry), find.by_title, n=3, cutoff=0.4)
+    hint = f"; near: {', '.join(map(repr, near))}" if near else ""
+    return f"{entry!r} is neither a title nor an item id{hint}"

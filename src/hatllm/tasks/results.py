@@ -1,7 +1,7 @@
 """Tables and figures of an experiment from its finished cells; nothing is run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from rich.console import Console
 
 from hatllm.config import Config
 from hatllm.report.bars import bars
-from hatllm.report.comparison import compare_runs, example_users
+from hatllm.report.comparison import compare_runs
 from hatllm.report.comparison_table import rich_table, write_comparison
+from hatllm.report.examples import example_users
 from hatllm.report.results import PlannedRun, Results, collect_results
 from hatllm.report.results_table import (
     latex_results,
@@ -21,13 +22,17 @@ from hatllm.report.results_table import (
     results_frame,
 )
 from hatllm.report.sweep_plots import heat_map, lines
-from hatllm.report.views import EFFICIENCY_NOTE, efficiency_frame, frame_markdown, slices_frame
+from hatllm.report.views import (
+    EFFICIENCY_NOTE,
+    SLICES_NOTE,
+    efficiency_frame,
+    frame_markdown,
+    slices_frame,
+)
 from hatllm.tasks.cells import PlannedCell, plan_cells
 from hatllm.tasks.run_folder import load_config
 from hatllm.tasks.trainer import num_optimizer_steps
 from hatllm.whole_files import write_csv, write_text
-
-GRID_METRICS = ("NDCG@10", "trie_NLL")
 
 console = Console()
 
@@ -78,7 +83,9 @@ def write_results_of(config: Config, cells: list[PlannedCell]) -> Path:
             f"{config.output_root!r}; run them with task=experiment, or give output_root=..."
         )
     found = [
-        collect_results(data, runs, experiment.reference, experiment.compared_with)
+        collect_results(
+            data, runs, experiment.reference, experiment.compared_with, config.metrics.cut_offs
+        )
         for data, runs in finished.items()
     ]
     target.mkdir(parents=True, exist_ok=True)
@@ -110,7 +117,8 @@ def _write_comparison(config: Config, runs: list[PlannedRun], target: Path) -> N
     finished = [run for run in runs if run.is_finished]
     folders, names = [run.folder for run in finished], [run.label for run in finished]
     reference = config.experiment.reference
-    comparison = compare_runs(folders, reference if reference in names else None, names)
+    reference = reference if reference in names else None
+    comparison = compare_runs(folders, reference, names, config.metrics.cut_offs)
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
     labels = [row.label for row in comparison.rows]
@@ -151,19 +159,20 @@ def _write_views(
         match view:
             case "bars":
                 pairs = config.experiment.compared_with
-                note = "NDCG@10 ± standard error over users"
+                ndcg = found[0].tested_metrics[0]
+                note = f"{ndcg} ± standard error over users"
                 note += "\norange: the blue arm above it, with other masks" if pairs else ""
-                bars(frame, "label", "NDCG@10", "NDCG@10_se", "data", pairs, note,
+                bars(frame, "label", ndcg, f"{ndcg}_se", "data", pairs, note,
                      target / "bars.png")  # fmt: skip
             case "grid":
-                _write_grid(cells, frame, target)
+                _write_grid(cells, frame, found[0].tested_metrics, target)
             case "slices":
                 slices = pl.concat(
                     [slices_frame(data, runs) for data, runs in finished.items()],
-                    how="vertical_relaxed",
+                    how="diagonal_relaxed",  # lists may be of other lengths on other data
                 )
                 write_csv(target / "slices.csv", slices)
-                write_text(target / "slices.md", frame_markdown(slices, 4) + "\n")
+                write_text(target / "slices.md", f"{frame_markdown(slices, 4)}\n\n{SLICES_NOTE}\n")
             case "efficiency":
                 frames = [
                     efficiency_frame(data, runs, _rows_trained(runs))
@@ -175,7 +184,9 @@ def _write_views(
                 write_text(target / "efficiency.md", text)
 
 
-def _write_grid(cells: list[PlannedCell], frame: pl.DataFrame, target: Path) -> None:
+def _write_grid(
+    cells: list[PlannedCell], frame: pl.DataFrame, metrics: Sequence[str], target: Path
+) -> None:
     """Heat maps and lines of the grid's cells, one pair a data set and metric."""
     places = {
         (cell.data, cell.label): (cell.split_layer, cell.num_cross_layers)
@@ -189,7 +200,7 @@ def _write_grid(cells: list[PlannedCell], frame: pl.DataFrame, target: Path) -> 
     ).join(frame, on=["data", "label"], how="inner")
     for (data,), table in grid.group_by("data", maintain_order=True):
         write_csv(target / f"grid-{data}.csv", table)
-        for metric in GRID_METRICS:
+        for metric in metrics:
             if table[metric].is_null().all():
                 continue  # no cell of the grid is finished
             name = f"{data}-{metric.replace('@', '')}.png"

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from importlib import metadata
@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hatllm.compose import checked
-from hatllm.config import OTHER_RUNS, Config, settings_that_count
+from hatllm.config import OTHER_RUNS, Config, only_what_counts
 from hatllm.data.sources.tables import read_parquet
 from hatllm.redact import redacted
 from hatllm.trusted import settings_of
@@ -42,19 +42,21 @@ PACKAGES = ("hatllm", "torch", "transformers", "peft", "pytorch-lightning", "hyd
 
 def config_hash(config: Config) -> str:
     """Twelve hexadecimal digits over every setting that can change the numbers."""
-    text = json.dumps(counted_settings(config), sort_keys=True)
+    text = json.dumps(settings_that_count(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def counted_settings(config: Config) -> dict[str, Any]:
-    """Every setting that can change the numbers, by group."""
-    kept = settings_that_count(asdict(config))
+def settings_that_count(config: Config) -> dict[str, Any]:
+    """Every setting that can change the numbers; other runs by the names of their folders."""
+    return counted(asdict(config))
+
+
+def counted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As `settings_that_count`, of all settings by name, groups as dictionaries."""
+    kept = only_what_counts(settings)
     for group, setting in OTHER_RUNS:
-        folder = kept.get(group, {}).get(setting)
-        if folder is not None:
-            kept[group][setting] = Path(folder).name
-    if not config.is_seeded:
-        del kept["seed"]
+        if kept[group][setting] is not None:
+            kept[group][setting] = Path(kept[group][setting]).name
     return kept
 
 
@@ -82,15 +84,20 @@ def of_any_seed(config: Config, find: Callable[[str], Config | None]) -> Config:
 
 def settings_by_name(config: Config) -> dict[str, Any]:
     """Every setting that can change the numbers, by its dotted name."""
+    return by_dotted_name(settings_that_count(config))
 
-    def flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+
+def by_dotted_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, groups as dictionaries, by their dotted names."""
+
+    def flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
-            if isinstance(value, dict):
+            if isinstance(value, Mapping):
                 yield from flat(value, f"{start}{name}.")
             else:
                 yield f"{start}{name}", value
 
-    return dict(flat(counted_settings(config)))
+    return dict(flat(settings))
 
 
 def run_label(config: Config) -> str:
@@ -115,16 +122,11 @@ def _settings_label(config: Config) -> str:
 
 def run_folder(config: Config) -> Path:
     """Folder of this run under `output_root`; the same settings always give the same folder."""
-    return Path(config.output_root).expanduser() / (config.run_name or _name(config))
-
-
-def _name(config: Config) -> str:
-    parts = [config.data.name, config.model.name]
-    if config.model.kind == "llm":
-        parts += [_settings_label(config), config.loss.name]
-    if config.is_seeded:
-        parts.append(f"s{config.seed}")
-    return "-".join([*parts, config_hash(config)[:8]])
+    name = config.run_name or "-".join(
+        (config.data.name, config.model.name, _settings_label(config), config.loss.name,
+         f"s{config.seed}", config_hash(config)[:8])
+    )  # fmt: skip
+    return Path(config.output_root).expanduser() / name
 
 
 def is_finished(folder: Path) -> bool:
@@ -174,17 +176,11 @@ def read_config(folder: Path, field: str) -> Any:
         raise ValueError(f"{field}={str(folder)!r}: {path.name} must hold settings by name")
     try:
         saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(content))
-        lacking = sorted(OmegaConf.missing_keys(saved))
     except (OmegaConfBaseException, TypeError, AttributeError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{field}={str(folder)!r}: {path.name} is not a run's: {reason}"
         ) from error
-    if lacking:
-        raise ValueError(
-            f"{field}={str(folder)!r}: {path.name} lacks {', '.join(lacking[:3])}; another version "
-            "of the code made the run"
-        )
     return saved
 
 
@@ -201,8 +197,16 @@ def load_items(folder: Path) -> pl.DataFrame:
     return items
 
 
-def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """What another person needs to judge and repeat the run."""
+def environment(
+    manifest: dict[str, Any], seconds: dict[str, float], dtype: str | None
+) -> dict[str, Any]:
+    """What another person needs to judge and repeat the run.
+
+    Args:
+        manifest: Of its data: data_hash, split_hash.
+        seconds: What its parts took.
+        dtype: Of the frozen weights; None = there is no model.
+    """
     versions = {}
     for package in PACKAGES:
         try:
@@ -218,6 +222,7 @@ def environment(manifest: dict[str, Any], seconds: dict[str, float]) -> dict[str
         "python": platform.python_version(),
         "versions": versions,
         "hardware": hardware(),
+        "dtype": dtype,
         "data_hash": manifest["data_hash"],
         "split_hash": manifest["split_hash"],
         "seconds": seconds,

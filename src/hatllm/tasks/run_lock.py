@@ -20,15 +20,6 @@ def run_lock(folder: Path) -> FileLock:
     return FileLock(locks / f"{folder.name}.lock")
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process works in the run folder right now."""
-    try:
-        with run_lock(folder).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
 @contextmanager
 def held_alone(folder: Path) -> Iterator[None]:
     """Hold the run folder; only the first process of a distributed run takes the lock.

@@ -160,8 +160,8 @@ class Sweep(Callback):
             cell.failure = "the process that ran it left it unfinished"
 
     def _cell(self, composed: DictConfig, words: list[str], script: Path) -> Cell:
-        from hatllm.tasks.run_folder import is_finished, run_folder
-        from hatllm.tasks.same_data import refuse_other_data
+        from hatllm.tasks.run_folder import run_folder
+        from hatllm.tasks.same_data import check_data_unchanged
 
         assert self.settings is not None
         kept = [word for word in words if not _key(word).startswith("sweep")]
@@ -172,16 +172,15 @@ class Sweep(Callback):
         try:
             config = checked(composed)
             folder = run_folder(config)
-            if is_finished(folder) and not config.task.force:
-                refuse_other_data(config, folder)
+            if not config.task.force:
+                check_data_unchanged(config, folder)
         except (ValueError, OmegaConfBaseException) as error:
             cell.failure = one_line(error, script.parent / "conf")
             return cell
-        others = [other.folder for other in noted_cells(self.notes)]
-        # Without a name two cells of one folder are one run, of which both show the numbers.
-        if config.run_name is not None and folder in others and not self.settings.is_search:
-            cell.failure = f"{folder} is the folder of another cell: leave run_name out"
-            return cell
+        if any(folder == other.folder for other in noted_cells(self.notes)):
+            if not self.settings.is_search:
+                cell.failure = f"{folder} is the folder of another cell: leave run_name out"
+                return cell
         cell.folder = folder
         return cell
 

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from hatllm.compose import checked
 from hatllm.config import Config
-from hatllm.report.comparison import compare_runs, example_users
+from hatllm.report.comparison import compare_runs
 from hatllm.report.comparison_table import rich_table, write_comparison
+from hatllm.report.examples import example_users
 from hatllm.report.results import refuse_other_origins
 from hatllm.tasks.results import results
 from hatllm.tasks.run_folder import (
@@ -55,7 +56,7 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
     for warning in refuse_other_origins(folders):
         console.print(f"warning: {warning}", markup=False)
     names = _names(folders)
-    comparison = compare_runs(folders, config.experiment.reference, names)
+    comparison = compare_runs(folders, config.experiment.reference, names, config.metrics.cut_offs)
     target = Path(config.experiment.folder or Path(config.output_root) / "table").expanduser()
     write_comparison(comparison, target)
     console.print(rich_table(comparison))

@@ -7,27 +7,31 @@ from typing import Any
 
 import pytorch_lightning as lightning
 from lightning_fabric.plugins.environments import SLURMEnvironment
-from pytorch_lightning.callbacks import (
-    Callback,
-    EarlyStopping,
-    LearningRateMonitor,
-    ModelCheckpoint,
-)
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from hatllm.config import Config, TrainerConfig
-from hatllm.tasks.checkpoints import LastCheckpoint, WholeCheckpoints
+from hatllm.tasks.checkpoints import Checkpoints, WholeCheckpoints
 from hatllm.tasks.finite_loss import FiniteLoss
-from hatllm.tasks.loggers import KeepCurve
-from hatllm.tasks.passes import CountPasses
-from hatllm.tasks.requeue import Requeue
+from hatllm.tasks.loggers import KeepCurve, LearningRate
+from hatllm.tasks.stop_signals import StopSignals
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
-for upstream in ("LeafSpec", "is_gradient_checkpointing", "does not have many workers",
+for upstream in ("LeafSpec", "does not have many workers",
                  "exists and is not empty", "your dataloader is not resumable"):  # fmt: skip
     # The last is wrong here: MicroBatches goes on at the optimizer step that was saved.
     warnings.filterwarnings("ignore", message=f".*{upstream}.*")
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the end of the logger's version, which tells a user nothing."""
+
+    def get_metrics(self, *given: Any) -> dict[str, Any]:
+        """What stands behind the bar."""
+        metrics: dict[str, Any] = super().get_metrics(*given)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
@@ -56,8 +60,8 @@ def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
 
 
 def build_trainer(
-    config: Config, folder: Path, loggers: list[Any], num_steps: int, requeue: Requeue
-) -> tuple[lightning.Trainer, ModelCheckpoint]:
+    config: Config, folder: Path, loggers: list[Any], num_steps: int, signals: StopSignals
+) -> tuple[lightning.Trainer, Checkpoints]:
     """The trainer and the callback that knows the best checkpoint.
 
     Args:
@@ -65,28 +69,21 @@ def build_trainer(
         folder: Run folder; checkpoints go to ``checkpoints/``.
         loggers: Lightning loggers.
         num_steps: Optimizer steps of the whole run.
-        requeue: What SLURM's warning does.
+        signals: What Ctrl-C and the like do.
 
     Returns:
-        A trainer that validates and saves at optimizer steps, and its best-checkpoint callback.
+        A trainer that validates and saves at optimizer steps, and its checkpoints.
     """
     trainer = config.trainer
     accumulation = trainer.global_batch_size // (
         trainer.rows_a_pass * trainer.devices * trainer.num_nodes
     )
-    checkpoints = folder / "checkpoints"
-    best = ModelCheckpoint(
-        checkpoints, "best", monitor="val/NDCG@10", mode="max", enable_version_counter=False
-    )
-    last = LastCheckpoint(checkpoints / "last.ckpt", trainer.checkpoint_every_steps)
+    checkpoints = Checkpoints(folder, trainer)
     callbacks: list[Callback] = [
-        FiniteLoss(config, folder), CountPasses(), best, last, requeue, KeepCurve(),
-        LearningRateMonitor("step"),
+        FiniteLoss(config, folder), checkpoints, signals, KeepCurve(), LearningRate(),
+        ProgressBar(),
     ]  # fmt: skip
-    if trainer.early_stopping_patience is not None:
-        callbacks.append(
-            EarlyStopping("val/NDCG@10", mode="max", patience=trainer.early_stopping_patience)
-        )
+    signals.checkpoints, signals.num_steps = checkpoints, num_steps
     plugins: list[Any] = [WholeCheckpoints()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -108,10 +105,11 @@ def build_trainer(
         logger=loggers,
         log_every_n_steps=1,
         use_distributed_sampler=False,
+        enable_checkpointing=False,  # Lightning's own; ours is one of the callbacks
         enable_model_summary=False,
         default_root_dir=str(folder),
     )
-    return built, best
+    return built, checkpoints
 
 
 def build_calibration_trainer(

@@ -1,51 +1,63 @@
-"""Unfinished runs that a command does not go on with, because one setting differs."""
+"""Unfinished runs beside one that begins: did the user mean to go on with one of them?"""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
-import torch
+from filelock import Timeout
 
-from hatllm.compose import checked
 from hatllm.config import Config
 from hatllm.tasks.baseline import CHECKPOINT_FILE
-from hatllm.tasks.run_folder import is_finished, read_config, settings_by_name
-from hatllm.tasks.run_lock import is_held
+from hatllm.tasks.run_folder import by_dotted_name, counted, is_finished, settings_by_name
+from hatllm.tasks.run_lock import run_lock
+from hatllm.trusted import settings_of
 
 
-def unfinished_neighbours(config: Config, folder: Path) -> list[str]:
-    """Unfinished runs beside a new one that differ from it in one setting, the seed aside.
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Settings by dotted names that differ: ``name=value (now value)``."""
+    return [
+        f"{name}={theirs.get(name)} (now {ours.get(name)})"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def begun_otherwise(config: Config, folder: Path) -> Iterator[str]:
+    """A line for each unfinished run that differs from one that begins in a single setting.
+
+    Runs of another seed are no mistake, and neither are those that a process is working on.
 
     Args:
-        config: The new run.
-        folder: Its folder.
-
-    Returns:
-        A line for each: what differs, where it lies, and at which step it stopped. Runs that
-        another process makes are left out.
+        config: The run that begins.
+        folder: Its folder; the others lie beside it.
     """
     ours = settings_by_name(config)
-    lines = []
     for checkpoint in sorted(folder.parent.glob(f"*/{CHECKPOINT_FILE}")):
         other = checkpoint.parents[1]
-        if other == folder or is_finished(other) or is_held(other):
+        if other == folder or is_finished(other):
             continue
-        try:
-            theirs = settings_by_name(checked(read_config(other, "run folder")))
-        except ValueError:  # of another version of the code, which nothing here goes on with
+        theirs = _settings_in(other)
+        if theirs is None or theirs["seed"] != ours["seed"]:
             continue
-        names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
-        if len(names) == 1 and names != ["seed"]:
-            (name,) = names
-            lines.append(
-                f"{name}={ours.get(name)} begins a run of its own; {other}, unfinished at "
-                f"{_place(checkpoint)}, has {name}={theirs.get(name)} and differs in nothing else"
+        changes = differences(theirs, ours)
+        if len(changes) == 1 and not _is_worked_on(other):
+            yield (
+                f"this run begins anew; {other} is unfinished and differs in one setting only: "
+                f"{changes[0]}; with that it would go on"
             )
-    return lines
 
 
-def _place(checkpoint: Path) -> str:
-    try:  # mapped, not read: only numbers are looked at
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, UnpicklingError):
-        return "a checkpoint that is damaged"
-    return f"step {state['global_step']}" if "global_step" in state else f"epoch {state['epoch']}"
+def _settings_in(folder: Path) -> dict[str, Any] | None:
+    """Settings of a run by dotted names; None = not those of such a run."""
+    try:
+        return by_dotted_name(counted(settings_of(folder / "config.yaml")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _is_worked_on(folder: Path) -> bool:
+    try:
+        with run_lock(folder).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -72,20 +72,16 @@ RELEASES = {
 }
 
 
-def fetch_amazon(
-    config: DataConfig, folder: Path | None, cache_root: Path, fetch: bool = True
-) -> tuple[Path, Path]:
+def fetch_amazon(config: DataConfig, folder: Path | None, cache_root: Path) -> tuple[Path, Path]:
     """Return the files of reviews and metadata: from ``folder`` if both lie there, else downloaded.
 
     Args:
         config: Names release and category, and may override addresses and checksums.
         folder: Where published files may lie already; None = nowhere.
         cache_root: Downloads are kept in ``downloads/`` there.
-        fetch: Whether the network may be asked.
 
     Raises:
         ConnectionError: If a file cannot be fetched.
-        NotHereError: If one would have to be and may not.
         ValueError: If ``folder`` holds only one of the two files, or a SHA-256 differs.
     """
     release = RELEASES[str(config.release)]
@@ -99,14 +95,10 @@ def fetch_amazon(
     target = downloads / f"amazon_{config.release}"
     return (
         download_file(
-            reviews_url, target / _file_name(reviews_url), config.reviews_sha256, checksums, fetch
+            reviews_url, target / _file_name(reviews_url), config.reviews_sha256, checksums
         ),
         download_file(
-            metadata_url,
-            target / _file_name(metadata_url),
-            config.metadata_sha256,
-            checksums,
-            fetch,
+            metadata_url, target / _file_name(metadata_url), config.metadata_sha256, checksums
         ),
     )
 

@@ -10,7 +10,6 @@ import polars as pl
 from hatllm.config import DataConfig
 from hatllm.config.data import TAB
 from hatllm.data.bad_rows import BadRows
-from hatllm.data.download import NotHereError
 from hatllm.data.json_lines import line_blocks, read_json_lines
 from hatllm.data.sources.csv_form import as_utf8, told_separator
 from hatllm.data.sources.csv_table import csv_content, parse_csv
@@ -33,7 +32,7 @@ def find_tables(config: DataConfig, data_root: Path | None) -> dict[str, Path]:
     """Return both files, looked for in the working folder and then under data_root.
 
     Raises:
-        NotHereError: If one is not there.
+        ValueError: If one is not there.
     """
     names = {"interactions": config.interactions_file, "items": config.items_file}
     return {role: _find(f"data.{role}_file", str(name), data_root) for role, name in names.items()}
@@ -46,7 +45,7 @@ def _find(field: str, name: str, data_root: Path | None) -> Path:
         if place.is_file():
             return place
     looked = " and ".join(str(place.absolute()) for place in places)
-    raise NotHereError(f"{field}={name!r} is not there; looked at {looked}")
+    raise ValueError(f"{field}={name!r} is not there; looked at {looked}")
 
 
 def read_custom(interactions_file: Path, items_file: Path, config: DataConfig) -> SourceTables:

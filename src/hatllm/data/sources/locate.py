@@ -32,41 +32,29 @@ class SourceFiles:
         return digest.hexdigest()
 
 
-def locate_source(
-    config: DataConfig, data_root: Path | None, cache_root: Path, fetch: bool = True
-) -> SourceFiles:
+def locate_source(config: DataConfig, data_root: Path | None, cache_root: Path) -> SourceFiles:
     """Return the source's files, fetching what is neither under data_root nor in the cache.
-
-    Args:
-        config: The data settings.
-        data_root: Folder of ready tables, prepared windows or published files; None = none.
-        cache_root: Folder of downloads.
-        fetch: Whether the network may be asked.
 
     Raises:
         ConnectionError: If a file has to be fetched and cannot be.
-        NotHereError: If the source needs data_root and there is none, or files are missing there,
-            or one would have to be fetched and may not.
-        ValueError: If only one of two files is there, or a SHA-256 differs.
+        ValueError: If the source needs data_root and there is none, or files are missing there.
     """
     folder = None if data_root is None else data_root.expanduser() / (config.folder or config.name)
     match config.source:
         case "ml100k":
-            ratings, films = ml100k.fetch_ml100k(cache_root, fetch)
+            ratings, films = ml100k.fetch_ml100k(cache_root)
             return SourceFiles("ml100k", {"interactions": ratings, "items": films})
         case "windows":
             return SourceFiles("windows", windows.find_windows(config, folder))
         case "custom":
             return SourceFiles("custom", custom.find_tables(config, data_root))
         case "amazon":
-            return _locate_amazon(config, folder, cache_root, fetch)
+            return _locate_amazon(config, folder, cache_root)
         case _:
             raise ValueError(f"data.source={config.source!r} is not a source")
 
 
-def _locate_amazon(
-    config: DataConfig, folder: Path | None, cache_root: Path, fetch: bool
-) -> SourceFiles:
+def _locate_amazon(config: DataConfig, folder: Path | None, cache_root: Path) -> SourceFiles:
     """Ready tables first, then the published files under data_root, then the network."""
     tables = None if folder is None else ready.find_ready_tables(folder)
     if tables is not None:
@@ -74,5 +62,5 @@ def _locate_amazon(
         return SourceFiles(
             "ready", dict(zip(("interactions", "items"), tables, strict=True)), notes
         )
-    reviews, metadata = amazon.fetch_amazon(config, folder, cache_root, fetch)
+    reviews, metadata = amazon.fetch_amazon(config, folder, cache_root)
     return SourceFiles("amazon", {"interactions": reviews, "items": metadata})

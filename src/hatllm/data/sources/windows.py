@@ -13,7 +13,6 @@ import polars as pl
 
 from hatllm.config import DataConfig
 from hatllm.data.bad_rows import BadRows
-from hatllm.data.download import NotHereError
 from hatllm.data.sources.csv_table import read_csv_texts
 from hatllm.data.sources.tables import listed_once, names_shown
 
@@ -41,11 +40,11 @@ def find_windows(config: DataConfig, folder: Path | None) -> dict[str, Path]:
     """Return the files of the splits that are there (valid may be missing) and of the titles.
 
     Raises:
-        NotHereError: If there is no folder, or it lacks a file.
+        ValueError: If there is no folder, or it lacks a file.
     """
     content = f"{config.train_file}, {config.test_file} and {TITLES_FILE}"
     if folder is None:
-        raise NotHereError(
+        raise ValueError(
             f"data_root=null must name the folder that holds {config.folder or config.name}/ with "
             f"{content} (data={config.name} is a set of prepared windows and is not downloaded; "
             "github.com/WANGBohaO-jpg/MSL has the authors' files, the README says how to name them)"
@@ -54,7 +53,7 @@ def find_windows(config: DataConfig, folder: Path | None) -> dict[str, Path]:
     files = {role: folder / name for role, name in (names | {"titles": TITLES_FILE}).items()}
     missing = [path.name for role, path in files.items() if role != "valid" and not path.exists()]
     if missing:
-        raise NotHereError(
+        raise ValueError(
             f"data_root={str(folder.parent)!r}: {folder} lacks {', '.join(missing)}; "
             f"data={config.name} needs {content} there (the README says where the authors' are)"
         )

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+from reference import byte_ids
+from toys import PROMPT, TITLES, Compose, toy_book
+
+from hatllm.config import PromptConfig
+from hatllm.data.datamodule import Examples, branches_of
+from hatllm.data.prompt import build_batch, build_prompt_book
+from hatllm.data.targets import shown_tokens, target_weights
+from hatllm.model.backbone import byte_tokenizer
+
+
+def test_weights_are_equal_or_rise_with_the_place_and_sum_to_one() -> None:
+    assert target_weights(4, "equal").tolist() == [0.25] * 4
+    assert target_weights(3, "rising").tolist() == [1 / 6, 2 / 6, 3 / 6]
+
+
+def test_a_title_is_shown_as_far_as_its_tokens_stand_in_the_history() -> None:
+    opening = [7]
+    history = [[7, 1, 2, 3, 9], [7, 1, 5], [7, 4, 4], [6, 1, 2], [7, 1]]
+    titles = [[1, 2, 3, 8, 0], [1, 5, 0], [9, 4, 0], [1, 2, 0], [1, 2, 0]]
+    assert shown_tokens(history, titles, opening).tolist() == [3, 2, 0, 0, 1]
+    assert shown_tokens(history, titles, []).tolist() == [0] * 5
+
+
+def test_every_item_after_the_first_is_supervised_where_it_stands() -> None:
+    history, target = [3, 25, 3], 20  # Toy Story, Alien, Toy Story; then Heat
+    batch = build_batch(toy_book(), [5], [np.array(history)], [target], True, True, "equal")
+    texts = [PROMPT.prefix, *(PROMPT.history_item.replace("{title}", TITLES[i]) for i in history)]
+    expected = []
+    for place in (1, 2):
+        start = len(byte_ids("".join(texts[: place + 1])))
+        # Bytes: the title and its closing quote stand there as in the title itself.
+        shown = byte_ids(TITLES[history[place]] + '"')
+        expected += [(start + i, token) for i, token in enumerate(shown)]
+    start = len(byte_ids("".join(texts) + PROMPT.response)) - 1
+    last = [*byte_ids(TITLES[target] + '"'), int(toy_book().target[0][-1])]
+    expected += [(start + i, token) for i, token in enumerate(last)]
+    found = zip(batch.target_column_T.tolist(), batch.target_token_T.tolist(), strict=True)
+    assert list(found) == expected
+    assert batch.title_item_S.tolist() == [25, 3, 20]
+    assert batch.title_length_S.tolist() == [6, 10, 6]
+    assert batch.title_T.tolist() == [0] * 6 + [1] * 10 + [2] * 6
+    assert batch.title_weight_S.tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_no_token_is_added_to_the_prompt() -> None:
+    rows = [np.array([3, 25, 3]), np.array([44])]
+    plain = build_batch(toy_book(), [0, 1], rows, [20, 3], True, True)
+    every = build_batch(toy_book(), [0, 1], rows, [20, 3], True, True, "rising")
+    assert torch.equal(plain.input_ids_BL, every.input_ids_BL)
+    assert torch.equal(plain.tokens.segment_BL, every.tokens.segment_BL)
+    # A history of one item asks one question, as before.
+    assert every.title_weight_S.tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6, 1.0])
+
+
+def test_without_text_before_a_title_no_token_predicts_it_in_place() -> None:
+    prompt = PromptConfig("ab", "{title};", "c", "{title}")
+    book = build_prompt_book(byte_tokenizer(), prompt, [1, 2], ["xy", "z"])
+    assert book.shown_I.tolist() == [0, 0]
+
+
+def test_sdpo_has_no_other_titles_in_place(compose_config: Compose) -> None:
+    words = ["loss=sdpo", "data.train_targets=every"]
+    with pytest.raises(ValueError, match=r"data.target_form='in_place' must be branches"):
+        compose_config(*words)
+    assert compose_config(*words, "data.target_form=branches").loss.name == "sdpo"
+
+
+def test_branches_are_the_prefixes_of_each_history() -> None:
+    examples = Examples(np.array([8, 9]), [np.array([1, 2, 3]), np.array([4])], np.array([5, 6]))
+    grown, weights = branches_of(examples, np.array([1, 0]), "rising")
+    assert [h.tolist() for h in grown.histories] == [[4], [1], [1, 2], [1, 2, 3]]
+    assert grown.target_R.tolist() == [6, 2, 3, 5]
+    assert grown.example_id_R.tolist() == [9, 8, 8, 8]
+    assert weights.tolist() == pytest.approx([1.0, 1 / 6, 2 / 6, 3 / 6])

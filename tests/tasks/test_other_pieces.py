@@ -1,0 +1,97 @@
+"""A run goes on in pieces of another size, and on other hardware, as the run that it is."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import pytorch_lightning as lightning
+from toys import Compose
+
+from hatllm.config import NOT_IN_HASH
+from hatllm.tasks.run_folder import run_folder
+
+from .conftest import call_cli, smoke_words
+
+Cli = Callable[..., int]
+SAME_RUN = ["decode.users_per_batch=3", "trainer.micro_batch_size=1", "trainer=gpu", "trainer=fsdp",
+            "trainer.checkpoint_every_steps=7", "model.gradient_checkpointing=true",
+            "model.compile=true", "num_threads=1"]  # fmt: skip
+ANOTHER_RUN = ["fast=false", "model.backend=eager", "decode.state_cache=false",
+               "model.dtype=bfloat16", "trainer.global_batch_size=16", "trainer.max_epochs=7",
+               "trainer.group_by_user=true", "decode.beam_width=11"]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", SAME_RUN)
+def test_pieces_and_hardware_are_not_in_the_name(compose_config: Compose, word: str) -> None:
+    assert run_folder(compose_config(word)) == run_folder(compose_config())
+
+
+@pytest.mark.parametrize("word", ANOTHER_RUN)
+def test_what_changes_numbers_is_in_the_name(compose_config: Compose, word: str) -> None:
+    assert run_folder(compose_config(word)) != run_folder(compose_config())
+
+
+def test_what_is_not_in_the_name_is_a_setting(compose_config: Compose) -> None:
+    config = compose_config()
+    for name in NOT_IN_HASH:
+        group, _, setting = name.rpartition(".")
+        assert hasattr(getattr(config, group) if group else config, setting), name
+
+
+def words_of(folder: Path, micro_batch: int, users: int) -> list[str]:
+    return [*smoke_words(folder), "data.train_rows=60", "trainer.max_epochs=3",
+            "trainer.validate_every_steps=4", "trainer.learning_rate=0.01",
+            "trainer.checkpoint_every_steps=1", f"trainer.micro_batch_size={micro_batch}",
+            f"decode.users_per_batch={users}"]  # fmt: skip
+
+
+def stopped_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Ctrl-C before the first pass after so many optimizer steps."""
+
+    class Stop(lightning.Callback):
+        def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+            if trainer.global_step == step:
+                raise KeyboardInterrupt
+
+    fit = lightning.Trainer.fit
+
+    def fit_and_stop(self: lightning.Trainer, *args: Any, **words: Any) -> None:
+        self.callbacks.append(Stop())
+        fit(self, *args, **words)
+
+    patch.setattr(lightning.Trainer, "fit", fit_and_stop)
+
+
+def test_a_run_that_goes_on_with_other_batches_ends_like_one_never_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 60 rows, 8 a step: 7 steps an epoch. It stops inside an epoch, with a validation behind it,
+    # and at the end of one.
+    with pytest.MonkeyPatch.context() as patch:
+        assert call_cli(patch, tmp_path, *words_of(tmp_path, 2, 8)) == 0
+    (whole,) = (path.parent for path in (tmp_path / "outputs").glob("*/run.json"))
+    name = whole.name
+    whole = whole.rename(tmp_path / "whole")
+    handler = signal.getsignal(signal.SIGINT)
+    for step, micro_batch in ((5, 2), (14, 8)):
+        with pytest.MonkeyPatch.context() as patch:
+            stopped_at(patch, step)
+            assert call_cli(patch, tmp_path, *words_of(tmp_path, micro_batch, 8)) == 130
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        assert call_cli(patch, tmp_path, *words_of(tmp_path, 4, 3)) == 0
+    assert "resuming from" in capsys.readouterr().out
+    again = tmp_path / "outputs" / name
+    curves = [pl.read_csv(run / "curves.csv") for run in (whole, again)]
+    for column in curves[0].columns:
+        one, other = (curve[column].fill_null(-1).to_list() for curve in curves)
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5), column
+    tables = [pl.read_parquet(run / "predictions.parquet") for run in (whole, again)]
+    assert tables[0]["top_items"].to_list() == tables[1]["top_items"].to_list()
+    numbers = [json.loads((run / "metrics.json").read_text())["test"] for run in (whole, again)]
+    assert numbers[1] == pytest.approx(numbers[0], abs=1e-4)
