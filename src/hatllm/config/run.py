@@ -31,6 +31,9 @@ NOT_IN_HASH = ("task", "logger", "metrics", "experiment", "sweep", "num_threads"
                "trainer.devices", "trainer.num_nodes", "trainer.strategy",
                "trainer.micro_batch_size", "trainer.checkpoint_every_steps",
                "trainer.checkpoint_every_seconds")  # fmt: skip
+# Rows of a pass over all processes: under msl_ats the temperature moves with every pass, so that
+# its moving average is another one where passes have another size.
+ROWS_OF_PASSES = ("trainer.micro_batch_size", "trainer.devices", "trainer.num_nodes")
 # Settings that name the folder of another run. Its own name tells its settings; where it lies, it
 # may move.
 OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
@@ -38,12 +41,15 @@ OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "as
 
 def only_what_counts(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name, groups as dictionaries, without those of NOT_IN_HASH."""
+    left_out = set(NOT_IN_HASH)
+    if settings.get("loss", {}).get("name") == "msl_ats":
+        left_out -= set(ROWS_OF_PASSES)
 
     def kept(values: Mapping[str, Any], start: str) -> dict[str, Any]:
         return {
             name: kept(value, f"{start}{name}.") if isinstance(value, Mapping) else value
             for name, value in values.items()
-            if f"{start}{name}" not in NOT_IN_HASH
+            if f"{start}{name}" not in left_out
         }
 
     return kept(settings, "")
