@@ -35,6 +35,25 @@ def test_what_changes_numbers_is_in_the_name(compose_config: Compose, word: str)
     assert run_folder(compose_config(word)) != run_folder(compose_config())
 
 
+OF_LLMS = ["mask=causal", "loss=lml", "decode=exact", "model.lora.r=2", "fast=false",
+           "trainer.learning_rate=1", "decode.beam_width=30",
+           "data.prompt.prefix=Films"]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["popularity", "knn", "sasrec"])
+def test_a_baseline_is_one_run_whatever_is_set_for_llms(
+    compose_config: Compose, model: str
+) -> None:
+    plain = run_folder(compose_config(f"model={model}"))
+    assert run_folder(compose_config(f"model={model}", *OF_LLMS)) == plain
+    middle = "sasrec-s42" if model == "sasrec" else model
+    assert plain.name.rsplit("-", 1)[0] == f"ml100k-{middle}"
+    for word in ("decode.top_k=5", "data.max_history_items=4"):
+        assert run_folder(compose_config(f"model={model}", word)) != plain
+    other_seed = run_folder(compose_config(f"model={model}", "seed=7"))
+    assert (other_seed != plain) == (model == "sasrec")
+
+
 def test_the_adapted_temperature_moves_with_every_pass_so_their_size_is_in_the_name(
     compose_config: Compose,
 ) -> None:
