@@ -35,6 +35,49 @@ def test_what_changes_numbers_is_in_the_name(compose_config: Compose, word: str)
     assert run_folder(compose_config(word)) != run_folder(compose_config())
 
 
+OF_LLMS = ["mask=causal", "loss=lml", "decode=exact", "model.lora.r=2", "fast=false",
+           "trainer.learning_rate=1", "decode.beam_width=30",
+           "data.prompt.prefix=Films"]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["popularity", "knn", "sasrec"])
+def test_a_baseline_is_one_run_whatever_is_set_for_llms(
+    compose_config: Compose, model: str
+) -> None:
+    plain = run_folder(compose_config(f"model={model}"))
+    assert run_folder(compose_config(f"model={model}", *OF_LLMS)) == plain
+    middle = "sasrec-s42" if model == "sasrec" else model
+    assert plain.name.rsplit("-", 1)[0] == f"ml100k-{middle}"
+    for word in ("decode.top_k=5", "data.max_history_items=4"):
+        assert run_folder(compose_config(f"model={model}", word)) != plain
+    other_seed = run_folder(compose_config(f"model={model}", "seed=7"))
+    assert (other_seed != plain) == (model == "sasrec")
+
+
+def test_the_adapted_temperature_moves_with_every_pass_so_their_size_is_in_the_name(
+    compose_config: Compose,
+) -> None:
+    few, many = (
+        run_folder(compose_config("loss=msl_ats", f"trainer.micro_batch_size={rows}"))
+        for rows in (1, 4)
+    )
+    assert few != many
+
+
+def test_cells_of_one_run_are_made_once_and_both_stand_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*smoke_words(tmp_path), "model=popularity"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert call_cli(patch, tmp_path, *words) == 0
+        capsys.readouterr()
+        assert call_cli(patch, tmp_path, "-m", *words, "decode.users_per_batch=1,4") == 0
+    assert capsys.readouterr().out.count("finished already") == 2
+    (cells,) = (tmp_path / "outputs/sweeps").glob("*/cells.csv")
+    assert pl.read_csv(cells)["run"].n_unique() == 1
+    assert pl.read_csv(cells)["decode.users_per_batch"].to_list() == [1, 4]
+
+
 def test_what_is_not_in_the_name_is_a_setting(compose_config: Compose) -> None:
     config = compose_config()
     for name in NOT_IN_HASH:

@@ -1,7 +1,7 @@
 """One composed run: ``conf/config.yaml`` and a choice of every group."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hatllm.config.baseline import SEEDLESS_KINDS
@@ -31,19 +31,34 @@ NOT_IN_HASH = ("task", "logger", "metrics", "experiment", "sweep", "num_threads"
                "trainer.devices", "trainer.num_nodes", "trainer.strategy",
                "trainer.micro_batch_size", "trainer.checkpoint_every_steps",
                "trainer.checkpoint_every_seconds")  # fmt: skip
+# Rows of a pass over all processes: under msl_ats the temperature moves with every pass, so that
+# its moving average is another one where passes have another size.
+ROWS_OF_PASSES = ("trainer.micro_batch_size", "trainer.devices", "trainer.num_nodes")
+# Settings that no baseline reads: masks, losses and the search are about titles as texts.
+OF_LLMS = ("mask", "loss", "trainer", "fast", "scale", "data.prompt", "model.source",
+           "model.num_layers", "model.dtype", "model.tuning", "model.start_from", "model.lora",
+           "model.quantization_bits", "model.backend", "model.item_vectors",
+           "model.item_curriculum",
+           *(f"decode.{field.name}" for field in fields(DecodeConfig) if field.name != "top_k"),
+           )  # fmt: skip
 # Settings that name the folder of another run. Its own name tells its settings; where it lies, it
 # may move.
 OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
 
 
 def only_what_counts(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name, groups as dictionaries, without those of NOT_IN_HASH."""
+    """Settings by name, groups as dictionaries, without NOT_IN_HASH, and OF_LLMS of a baseline."""
+    left_out = set(NOT_IN_HASH)
+    if settings["model"]["kind"] != "llm":
+        left_out |= set(OF_LLMS)
+    elif settings.get("loss", {}).get("name") == "msl_ats":
+        left_out -= set(ROWS_OF_PASSES)
 
     def kept(values: Mapping[str, Any], start: str) -> dict[str, Any]:
         return {
             name: kept(value, f"{start}{name}.") if isinstance(value, Mapping) else value
             for name, value in values.items()
-            if f"{start}{name}" not in NOT_IN_HASH
+            if f"{start}{name}" not in left_out
         }
 
     return kept(settings, "")

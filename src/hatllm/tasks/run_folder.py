@@ -50,15 +50,19 @@ def config_hash(config: Config) -> str:
 
 def settings_that_count(config: Config) -> dict[str, Any]:
     """Every setting that can change the numbers; other runs by the names of their folders."""
-    return counted(asdict(config))
+    kept = counted(asdict(config))
+    if not config.is_seeded:
+        del kept["seed"]
+    return kept
 
 
 def counted(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As `settings_that_count`, of all settings by name, groups as dictionaries."""
+    """As `settings_that_count`, of all settings by name, groups as dictionaries, and the seed."""
     kept = only_what_counts(settings)
     for group, setting in OTHER_RUNS:
-        if kept[group][setting] is not None:
-            kept[group][setting] = Path(kept[group][setting]).name
+        folder = kept[group].get(setting)  # a baseline has none
+        if folder is not None:
+            kept[group][setting] = Path(folder).name
     return kept
 
 
@@ -124,11 +128,16 @@ def _settings_label(config: Config) -> str:
 
 def run_folder(config: Config) -> Path:
     """Folder of this run under `output_root`; the same settings always give the same folder."""
-    name = config.run_name or "-".join(
-        (config.data.name, config.model.name, _settings_label(config), config.loss.name,
-         f"s{config.seed}", config_hash(config)[:8])
-    )  # fmt: skip
-    return Path(config.output_root).expanduser() / name
+    return Path(config.output_root).expanduser() / (config.run_name or _name(config))
+
+
+def _name(config: Config) -> str:
+    parts = [config.data.name, config.model.name]
+    if config.model.kind == "llm":
+        parts += [_settings_label(config), config.loss.name]
+    if config.is_seeded:
+        parts.append(f"s{config.seed}")
+    return "-".join([*parts, config_hash(config)[:8]])
 
 
 def is_finished(folder: Path) -> bool:

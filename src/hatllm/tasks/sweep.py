@@ -177,10 +177,11 @@ class Sweep(Callback):
         except (ValueError, OmegaConfBaseException) as error:
             cell.failure = one_line(error, script.parent / "conf")
             return cell
-        if any(folder == other.folder for other in noted_cells(self.notes)):
-            if not self.settings.is_search:
-                cell.failure = f"{folder} is the folder of another cell: leave run_name out"
-                return cell
+        others = [other.folder for other in noted_cells(self.notes)]
+        # Without a name two cells of one folder are one run, whose numbers both of them show.
+        if config.run_name is not None and folder in others and not self.settings.is_search:
+            cell.failure = f"{folder} is the folder of another cell: leave run_name out"
+            return cell
         cell.folder = folder
         return cell
 

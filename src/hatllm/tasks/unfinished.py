@@ -37,7 +37,7 @@ def begun_otherwise(config: Config, folder: Path) -> Iterator[str]:
         if other == folder or is_finished(other):
             continue
         theirs = _settings_in(other)
-        if theirs is None or theirs["seed"] != ours["seed"]:
+        if theirs is None or theirs["seed"] != config.seed:
             continue
         changes = differences(theirs, ours)
         if len(changes) == 1 and not _is_worked_on(other):
