@@ -47,6 +47,7 @@ def test_a_run_folder_holds_what_that_of_popularity_holds(
     words = [f"model={model}", *(SHORT if model in LEARNED else ())]
     folder = runs(cli, shop, "baseline", *words)
     more = {"curves.csv", "curves.png", "model.safetensors"} if model in LEARNED else set()
+    more |= {"neighbours.parquet"} if model == "knn" else set()
     assert files_of(folder) == files_of(expected) | more
     tables = [pl.read_parquet(f / "predictions.parquet") for f in (expected, folder)]
     assert tables[0].schema == tables[1].schema
