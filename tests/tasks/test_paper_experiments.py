@@ -433,8 +433,8 @@ def test_a_table_names_runs_of_one_label_by_what_differs(
 def test_runs_that_no_seed_can_change_count_once_in_a_table(
     cli: Cli, shop: list[str], tmp_path: Path
 ) -> None:
-    for seed in ("seed=1", "seed=2"):
-        finish(cli, [*shop, seed], "popularity")
+    for name in ("first", "second"):
+        finish(cli, [*shop, f"run_name={name}"], "popularity")
     assert cli(*shop, "task=table", f"experiment.folder={tmp_path}/table") == 0
     table = pl.read_csv(tmp_path / "table/table.csv")
     assert table.select("label", "num_seeds").rows() == [("popularity", 1)]

@@ -252,25 +252,3 @@ class Recommender(lightning.LightningModule):
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in tuned
         }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count in passes of today's size: a stopped run may go on with other micro-batches."""
-        if steps := checkpoint["global_step"]:
-            now = self.trainer.accumulate_grad_batches
-            count_passes_anew(checkpoint["loops"]["fit_loop"], steps, now)
-
-
-def count_passes_anew(fit_loop: dict[str, Any], steps: int, accumulation: int) -> None:
-    """Make Lightning's counts of passes those of a run with another number of passes a step.
-
-    Args:
-        fit_loop: State of its loop after a whole optimizer step, changed in place.
-        steps: Optimizer steps done.
-        accumulation: Passes in an optimizer step from now on.
-    """
-    progress = fit_loop["epoch_loop.batch_progress"]
-    then = progress["total"]["ready"] // steps
-    for counts in (progress["total"], progress["current"]):
-        ready = counts["ready"]
-        for name, value in counts.items():  # one may lag behind: saved while a pass was ending
-            counts[name] = value - ready + ready // then * accumulation

@@ -108,7 +108,7 @@ def _slice_metrics(folders: Sequence[Path]) -> list[str]:
         name.split("/")[1]
         for folder in folders
         for name in _read(folder, "metrics.json")["test"]
-        if name.startswith(SLICES)
+        if name.split("/")[0] in SLICES
     }
     return [f"{kind}@{k}" for k in cut_offs_of(names) for kind in ("HR", "NDCG")] + ["trie_NLL"]
 
