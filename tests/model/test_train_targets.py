@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, byte_ids, dict_trie, prompt_pieces, title_ids, title_log_prob
+from test_recommender import CLOSE, recommender_of
 from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, toy_batch, toy_frame
 
 from hatllm.data.datamodule import Examples, TrainingBatches
@@ -11,8 +12,6 @@ from hatllm.data.prompt import Batch, build_batch
 from hatllm.data.targets import target_weights
 from hatllm.model.backbone import tiny_llama
 from hatllm.model.recommender import Recommender
-
-from .test_recommender import CLOSE, recommender_of
 
 Words = list[str]
 TRIE = dict_trie([title_ids(PROMPT, title) for title in TITLES.values()])
