@@ -75,7 +75,7 @@ def test_cut_offs_are_those_that_the_lists_are_long_enough_for() -> None:
     config = composed(*words)
     assert config.cut_offs == (5, 20)
     assert config.validation_cut_offs == (10, 20)  # what chooses the checkpoint is always there
-    short = composed("decode.top_k=4", "trainer.monitor=val/NDCG@4")
+    short = composed("decode.top_k=4")
     assert (short.cut_offs, short.validation_cut_offs) == ((1,), (1, 4))
 
 
@@ -86,7 +86,10 @@ def test_cut_offs_are_those_that_the_lists_are_long_enough_for() -> None:
         ("metrics.cut_offs=[5,1]",): "ascending order, such as",
         ("metrics.cut_offs=[0,5]",): "metrics.cut_offs=0 must be at least 1",
         ("metrics.cut_offs=[5]", "decode.top_k=4", "model=popularity"): "at most decode.top_k=4",
-        ("decode.top_k=4",): "trainer.monitor=val/NDCG@4 or trainer.monitor=val/trie_NLL",
+        (
+            "decode.top_k=4",
+            "trainer.monitor=val/NDCG@10",
+        ): "trainer.monitor=val/NDCG@4 or trainer.monitor=val/trie_NLL",
         ("sweep.objective=valid/HIT@10",): "such as valid/NDCG@10",
         ("sweep.is_search=true", "sweep.objective=valid/NDCG@7"): "7 must be in metrics.cut_offs",
     }.items(),

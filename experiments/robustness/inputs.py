@@ -24,8 +24,7 @@ from hatllm.tasks.assemble import assemble
 CONF = Path(__file__).parents[2] / "conf"
 SHOP = ["scale=smoke", "data=custom", "data.user_column=who", "data.item_column=song",
         "data.time_column=when", "data.title_column=name", "data.min_interactions=1",
-        "data.train_rows=8", "data.valid_rows=4", "data.test_rows=4", "num_threads=1",
-        "trainer.monitor=val/trie_NLL"]  # fmt: skip
+        "data.train_rows=8", "data.valid_rows=4", "data.test_rows=4", "num_threads=1"]  # fmt: skip
 DONE = "trained and decoded"
 
 

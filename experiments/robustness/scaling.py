@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _write(folder: Path, argv: Sequence[str], hardware: Row, rows: list[Row]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    made = made_in({"data_hash": None, "split_hash": None}, {})
+    made = made_in({"data_hash": None, "split_hash": None}, {}, None)
     content = {
         "command": " ".join(["python -m experiments.robustness.scaling", *argv]),
         "hardware": hardware, "commit": made["commit"], "versions": made["versions"],

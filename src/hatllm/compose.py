@@ -31,7 +31,7 @@ def register_schema() -> None:
 
 
 def checked(composed: DictConfig) -> Config:
-    """The typed config; ranges are checked on the way, and what is `auto` becomes this machine's.
+    """The typed config, its ranges checked; what is `auto` or null becomes its value here.
 
     Raises:
         ValueError: With one line that names field, value and what would be right.
@@ -48,6 +48,7 @@ def checked(composed: DictConfig) -> Config:
     refuse_secrets_in(config)
     if config.model.dtype == AUTO:
         config.model.dtype = _dtype_here(config)
+    config.trainer.monitor = config.monitor
     return config
 
 

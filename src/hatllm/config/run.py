@@ -156,9 +156,14 @@ class Config:
         return self.metrics.within(self.decode.top_k)
 
     @property
+    def monitor(self) -> str:
+        """The validation metric that chooses the step to export."""
+        return self.trainer.monitor or f"val/NDCG@{min(10, self.decode.top_k)}"
+
+    @property
     def validation_cut_offs(self) -> tuple[int, ...]:
         """Cut-offs of the curves ``val/HR@K``, ``val/NDCG@K``: the main one and the monitored."""
-        monitored = cut_off_of(self.trainer.monitor)
+        monitored = cut_off_of(self.monitor)
         found = {main_cut_off(self.cut_offs), *([] if monitored is None else [monitored])}
         return tuple(sorted(found))
 
@@ -177,11 +182,11 @@ class Config:
                 f"decode.top_k={self.decode.top_k}"
             )
         if self.task.name == "train" and self.model.kind == "llm" and self.trains:
-            check_monitor(self.trainer.monitor, self.decode.top_k)
+            check_monitor(self.monitor, self.decode.top_k)
 
     def _check_monitor(self) -> None:
         """Refuse to choose a step by what its validation does not find."""
-        monitor = self.trainer.monitor
+        monitor = self.monitor
         if self.model.kind == "llm" and self.decode.name == "d3" and monitor.endswith("NLL"):
             raise ValueError(
                 f"trainer.monitor={monitor!r} is not logged under decode=d3, which ranks by two "

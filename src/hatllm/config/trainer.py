@@ -29,7 +29,7 @@ class TrainerConfig:
     weight_decay: float
     gradient_clip: float  # largest gradient norm; 0 = no clipping
     validate_every_steps: int | None  # optimizer steps; null = at the end of every epoch
-    monitor: str  # a MONITOR: the best validation by it is what the run answers with
+    monitor: str | None  # a MONITOR: the best validation by it is what the run answers with
     early_stopping_patience: int | None  # validations without a better one; null = never
     checkpoint_every_steps: int  # optimizer steps between two writes of last.ckpt
     checkpoint_every_seconds: float  # or as many seconds, whichever comes first
@@ -42,7 +42,7 @@ class TrainerConfig:
             check_range(f"trainer.{field}", getattr(self, field), 1)
         for field in ("warmup_steps", "weight_decay", "gradient_clip", "early_stopping_patience"):
             check_range(f"trainer.{field}", getattr(self, field), 0)
-        if not MONITOR.fullmatch(self.monitor):
+        if self.monitor is not None and not MONITOR.fullmatch(self.monitor):
             raise ValueError(
                 f"trainer.monitor={self.monitor!r} must be val/NDCG@K or val/HR@K, with K at most "
                 "decode.top_k, or val/trie_NLL or val/vocab_NLL"

@@ -155,7 +155,7 @@ def _run_llm(config: Config, folder: Path, signals: StopSignals) -> Path:
     if num_steps and config.model.tuning != "none":
         trained = time.perf_counter()
         state = TrainingState(
-            config.trainer, (folder / CHECKPOINT_FILE).parent,
+            config, (folder / CHECKPOINT_FILE).parent,
             len(rows) // config.trainer.global_batch_size, num_steps, signals, answers,
         )  # fmt: skip
         chosen = fit(config, folder, recommender, rows, parts, num_steps, loggers, state)
@@ -253,7 +253,7 @@ def fit(
     recommender.load_state_dict(weights, strict=False)
     recommender.score_as_trained()
     recommender.to(trainer.strategy.root_device)
-    found = exported(state.validations, config.trainer.monitor, trainer.global_step)
+    found = exported(state.validations, config.monitor, trainer.global_step)
     console.print(f"the answers are those of step {found['step']}: {found['why']}")
     return found
 

@@ -16,7 +16,7 @@ import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Checkpoint
 
 from hatllm.best import NLL, Validation, best_of, num_without_better
-from hatllm.config import TrainerConfig
+from hatllm.config import Config
 from hatllm.tasks.resume_point import put_at_step
 from hatllm.tasks.stop_signals import StopSignals
 from hatllm.tasks.valid_answers import ValidAnswers
@@ -31,7 +31,7 @@ class TrainingState(Checkpoint):
 
     def __init__(
         self,
-        config: TrainerConfig,
+        config: Config,
         folder: Path,
         steps_per_epoch: int,
         num_steps: int,
@@ -41,14 +41,14 @@ class TrainingState(Checkpoint):
         """Know a run.
 
         Args:
-            config: The trainer's settings.
+            config: Of the run.
             folder: Of the checkpoints.
             steps_per_epoch: Optimizer steps of an epoch.
             num_steps: Optimizer steps of the whole run.
             signals: Says when to stop.
             answers: Keeps the predictions of validations; None = they are not kept.
         """
-        self.config, self.folder = config, folder
+        self.config, self.monitor, self.folder = config.trainer, config.monitor, folder
         self.steps_per_epoch, self.num_steps = steps_per_epoch, num_steps
         self.signals, self.answers = signals, answers
         self.validations: list[Validation] = []
@@ -57,7 +57,7 @@ class TrainingState(Checkpoint):
     @property
     def best(self) -> Validation | None:
         """The validation whose weights the run answers with."""
-        return best_of(self.validations, self.config.monitor)
+        return best_of(self.validations, self.monitor)
 
     def best_path(self, best: Validation) -> Path:
         """Its weights."""
@@ -143,7 +143,7 @@ class TrainingState(Checkpoint):
         metrics = trainer.callback_metrics
         return Validation(
             trainer.global_step,
-            float(metrics[self.config.monitor]),
+            float(metrics[self.monitor]),
             float(metrics[NLL]) if NLL in metrics else None,
             None if self.answers is None else self.answers.name,
         )
@@ -170,7 +170,7 @@ class TrainingState(Checkpoint):
 
     def _stop_out_of_patience(self, trainer: lightning.Trainer) -> None:
         patience = self.config.early_stopping_patience
-        without = num_without_better(self.validations, self.config.monitor)
+        without = num_without_better(self.validations, self.monitor)
         if patience is not None and without >= max(1, patience):
             trainer.should_stop = True
 
