@@ -35,11 +35,12 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from hatllm.compose import checked, one_line, register_schema, with_finished_run  # noqa: E402
 from hatllm.config import Config  # noqa: E402
+from hatllm.exit_codes import BUSY, TERMINATED  # noqa: E402
+from hatllm.many.child import Terminated  # noqa: E402
+from hatllm.many.hydra_sweep import Sweep  # noqa: E402
 from hatllm.redact import redacted  # noqa: E402
+from hatllm.runs.lock import RunBusyError  # noqa: E402
 from hatllm.tasks import run_task  # noqa: E402
-from hatllm.tasks.child import TERMINATED, Terminated  # noqa: E402
-from hatllm.tasks.run_lock import BUSY, RunBusyError  # noqa: E402
-from hatllm.tasks.sweep import Sweep  # noqa: E402
 from hatllm.trusted import refuse_foreign_code  # noqa: E402
 
 register_schema()
@@ -67,12 +68,12 @@ def run(composed: DictConfig) -> float | None:
                 f"python run.py -m sweep={config.sweep.name}"
             )
         if config.task.name in ("evaluate", "recommend"):
-            from hatllm.tasks.run_folder import load_config
+            from hatllm.runs.folder import load_config
 
             saved = load_config(Path(str(config.task.run_folder)))
             config = checked(with_finished_run(composed, overrides, saved))
         if config.task.name in ("experiment", "table", "plan"):
-            from hatllm.tasks.cells import words_without_effect
+            from hatllm.many.cells import words_without_effect
 
             for line in words_without_effect(config.experiment, overrides):
                 print(f"note: {line}", file=sys.stderr)

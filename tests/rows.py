@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from hatllm.masks.layer_masks import Tokens, causal_visible
 from hatllm.masks.patterns import RESPONSE, restart_positions
+from hatllm.model.fast.packed_prompts import Packed, hidden_of_packed
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.packed_prompts import Packed, hidden_of_packed
 
 
 def padded(

@@ -4,7 +4,14 @@ from math import nan
 
 import pytest
 
-from hatllm.best import Validation, best_of, exported, is_lower_better, num_without_better, why
+from hatllm.metrics.best_step import (
+    Validation,
+    best_of,
+    exported,
+    is_lower_better,
+    num_without_better,
+    why,
+)
 
 NDCG = "val/NDCG@10"
 Curve = list[tuple[float, float | None]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
-from hatllm.metrics import (
+from hatllm.metrics.ranking import (
     discounted_gains,
     hit_rate,
     hits,

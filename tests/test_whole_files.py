@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hatllm.whole_files import (
+from hatllm.files import (
     damaged_file,
     folder_written_whole,
     record_checksums,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hatllm.compose import checked, register_schema
 from hatllm.decode.trie import ItemTrie
-from hatllm.tasks.assemble import assemble
+from hatllm.training.assemble import assemble
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from experiments.robustness.bad_tables import BYTE_CHANGES, encoded, tables
 from experiments.robustness.inputs import CONF, SHOP, composed
 from hatllm.compose import checked, register_schema, with_finished_run
+from hatllm.runs.folder import load_config
 from hatllm.tasks.evaluate import evaluate
 from hatllm.tasks.recommend import recommend
-from hatllm.tasks.run_folder import load_config
 from hatllm.tasks.train import train
 
 DONE = "trained and decoded"

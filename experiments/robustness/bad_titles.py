@@ -15,7 +15,7 @@ from experiments.robustness.inputs import DONE, SHOP, composed
 from hatllm.config import Config
 from hatllm.decode.predict import predict
 from hatllm.model.backbone import tiny_llama
-from hatllm.tasks.assemble import assemble
+from hatllm.training.assemble import assemble
 
 LOOK = {
     "lower case": normalizers.Lowercase,

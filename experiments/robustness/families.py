@@ -30,13 +30,13 @@ from transformers import AutoModelForCausalLM
 from experiments.robustness.inputs import composed
 from experiments.robustness.small_configs import can_slide, model_types, small_config
 from experiments.robustness.straight import straight_log_probs
-from hatllm.decode.catalogue_states import catalogue_states
+from hatllm.decode.fast.catalogue_states import catalogue_states
+from hatllm.decode.proof import load_proven_lm, probe_batch, probe_catalogue
 from hatllm.decode.scorer import Scorers
 from hatllm.masks.schedule import build_schedule
-from hatllm.model.backbone import load_masked_lm, num_layers_of
+from hatllm.model.backbone import num_layers_of
 from hatllm.model.before_loading import check_backbone
-from hatllm.model.packed_prompts import hidden_at
-from hatllm.model.proof import probe_batch, probe_catalogue
+from hatllm.model.fast.packed_prompts import hidden_at
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MADE = "not_made.txt"
@@ -111,7 +111,7 @@ def _under(source: Path, mask: str, cache: Path) -> dict[str, Any]:
         if (source / NOT_MADE).exists():
             raise NotMadeError((source / NOT_MADE).read_text())
         said = "after"
-        lm = load_masked_lm(config.model, schedule, cache, seed=0)
+        lm = load_proven_lm(config.model, schedule, cache, seed=0)
     except ValueError as error:
         line = re.sub(r" \(verdict: .*\)", "", str(error).replace(str(source), "DIR"))
         return {"outcome": "refused", "when": said, "line": line}

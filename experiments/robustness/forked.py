@@ -19,7 +19,7 @@ import hatllm.tasks.prepare
 import hatllm.tasks.table
 import hatllm.tasks.train  # noqa: F401
 import run
-from hatllm.tasks import child
+from hatllm.many import child
 
 
 class Forked:

@@ -18,8 +18,8 @@ from hatllm.data.filter import REPEATED
 from hatllm.data.prepare import Dataset
 from hatllm.data.report import data_report_table, write_data_report
 from hatllm.decode.predict import predict
-from hatllm.model.recommender import Recommender
-from hatllm.tasks.assemble import assemble
+from hatllm.training.assemble import assemble
+from hatllm.training.recommender import Recommender
 
 CONF = Path(__file__).parents[2] / "conf"
 SHOP = ["scale=smoke", "data=custom", "data.user_column=who", "data.item_column=song",

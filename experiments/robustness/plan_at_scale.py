@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from hatllm.whole_files import write_json
+from hatllm.files import write_json
 
 SPEED = Path(__file__).parents[1] / "speed" / "results"
 RESULTS = Path(__file__).parent / "results"

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 
 from experiments.robustness.commands import command, environment
 from experiments.speed.record import Row, machine, markdown_table, one_line
-from hatllm.tasks.run_folder import environment as made_in
-from hatllm.whole_files import write_json
+from hatllm.files import write_json
+from hatllm.runs.folder import environment as made_in
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {"smollm2": "smollm2_135m", "tiny": "tiny"}

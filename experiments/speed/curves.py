@@ -35,7 +35,7 @@ from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import Batch
 from hatllm.decode.catalogue import Catalogue
-from hatllm.report.figures import BLUE, FAINT, GREY, ORANGE, tidy
+from hatllm.figures.saving import BLUE, FAINT, GREY, ORANGE, tidy
 
 VARIANT = "hatllm/trie"
 WORDS = ("mask=hatllm", "decode.normalize=trie")

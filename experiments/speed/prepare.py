@@ -32,11 +32,11 @@ from experiments.speed.record import (
 )
 from experiments.speed.workload import ALL_ROWS, MODELS, composed
 from hatllm.data.datamodule import Examples
+from hatllm.data.prepare import cache_root, load_dataset
 from hatllm.data.prompt import build_prompt_book
 from hatllm.decode.catalogue import Catalogue
+from hatllm.figures.saving import BLUE, FAINT, GREEN, GREY, ORANGE, tidy
 from hatllm.model.backbone import load_tokenizer
-from hatllm.report.figures import BLUE, FAINT, GREEN, GREY, ORANGE, tidy
-from hatllm.tasks.assemble import cache_root, load_dataset
 
 PARTS = ("tables_s", "tokenise_s", "trie_s", "lengths_s")
 

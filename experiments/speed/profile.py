@@ -24,7 +24,7 @@ from experiments.speed.record import (
     number,
     parse,
 )
-from hatllm.report.figures import BLUE, FAINT, GREY, ORANGE, tidy
+from hatllm.figures.saving import BLUE, FAINT, GREY, ORANGE, tidy
 
 KINDS = {  # kind -> how its operations' names begin, the first that fits
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from hatllm.report.figures import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
-from hatllm.tasks.run_folder import code_hash, environment, hardware
-from hatllm.whole_files import write_json, write_text
+from hatllm.figures.saving import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
+from hatllm.files import write_json, write_text
+from hatllm.runs.folder import code_hash, environment, hardware
 
 RESULTS = Path(__file__).parent / "results"
 # Where results go and how a run is launched: two runs that differ here measure the same.

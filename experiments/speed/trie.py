@@ -36,7 +36,7 @@ from experiments.speed.timing import searched
 from experiments.speed.titles import catalogue_with, recombined, trie_of
 from experiments.speed.workload import Workload
 from hatllm.data.prompt import Ragged
-from hatllm.report.figures import BLUE, FAINT, GREEN, GREY, INK, ORANGE, tidy
+from hatllm.figures.saving import BLUE, FAINT, GREEN, GREY, INK, ORANGE, tidy
 
 SEARCHES = {  # settings, users of a batch
     "hatllm/trie": (("mask=hatllm", "decode.normalize=trie"), 8),

@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM
 from hatllm.compose import checked, register_schema
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
+from hatllm.data.prepare import cache_root
 from hatllm.data.prompt import Batch, IntArray
 from hatllm.masks.schedule import build_schedule
 from hatllm.model.backbone import smollm2_folder, tiny_llama
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.tasks.assemble import Parts, assemble, cache_root
+from hatllm.training.assemble import Parts, assemble
 
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = {"smollm2": "smollm2_135m", "tiny": "tiny"}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hatllm.whole_files import write_json
+from hatllm.files import write_json
 
 AUTO = "auto"
 TIMES_FILE = "product_times.json"  # in the cache: a machine is measured once

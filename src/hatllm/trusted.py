@@ -14,7 +14,7 @@ import yaml
 
 from hatllm.redact import is_secret_name, refuse_secret
 
-TARGETS = ("hatllm.tasks.sweep.Sweep",)  # what a file in conf/ may have built
+TARGETS = ("hatllm.many.hydra_sweep.Sweep",)  # what a file in conf/ may have built
 # What may be set of Hydra itself; the rest could load code (callbacks, logging), change the
 # environment of child processes (job.env_set) or add folders of settings (searchpath).
 # Lightning gives each process that it starts a job.name of its own.

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hatllm.baselines.popularity import popularity_predictions
-from hatllm.baselines.ranking import TitleIndex, predictions_of, target_ranks
-from hatllm.report.evaluation import evaluate_predictions
+from hatllm.baselines.title_ranks import TitleIndex, predictions_of, target_ranks
+from hatllm.metrics.from_predictions import evaluate_predictions
 
 from .small import ITEMS
 

@@ -3,9 +3,8 @@ from typing import Any
 
 import pytest
 
-from hatllm.data.bad_rows import BadRows
-from hatllm.data.sources.csv_form import as_utf8, told_separator
-from hatllm.data.sources.csv_table import parse_csv
+from hatllm.data.json_lines import BadRows
+from hatllm.data.sources.csv_table import as_utf8, parse_csv, told_separator
 from hatllm.data.sources.custom import read_custom
 
 from .settings import data_config

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from hatllm.data.sources.custom import find_tables, read_custom
-from hatllm.data.sources.tables import SourceTables
+from hatllm.data.sources.source_tables import SourceTables
 from hatllm.data.sources.timestamps import to_microseconds
 
 from .settings import data_config

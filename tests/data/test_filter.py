@@ -1,7 +1,7 @@
 import polars as pl
 
-from hatllm.data.bad_rows import MAX_SAMPLES, BadRows
 from hatllm.data.filter import k_core, min_rated, titled_only
+from hatllm.data.json_lines import MAX_SAMPLES, BadRows
 
 
 def pairs(rows: list[tuple[int, int]]) -> pl.DataFrame:

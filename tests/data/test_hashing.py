@@ -4,7 +4,7 @@ import struct
 import polars as pl
 import pytest
 
-from hatllm.data.hashing import table_hash
+from hatllm.data.table_cache import table_hash
 
 
 def test_the_hash_is_the_sha256_of_what_the_docstring_says() -> None:

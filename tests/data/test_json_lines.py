@@ -4,8 +4,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from hatllm.data.bad_rows import BadRows
-from hatllm.data.json_lines import line_blocks, read_json_lines
+from hatllm.data.json_lines import BadRows, line_blocks, read_json_lines
 
 SCHEMA = {"user": pl.Utf8, "time": pl.Int64}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from hatllm.data.sources.tables import parquet_schema, read_parquet
+from hatllm.data.sources.source_tables import parquet_schema, read_parquet
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hatllm.data.prepare import Dataset
 from hatllm.data.report import data_report_table, write_data_report
-from hatllm.data.statistics import Spread, dataset_statistics
+from hatllm.data.report_counts import Spread, dataset_statistics
 
 from .test_prepare import interactions, items, prepare
 from .test_ready import write_ready

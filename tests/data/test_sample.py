@@ -2,7 +2,7 @@ import hashlib
 
 import polars as pl
 
-from hatllm.data.sample import sample_rows
+from hatllm.data.split import sample_rows
 
 
 def rows(num_rows: int) -> pl.DataFrame:

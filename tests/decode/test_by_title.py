@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from toys import HISTORIES, PROMPT, Compose, schedule_of, toy_catalogue, toy_frame, toy_lm
 from transformers import PreTrainedTokenizerFast
 
-from hatllm.baselines.ranking import TitleIndex, predictions_of
+from hatllm.baselines.title_ranks import TitleIndex, predictions_of
 from hatllm.data.prompt import build_prompt_book
+from hatllm.decode.by_title import TitleCounts, count_titles
 from hatllm.decode.catalogue import Catalogue
-from hatllm.decode.merged_titles import TitleCounts, count_titles
 from hatllm.decode.predict import predict
 from hatllm.model.backbone import byte_tokenizer
 

@@ -20,8 +20,13 @@ from toys import (
 from transformers import LlamaForCausalLM
 
 from hatllm.config import Config
-from hatllm.decode.free_text import with_room, write_texts
-from hatllm.decode.grounding import embed_texts, embed_titles, nearest_titles
+from hatllm.decode.grounding import (
+    embed_texts,
+    embed_titles,
+    nearest_titles,
+    with_room,
+    write_texts,
+)
 from hatllm.decode.predict import predict
 from hatllm.decode.scorer import Scorers
 from hatllm.masks.schedule import build_schedule

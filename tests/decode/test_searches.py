@@ -37,8 +37,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hatllm.config import Config, PromptConfig
 from hatllm.decode.beam import beam_search
 from hatllm.decode.catalogue import Catalogue
-from hatllm.decode.catalogue_states import catalogue_states, states_file, tokens_to_build
 from hatllm.decode.exact import exact_search
+from hatllm.decode.fast.catalogue_states import catalogue_states, states_file, tokens_to_build
 from hatllm.decode.predict import predict, title_log_probs
 from hatllm.decode.scorer import Scorers
 from hatllm.masks.schedule import Schedule, build_schedule

@@ -11,9 +11,8 @@ from toys import toy_catalogue
 
 from experiments.robustness import fuzz
 from experiments.robustness.odd_exports import foreign_csv
-from hatllm.data.bad_rows import BadRows
-from hatllm.data.sources.csv_form import as_utf8, told_separator
-from hatllm.data.sources.csv_table import parse_csv, read_csv_texts
+from hatllm.data.json_lines import BadRows
+from hatllm.data.sources.csv_table import as_utf8, parse_csv, read_csv_texts, told_separator
 from hatllm.data.sources.timestamps import to_microseconds
 from hatllm.data.titles import clean_title, prepared_titles
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from hatllm.masks.layer_masks import build_layer_masks, causal_visible
 from hatllm.masks.patterns import PREFIX, RESPONSE
 from hatllm.masks.schedule import Schedule
+from hatllm.model.fast.stages import Band, Stage, Stages
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.stages import Band, Stage, Stages
 
 # prefix, items, response, title; rows of different lengths, all longer than a sliding window
 ROWS = [

@@ -6,10 +6,10 @@ from families import build
 from rows import padded
 from toys import Compose, schedule_of
 
+from hatllm.files import folder_written_whole, record_checksums
 from hatllm.masks.patterns import PREFIX
 from hatllm.model.backbone import load_masked_lm, smollm2_folder
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.whole_files import folder_written_whole, record_checksums
 
 
 def test_the_output_layer_takes_no_adapter(compose_config: Compose, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import torch
 from test_masked_lm import assert_same_gradients, gradients, target_logits, with_lora
 from toys import Compose, schedule_of, toy_batch, toy_book
 
-from hatllm.model import compiled
 from hatllm.model.backbone import load_masked_lm, tiny_llama
-from hatllm.model.compiled import compile_layers
+from hatllm.model.fast import compiled
+from hatllm.model.fast.compiled import compile_layers
 from hatllm.model.masked_lm import MaskedLM
 
 

@@ -13,13 +13,13 @@ from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, schedule_of, toy_b
 from hatllm.config import Config
 from hatllm.data.prompt import FIRST_ITEM_TOKEN, PromptBook, build_prompt_book
 from hatllm.decode.catalogue import Catalogue
-from hatllm.decode.catalogue_states import states_file
+from hatllm.decode.fast.catalogue_states import states_file
 from hatllm.decode.predict import predict
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import byte_tokenizer, tiny_llama
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.recommender import Recommender
+from hatllm.training.recommender import Recommender
 
 Words = list[str]
 ITEMS = sorted(TITLES)

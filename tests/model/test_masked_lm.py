@@ -13,8 +13,8 @@ from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, schedule_of, toy_b
 from hatllm.data.prompt import Batch, IntArray
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import tiny_llama
+from hatllm.model.fast.packed_prompts import hidden_at
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.packed_prompts import hidden_at
 
 # The reference adds in float64, the model in float32: 1e-6 relative, on logits up to about 20.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

@@ -8,9 +8,9 @@ from toys import PRESETS, Compose, schedule_of, toy_batch, toy_book, toy_lm
 
 from hatllm.data.prompt import Batch
 from hatllm.masks.schedule import Schedule, build_schedule
-from hatllm.model import stages
+from hatllm.model.fast import stages
+from hatllm.model.fast.packed_prompts import Packed, Segments, hidden_at
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.packed_prompts import Packed, Segments, hidden_at
 
 # Histories that begin one another, equal ones, one apart, and a repeated item.
 HISTORIES = [[3], [3, 25], [44, 52], [3, 25, 3, 11], [3, 25], [3, 25, 3], [44]]

@@ -13,9 +13,9 @@ from families import FAMILIES, SIZE, build
 from toys import Compose, schedule_of
 from transformers import CONFIG_MAPPING
 
+from hatllm.decode.proof import differences, prove
 from hatllm.model.before_loading import check_backbone
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.proof import differences, prove
 from hatllm.model.suitability import PROVEN
 from hatllm.tasks.early import check_layers
 from hatllm.tasks.train import train

@@ -12,7 +12,7 @@ from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, toy_batch, toy_cat
 from hatllm.masks.schedule import build_schedule
 from hatllm.model.backbone import tiny_llama
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.recommender import Recommender
+from hatllm.training.recommender import Recommender
 
 Words = list[str]
 # Float32 against float32 in another order, or float64: nats summed over a title of ten tokens.

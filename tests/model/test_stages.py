@@ -4,8 +4,8 @@ from itertools import chain, combinations
 
 import pytest
 
-from hatllm.model import stages
-from hatllm.model.stages import bands_of
+from hatllm.model.fast import stages
+from hatllm.model.fast.stages import bands_of
 
 
 def work(lengths: list[int], bands: list[slice], num_before: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from hatllm.report.evaluation import evaluate_predictions
+from hatllm.metrics.from_predictions import evaluate_predictions
 
 from .frames import predictions_frame
 

@@ -4,9 +4,10 @@ import polars as pl
 import pytest
 import torch
 
-from hatllm.report.attention_plot import draw_attention, group_shares
-from hatllm.report.attention_shares import (
+from hatllm.figures.attention_shares import (
     KINDS,
+    draw_attention,
+    group_shares,
     headline_ratios,
     mass_of_kinds,
     pair_kinds,

@@ -11,10 +11,10 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from hatllm.report.comparison import Comparison, compare_runs, load_run
-from hatllm.report.comparison_table import comparison_frame, rich_table, write_comparison
-from hatllm.report.examples import example_users
-from hatllm.report.pairing import NO_SEED
+from hatllm.tables.comparison import Comparison, compare_runs, load_run
+from hatllm.tables.comparison_table import comparison_frame, rich_table, write_comparison
+from hatllm.tables.example_users import example_users
+from hatllm.tables.pairing import NO_SEED
 
 from .run_folders import make_run
 

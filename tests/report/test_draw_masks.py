@@ -5,9 +5,9 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from hatllm.report.draw_masks import BLOCKED, FUTURE, ITEM_COLOURS, TARGET, TEMPLATE, draw_masks
-from hatllm.report.masks_text import masks_as_text
-from hatllm.report.prompt_spans import layer_ranges, name_spans, schedule_letters
+from hatllm.figures.draw_masks import BLOCKED, FUTURE, ITEM_COLOURS, TARGET, TEMPLATE, draw_masks
+from hatllm.figures.masks_text import masks_as_text
+from hatllm.figures.prompt_spans import layer_ranges, name_spans, schedule_letters
 
 SEGMENTS = [-1, -1, 0, 0, 1, -2, 2, 2]  # prefix, two items, response, target
 FULL = torch.ones(8, 8, dtype=torch.bool).tril()

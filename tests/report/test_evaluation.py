@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 
-from hatllm.report.evaluation import evaluate_predictions, example_metrics, target_slices
+from hatllm.metrics.from_predictions import evaluate_predictions, example_metrics, target_slices
 
 from .frames import predictions_frame
 

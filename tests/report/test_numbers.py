@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hatllm.report.numbers import (
+from hatllm.tables.numbers import (
     cut_offs_of,
     format_value,
     no_hits_note,
@@ -12,7 +12,7 @@ from hatllm.report.numbers import (
     ranking_metrics,
     users_without_a_hit,
 )
-from hatllm.report.terminal import metrics_table
+from hatllm.tables.terminal import metrics_table
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from hatllm.report.plan_table import RunPlan, Seconds, cost_table, experiment_table
+from hatllm.plan.forecast_table import RunPlan, Seconds, cost_table, experiment_table
 
 
 @pytest.mark.parametrize(

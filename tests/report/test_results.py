@@ -6,18 +6,22 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from hatllm.report.comparison import compare_runs
-from hatllm.report.comparison_table import markdown
-from hatllm.report.results import PlannedRun, Results, collect_results, refuse_other_origins
-from hatllm.report.results import Tested as Difference
-from hatllm.report.results_table import (
+from hatllm.metrics.uncertainty import PairedDifference, holm
+from hatllm.tables.comparison import compare_runs
+from hatllm.tables.comparison_table import markdown
+from hatllm.tables.experiment_results import (
+    PlannedRun,
+    Results,
+    collect_results,
+    refuse_other_origins,
+)
+from hatllm.tables.experiment_results import Tested as Difference
+from hatllm.tables.results_table import (
     latex_results,
     markdown_results,
     read_published,
     results_frame,
 )
-from hatllm.report.significance import holm
-from hatllm.report.statistics import PairedDifference
 
 from .run_folders import make_run
 

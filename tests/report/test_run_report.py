@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 from matplotlib.image import imread
 
-from hatllm.report.curves import draw_curves
-from hatllm.report.evaluation import evaluate_predictions
-from hatllm.report.examples import describe_examples, pick_examples
-from hatllm.report.numbers import format_value
-from hatllm.report.run_report import markdown_table, write_run_report
+from hatllm.figures.curves import draw_curves
+from hatllm.metrics.from_predictions import evaluate_predictions
+from hatllm.tables.example_users import describe_examples, pick_examples
+from hatllm.tables.numbers import format_value
+from hatllm.tables.run_report import markdown_table, write_run_report
 
 from .frames import predictions_frame
 from .run_folders import curves_frame, make_run

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hatllm.report.significance import holm, wilcoxon_p_value
+from hatllm.metrics.uncertainty import holm, wilcoxon_p_value
 
 
 def test_holm_multiplies_the_smallest_by_all_and_the_largest_by_one() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hatllm.report.statistics import (
+from hatllm.metrics.uncertainty import (
     bootstrap_interval,
     mean_and_standard_error,
     mean_and_std_over_seeds,
@@ -84,7 +84,7 @@ def test_bootstrap_is_the_same_at_every_call() -> None:
 def test_chunks_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(2).normal(size=100)
     whole = bootstrap_interval(values, np.ones(100))
-    monkeypatch.setattr("hatllm.report.statistics.MAX_DRAWS", 700)
+    monkeypatch.setattr("hatllm.metrics.uncertainty.MAX_DRAWS", 700)
     assert bootstrap_interval(values, np.ones(100)) == pytest.approx(whole)
 
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
-from hatllm.report.bars import bars
-from hatllm.report.sweep_plots import heat_map, lines
+from hatllm.figures.comparison_plot import bars
+from hatllm.figures.sweep_plots import heat_map, lines
 
 GRID = pl.DataFrame(
     [(0, 0, 0.1), (0, 4, 0.2), (7, 0, 0.3), (7, 4, None)],

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hatllm.report.results import PlannedRun
-from hatllm.report.views import efficiency_frame, frame_markdown, slices_frame
+from hatllm.tables.experiment_results import PlannedRun
+from hatllm.tables.views import efficiency_frame, frame_markdown, slices_frame
 
 
 def write_run(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from toys import schedule_of, toy_batch, toy_book, toy_lm
 
+from hatllm.figures.attention_shares import with_shares
 from hatllm.model.attention_weights import reading_weights
-from hatllm.report.attention_shares import with_shares
 from hatllm.tasks.attention import measure
 
 from .conftest import call_cli, smoke_words

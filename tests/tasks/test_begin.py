@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hatllm.tasks import run_folder
+from hatllm.runs import folder as run_folder
 
 Cli = Callable[..., int]
 GRU = ["model=gru4rec", "model.sequence.max_epochs=2", "model.sequence.batch_size=16"]
 LLM = ["mask=hatllm", "trainer.checkpoint_every_steps=1"]
 RATE = {"gru": "model.sequence.learning_rate", "llm": "trainer.learning_rate"}
-AT_THE_END = {"gru": "hatllm.tasks.baseline._answers", "llm": "hatllm.tasks.train.decode_splits"}
+AT_THE_END = {"gru": "hatllm.training.baseline_run._answers",
+              "llm": "hatllm.tasks.train.decode_splits"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,10 @@ import polars as pl
 import pytest
 from filelock import FileLock
 
-from hatllm.tasks.histories import as_parquet, chunks_of, read_chunk
-from hatllm.tasks.item_finder import ItemFinder
-from hatllm.tasks.run_lock import BUSY, run_lock
+from hatllm.exit_codes import BUSY
+from hatllm.recommend.histories import as_parquet, chunks_of, read_chunk
+from hatllm.recommend.item_finder import ItemFinder
+from hatllm.runs.lock import run_lock
 
 from .test_resume import command, environment
 

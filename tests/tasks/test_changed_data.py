@@ -74,7 +74,7 @@ def test_a_sweep_names_its_finished_cells_whose_data_have_changed(
 ) -> None:  # fmt: skip
     words = [*shop, *BASELINE]
     assert cli(*words) == 0
-    monkeypatch.setattr("hatllm.tasks.sweep_cells.run_retried", None)  # nothing is run
+    monkeypatch.setattr("hatllm.many.cell_runner.run_retried", None)  # nothing is run
     assert cli("-m", *words, "seed=42") == 0
     assert "finished already" in capsys.readouterr().out
     correct(interactions)
@@ -88,7 +88,7 @@ def test_an_experiment_is_refused_where_the_data_of_a_finished_cell_have_changed
 ) -> None:  # fmt: skip
     words = [*shop, "task=experiment", "experiment.name=one", "experiment.seeds=[1]",
              '+experiment.cells.popular=["model=popularity"]']  # fmt: skip
-    monkeypatch.setattr("hatllm.tasks.sweep_cells.run_retried", lambda command: cli(*command[2:]))
+    monkeypatch.setattr("hatllm.many.cell_runner.run_retried", lambda command: cli(*command[2:]))
     assert cli(*words) == 0
     correct(interactions)
     assert cli(*words) == 2

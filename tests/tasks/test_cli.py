@@ -68,7 +68,7 @@ def test_a_wrong_word_is_answered_in_one_line(
 def test_more_answers_than_titles_are_refused_before_the_model_is_loaded(
     cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hatllm.tasks.assemble.load_masked_lm", None)
+    monkeypatch.setattr("hatllm.training.assemble.load_proven_lm", None)
     assert cli(*shop, "decode.beam_width=30", "decode.top_k=25") == 2
     assert "decode.top_k=25 must be at most 24" in capsys.readouterr().err
 

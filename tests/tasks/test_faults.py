@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hatllm.model.recommender import Recommender
+from hatllm.training.recommender import Recommender
 
 Cli = Callable[..., int]
-TITLE_LOSS = "hatllm.model.recommender.Recommender.title_loss"
-DECODE = "hatllm.tasks.decoding.predict_into"
+TITLE_LOSS = "hatllm.training.recommender.Recommender.title_loss"
+DECODE = "hatllm.training.decode_splits.predict_into"
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 LONG = ["trainer.max_epochs=2", "trainer.validate_every_steps=2",
         "trainer.checkpoint_every_steps=1", "trainer.learning_rate=0.01"]  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from hatllm.tasks.run_folder import load_config
+from hatllm.runs.folder import load_config
 
 from .shop import FIRST, SECOND
 

@@ -5,8 +5,8 @@ import math
 import polars as pl
 import pytest
 
-from hatllm.tasks.histories import History, read_history
-from hatllm.tasks.item_finder import ItemFinder, note_on_titles_that_are_ids
+from hatllm.recommend.histories import History, read_history
+from hatllm.recommend.item_finder import ItemFinder, note_on_titles_that_are_ids
 
 LONG = "The long way home, told from its end"
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from toys import Compose
 
 from hatllm.compose import checked
+from hatllm.runs.folder import config_hash, load_config, run_folder
 from hatllm.tasks.plan import Measured, plan_run
-from hatllm.tasks.run_folder import config_hash, load_config, run_folder
 
 from .conftest import call_cli, smoke_words
 from .test_llm_arms import evaluated

@@ -13,7 +13,7 @@ import pytorch_lightning as lightning
 import torch
 from safetensors.torch import load_file
 
-from hatllm.tasks.assistant import load_assistant
+from hatllm.training.other_runs import load_assistant
 
 from .conftest import call_cli, smoke_words
 

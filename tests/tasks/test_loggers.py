@@ -12,9 +12,9 @@ from report.frames import predictions_frame
 from toys import Compose
 
 from hatllm.config import Config
+from hatllm.figures.saving import save_figure
 from hatllm.masks.schedule import build_schedule
-from hatllm.report.figures import save_figure
-from hatllm.tasks.loggers import build_loggers, log_results, settings_to_group_by
+from hatllm.training.loggers import build_loggers, log_results, settings_to_group_by
 
 from .wandb_file import Logged, read_offline_run
 

@@ -11,16 +11,16 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 from toys import CONF, Compose
 
-from hatllm.report.results import PlannedRun
-from hatllm.tasks.cells import (
+from hatllm.many.cells import (
     PlannedCell,
     chosen_cells,
     grid_cells,
     plan_cells,
     words_without_effect,
 )
-from hatllm.tasks.results import _rows_trained, write_results_of
-from hatllm.tasks.run_folder import config_hash, of_any_seed, write_config
+from hatllm.many.experiment_tables import _rows_trained, write_results_of
+from hatllm.runs.folder import config_hash, of_any_seed, write_config
+from hatllm.tables.experiment_results import PlannedRun
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]

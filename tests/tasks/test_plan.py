@@ -9,9 +9,9 @@ import torch
 from toys import Compose
 
 from hatllm.config import Config
-from hatllm.tasks.assemble import load_dataset
+from hatllm.data.prepare import load_dataset
+from hatllm.runs.folder import run_folder
 from hatllm.tasks.plan import plan, plan_run
-from hatllm.tasks.run_folder import run_folder
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from hatllm.decode.shards import Shards
-from hatllm.model.recommender import Recommender
-from hatllm.tasks.decoding import SHARDS
+from hatllm.runs.folder import SHARDS
+from hatllm.training.recommender import Recommender
 
 from .conftest import smoke_words
 from .test_resume import command, environment
@@ -262,7 +262,7 @@ def test_slurms_warning_saves_a_whole_step_and_queues_the_job_again(
 # The command with half a second between micro-batches, so that the signal falls inside a step.
 SLOW_STEPS = """
 import runpy, sys, time
-from hatllm.model.recommender import Recommender
+from hatllm.training.recommender import Recommender
 loss = Recommender.title_loss
 def slow(self, batch):
     time.sleep(0.5)

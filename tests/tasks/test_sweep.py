@@ -20,11 +20,12 @@ from toys import CONF, Compose
 import run
 from hatllm.compose import checked
 from hatllm.config import SweepConfig
-from hatllm.report.sweep import write_sweep
-from hatllm.tasks.run_folder import run_folder
-from hatllm.tasks.run_lock import BUSY, run_lock
-from hatllm.tasks.sweep import Sweep
-from hatllm.tasks.sweep_cells import Cell
+from hatllm.exit_codes import BUSY
+from hatllm.many.cell_runner import Cell
+from hatllm.many.hydra_sweep import Sweep
+from hatllm.many.sweep_tables import write_sweep
+from hatllm.runs.folder import run_folder
+from hatllm.runs.lock import run_lock
 
 from .test_resume import ROOT, command, environment
 
@@ -394,7 +395,7 @@ def test_split_x_cross_has_at_least_twelve_cells_that_a_model_of_30_layers_takes
 
 
 def test_a_sweep_does_not_change_the_folder_of_a_run(compose_config: Compose) -> None:
-    from hatllm.tasks.run_folder import config_hash
+    from hatllm.runs.folder import config_hash
 
     assert config_hash(compose_config()) == config_hash(compose_config("sweep=masks"))
 

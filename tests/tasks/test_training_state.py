@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from hatllm.decode.shards import Shards
-from hatllm.model.recommender import Recommender
-from hatllm.tasks.resume_point import put_at_step
+from hatllm.training.checkpoints import put_at_step
+from hatllm.training.recommender import Recommender
 
 from .conftest import call_cli, smoke_words
 
@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_passes_of_another_size(
     told_scores(monkeypatch)
     words = [*shop, *WORDS, "model.lora.dropout=0.0"]
     assert cli(*words, f"output_root={tmp_path}/undisturbed") == 0
-    monkeypatch.setattr("hatllm.tasks.begin._changes", lambda *_: [])
+    monkeypatch.setattr("hatllm.runs.begin._changes", lambda *_: [])
     sizes = iter((2, 4))
     for step in (2, 6):  # inside an epoch, at the end of one
         with monkeypatch.context() as patched:

@@ -23,14 +23,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hatllm.baselines.fit import SequenceModel, build_sequence_model, fit, scores
-from hatllm.baselines.ranking import TitleIndex, target_ranks
 from hatllm.baselines.sequences import Sequences, sequences_of
+from hatllm.baselines.title_ranks import TitleIndex, target_ranks
 from hatllm.config import Config
-from hatllm.metrics import hit_rate, ndcg
-from hatllm.tasks.assemble import load_dataset
-from hatllm.tasks.baseline import all_of_train
-from hatllm.tasks.run_folder import WEIGHTS_FILE, load_config
+from hatllm.data.prepare import load_dataset
+from hatllm.metrics.ranking import hit_rate, ndcg
+from hatllm.runs.folder import WEIGHTS_FILE, load_config
+from hatllm.training.baseline_run import all_of_train
+from hatllm.training.id_model import SequenceModel, build_sequence_model, fit, scores
 
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
 ROWS = ("train and valid", "train", "none")

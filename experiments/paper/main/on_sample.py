@@ -15,9 +15,9 @@ import polars as pl
 from omegaconf import OmegaConf
 
 from hatllm.config import Config
-from hatllm.report.evaluation import example_metrics
-from hatllm.tasks.assemble import load_dataset
-from hatllm.tasks.run_folder import load_config
+from hatllm.data.prepare import load_dataset
+from hatllm.metrics.from_predictions import example_metrics
+from hatllm.runs.folder import load_config
 
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
 

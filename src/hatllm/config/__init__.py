@@ -5,21 +5,21 @@ ranges in ``__post_init__`` (run by ``OmegaConf.to_object``), and whatever needs
 model in the room that knows it.
 """
 
-from hatllm.config.baseline import (
-    SEQUENCE_KINDS,
-    ClozeConfig,
-    DrosConfig,
-    KnnConfig,
-    PopularityConfig,
-    SequenceConfig,
-)
 from hatllm.config.checks import check_choice
 from hatllm.config.data import DataConfig, PromptConfig
 from hatllm.config.decode import DecodeConfig
 from hatllm.config.experiment import ExperimentConfig
 from hatllm.config.mask import MaskConfig
 from hatllm.config.metrics import MetricsConfig, cut_off_of, main_cut_off
-from hatllm.config.model import ModelConfig
+from hatllm.config.model import (
+    SEQUENCE_KINDS,
+    ClozeConfig,
+    DrosConfig,
+    KnnConfig,
+    ModelConfig,
+    PopularityConfig,
+    SequenceConfig,
+)
 from hatllm.config.run import (
     NOT_IN_HASH,
     OTHER_RUNS,

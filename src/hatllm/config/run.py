@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from hatllm.config.baseline import SEEDLESS_KINDS
 from hatllm.config.checks import check_range
 from hatllm.config.data import DataConfig
 from hatllm.config.decode import DecodeConfig
@@ -13,7 +12,7 @@ from hatllm.config.logger import LoggerConfig
 from hatllm.config.loss import LossConfig
 from hatllm.config.mask import MaskConfig
 from hatllm.config.metrics import MetricsConfig, check_monitor, cut_off_of, main_cut_off
-from hatllm.config.model import ModelConfig
+from hatllm.config.model import SEEDLESS_KINDS, ModelConfig
 from hatllm.config.sweep import SweepConfig
 from hatllm.config.task import TaskConfig
 from hatllm.config.trainer import TrainerConfig

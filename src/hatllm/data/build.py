@@ -8,22 +8,21 @@ from typing import Any
 import polars as pl
 
 from hatllm.config import DataConfig
-from hatllm.data.bad_rows import BadRows
 from hatllm.data.filter import each_once, k_core, min_rated, titled_only
-from hatllm.data.hashing import tables_hash
-from hatllm.data.prepared import PreparedTables
+from hatllm.data.json_lines import BadRows
 from hatllm.data.sources.amazon import RELEASES, read_amazon
 from hatllm.data.sources.custom import read_custom
 from hatllm.data.sources.locate import SourceFiles
 from hatllm.data.sources.ml100k import read_ml100k
 from hatllm.data.sources.ready import read_ready_tables
-from hatllm.data.sources.tables import SourceTables
+from hatllm.data.sources.source_tables import SourceTables
 from hatllm.data.sources.timestamps import odd_time_notes
 from hatllm.data.sources.windows import read_windows
 from hatllm.data.split import SPLITS, in_sequence_order, split_sequences, train_interactions
+from hatllm.data.table_cache import PreparedTables, tables_hash
 from hatllm.data.titles import cut_titles, prepared_titles
 from hatllm.data.train_interactions import interactions_of
-from hatllm.data.windows import window_examples
+from hatllm.data.window_examples import window_examples
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from hatllm.whole_files import file_sha256, write_json
+from hatllm.files import file_sha256, write_json
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30

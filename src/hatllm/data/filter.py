@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from hatllm.data.bad_rows import BadRows
+from hatllm.data.json_lines import BadRows
 
 UNKNOWN = "interaction with an unknown item"
 UNTITLED = "interaction with an untitled item"

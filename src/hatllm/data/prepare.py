@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import resource
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,18 +10,19 @@ from typing import Any
 import polars as pl
 from filelock import FileLock
 
-from hatllm.config import DataConfig
+from hatllm.config import Config, DataConfig
 from hatllm.data.build import build_tables
-from hatllm.data.hashing import table_hash, tables_hash
-from hatllm.data.prepared import (
+from hatllm.data.sources.locate import SourceFiles, locate_source
+from hatllm.data.split import SPLITS, sample_rows
+from hatllm.data.table_cache import (
     PreparedTables,
     load_prepared,
     prepared_hash,
     save_prepared,
+    table_hash,
+    tables_hash,
 )
-from hatllm.data.sample import sample_rows
-from hatllm.data.sources.locate import SourceFiles, locate_source
-from hatllm.data.split import SPLITS
+from hatllm.memory import peak_memory_mb
 
 TABLES_VERSION = 2  # raise it when the same settings and files give other tables
 # Settings that do not change the prepared tables: names, prompts, and the sampling done on top.
@@ -86,7 +85,7 @@ def prepare_dataset(config: DataConfig, data_root: Path | None, cache_root: Path
     timings = prepared.manifest["timings"] | {"locate_s": round(located - start, 3)}
     dataset = _sampled(config, prepared, timings)
     dataset.manifest["timings"]["total_s"] = round(time.perf_counter() - start, 3)
-    dataset.manifest.update(cached=cached, peak_memory_mb=_peak_memory_mb())
+    dataset.manifest.update(cached=cached, peak_memory_mb=peak_memory_mb())
     return dataset
 
 
@@ -150,7 +149,27 @@ def _sampled(config: DataConfig, prepared: PreparedTables, timings: dict[str, fl
     )
 
 
-def _peak_memory_mb() -> float:
-    """The process's peak so far; macOS counts in bytes, Linux in KiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+def cache_root(config: Config) -> Path:
+    """Folder of downloads and converted files."""
+    return Path(config.cache_root).expanduser()
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The prepared examples.
+
+    Raises:
+        ValueError: If `data_root` or the data settings do not fit.
+    """
+    return prepare_dataset(config.data, data_root(config), cache_root(config))
+
+
+def data_root(config: Config) -> Path | None:
+    """Folder of ready tables, prepared windows or published files; None = none.
+
+    Raises:
+        ValueError: If it is not a folder.
+    """
+    root = None if config.data_root is None else Path(config.data_root).expanduser()
+    if root is not None and not root.is_dir():
+        raise ValueError(f"data_root={config.data_root!r} is not a folder")
+    return root

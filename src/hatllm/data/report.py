@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from hatllm.data.prepare import Dataset
+from hatllm.data.report_counts import DatasetStatistics, SplitStatistics, Spread, dataset_statistics
 from hatllm.data.report_picture import draw_data_report
 from hatllm.data.split import SPLITS
-from hatllm.data.statistics import DatasetStatistics, SplitStatistics, Spread, dataset_statistics
-from hatllm.whole_files import write_text
+from hatllm.files import write_text
 
 REPORT_FILE, PICTURE_FILE = "data_report.md", "data_report.png"
 MANIFEST_FILE = "split_manifest.json"

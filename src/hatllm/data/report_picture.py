@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from hatllm.data.prepare import Dataset
 from hatllm.data.split import SPLITS
-from hatllm.whole_files import written_whole
+from hatllm.files import written_whole
 
 COLORS = {"train": "#4878a8", "valid": "#e0a030", "test": "#b04a4a"}
 INK = "#333333"

@@ -24,7 +24,7 @@ from hatllm.decode.search import Search
 from hatllm.decode.search import search as search
 from hatllm.decode.shards import Shards
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.processes import gather_objects, process_rank
+from hatllm.processes import gather_objects, process_rank
 
 if TYPE_CHECKING:
     from hatllm.config import Config, DecodeConfig

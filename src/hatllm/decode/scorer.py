@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from hatllm.data.prompt import Batch, IntArray
 from hatllm.decode.catalogue import Catalogue
-from hatllm.decode.catalogue_states import (
+from hatllm.decode.fast.catalogue_states import (
     CatalogueStates,
     catalogue_states,
     states_file,
@@ -29,11 +29,11 @@ from hatllm.decode.catalogue_states import (
 from hatllm.decode.trie import ItemTrie
 from hatllm.masks.layer_masks import Tokens, build_layer_masks
 from hatllm.masks.patterns import PREFIX, RESPONSE
-from hatllm.model.key_values import KeyValueStore
+from hatllm.model.fast.key_values import KeyValueStore
+from hatllm.model.fast.packed_prompts import Packed, masks_after_prefix
+from hatllm.model.fast.stages import Band, PrefixStates, Rows, Stage
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.packed_prompts import Packed, masks_after_prefix
-from hatllm.model.processes import process_rank
-from hatllm.model.stages import Band, PrefixStates, Rows, Stage
+from hatllm.processes import process_rank
 
 if TYPE_CHECKING:
     from hatllm.config import Config

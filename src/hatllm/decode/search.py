@@ -10,8 +10,13 @@ from hatllm.decode.beam import Answers, asking_the_model, beam_search
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.d3 import asking_both
 from hatllm.decode.exact import Certificate, exact_search
-from hatllm.decode.free_text import with_room, write_texts
-from hatllm.decode.grounding import embed_texts, embed_titles, nearest_titles
+from hatllm.decode.grounding import (
+    embed_texts,
+    embed_titles,
+    nearest_titles,
+    with_room,
+    write_texts,
+)
 from hatllm.decode.scorer import Scorer, Scorers
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import polars as pl
 
-from hatllm.model.processes import process_rank
-from hatllm.whole_files import POLARS_ERRORS
+from hatllm.files import POLARS_ERRORS
+from hatllm.processes import process_rank
 
 SECONDS_BETWEEN_LOOKS = 0.2  # while other processes are still decoding
 

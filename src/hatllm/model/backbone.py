@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,11 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from hatllm.data.download import fetch_package_file
+from hatllm.files import CHECKSUMS_FILE, damaged_file, folder_written_whole, record_checksums
 from hatllm.masks.schedule import Schedule
-from hatllm.model.compiled import compile_layers
+from hatllm.model.fast.compiled import compile_layers
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.proof import prove
 from hatllm.model.suitability import num_layers_in
-from hatllm.whole_files import CHECKSUMS_FILE, damaged_file, folder_written_whole, record_checksums
 
 if TYPE_CHECKING:
     from hatllm.config import ModelConfig
@@ -101,7 +101,11 @@ def load_tokenizer(config: "ModelConfig", cache_root: Path) -> Any:
 
 
 def load_masked_lm(
-    config: "ModelConfig", schedule: Schedule, cache_root: Path, seed: int
+    config: "ModelConfig",
+    schedule: Schedule,
+    cache_root: Path,
+    seed: int,
+    check: Callable[[MaskedLM, str], None] | None = None,
 ) -> MaskedLM:
     """The backbone under the schedule, with fresh adapters where `model.tuning` is lora.
 
@@ -110,18 +114,19 @@ def load_masked_lm(
         schedule: One pattern for each layer.
         cache_root: Where converted weights lie.
         seed: Of the adapters' start.
+        check: Looks at the model before adapters are added, and at its backend; None = nobody does.
 
     Returns:
         The model; only what is tuned requires gradients, in float32.
 
     Raises:
-        ValueError: If the model is not found, a LoRA target or the backend does not fit it, it is
-            of a type that HatLLM computes wrongly, or it is to be compiled and there is no
-            compiler.
+        ValueError: If the model is not found, a LoRA target or the backend does not fit it, or
+            it is to be compiled and there is no compiler.
     """
     backbone, backend = _load_backbone(config, cache_root), usable_backend(config.backend)
     masked = MaskedLM(backbone, schedule, backend)
-    prove(masked, config, backend, cache_root)
+    if check is not None:
+        check(masked, backend)
     for parameter in backbone.parameters():
         parameter.requires_grad_(config.tuning == "full")
     if config.tuning != "full":

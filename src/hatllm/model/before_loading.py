@@ -8,8 +8,14 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from hatllm.masks.schedule import Schedule
 from hatllm.model.backbone import NO_CODE, SHIPPED, check_lora_targets, read_config
-from hatllm.model.proof import UNFIT, refuse_by_verdict, verdict_file
-from hatllm.model.suitability import PROVEN, check_config, check_structure
+from hatllm.model.suitability import (
+    PROVEN,
+    UNFIT,
+    check_config,
+    check_structure,
+    refuse_by_verdict,
+    verdict_file,
+)
 
 if TYPE_CHECKING:
     from hatllm.config import ModelConfig

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hatllm.files import folder_written_whole, write_json, written_whole
 from hatllm.masks.schedule import Schedule
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.whole_files import folder_written_whole, write_json, written_whole
 
 if TYPE_CHECKING:
     from hatllm.config import Config

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from hatllm.masks.layer_masks import Tokens, build_layer_masks, causal_visible
 from hatllm.masks.patterns import PREFIX
 from hatllm.masks.schedule import Schedule
-from hatllm.model import attention
+from hatllm.model import masked_attention as attention
+from hatllm.model.fast.stages import Band, PrefixStates, Rows, Stage, Stages
 from hatllm.model.item_tokens import ItemTokens
-from hatllm.model.stages import Band, PrefixStates, Rows, Stage, Stages
 from hatllm.model.suitability import check_config, check_structure
 
 FEW_TOKENS = 64  # up to so many tokens a row, single dot products beat the whole output layer

@@ -1,15 +1,25 @@
 """Which models can be masked, as their configuration and their layers say; no weights needed."""
 
-from typing import Any
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from hatllm.masks.schedule import Schedule
 
+if TYPE_CHECKING:
+    from hatllm.config import ModelConfig
+
 # Model types that the tests hold against transformers in every path; any other proves itself when
-# it is first loaded (`hatllm.model.proof`).
+# it is first loaded (`hatllm.decode.proof`).
 PROVEN = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi", "phi3",
           "smollm3")  # fmt: skip
+ADDED = ("dtype", "transformers_version", "architectures", "quantization_config")
+# What a model raises that is built otherwise than the masks expect.
+UNFIT = (RuntimeError, TypeError, AttributeError, LookupError)
 LAYER_TYPES = ("full_attention", "sliding_attention")
 MIXING = ("mamba_",)  # settings of layers that mix tokens elsewhere too: Falcon-H1, Bamba, ...
 # What only a pass would show. These write their window into a mask of their own, ...
@@ -142,3 +152,45 @@ def _wrong_with(model: PreTrainedModel) -> str | None:
     if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
         return "has attention sinks (s_aux), which are not supported"
     return None
+
+
+def refuse_by_verdict(path: Path) -> None:
+    """Refuse what was found wrong before; what was never tried passes.
+
+    Raises:
+        ValueError: If there is such a verdict.
+    """
+    reason = json.loads(path.read_text())["refused"] if path.exists() else None
+    if reason is not None:
+        raise ValueError(f"{reason} (verdict: {path})")
+
+
+def verdict_file(
+    found: Any, config: "ModelConfig", schedule: Schedule, backend: str, cache_root: Path
+) -> Path:
+    """Where the verdict on a model lies: named by its type and all that it depends on.
+
+    Args:
+        found: The transformers configuration.
+        config: Settings of the model.
+        schedule: Of the run.
+        backend: As in `prove`.
+        cache_root: As in `prove`.
+    """
+    rooms = Path(__file__).parents[1]
+    files = sorted(file for room in ("model", "decode") for file in (rooms / room).rglob("*.py"))
+    code = [file.read_bytes() for file in files]
+    parts = (
+        _settings(found.to_dict()), config.dtype, config.quantization_bits, backend, vars(schedule),
+        version("transformers"), version("torch"), hashlib.sha256(b"".join(code)).hexdigest(),
+    )  # fmt: skip
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return cache_root / "proofs" / f"{found.model_type}-{digest[:16]}.json"
+
+
+def _settings(found: Any) -> Any:
+    """A configuration without what loading adds to it, in its parts as well."""
+    if not isinstance(found, dict):
+        return found
+    names = [name for name in found if name not in ADDED and not str(name).startswith("_")]
+    return {str(name): _settings(found[name]) for name in names}

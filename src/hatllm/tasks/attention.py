@@ -25,22 +25,22 @@ from hatllm.compose import PLACES, checked
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import Batch
-from hatllm.model.attention_weights import reading_weights
-from hatllm.model.export import load_exported
-from hatllm.model.masked_lm import MaskedLM
-from hatllm.report.attention_plot import draw_attention
-from hatllm.report.attention_shares import (
+from hatllm.figures.attention_shares import (
     KINDS,
+    draw_attention,
     headline_ratios,
     mass_of_kinds,
     pair_kinds,
     with_shares,
 )
-from hatllm.report.figures import save_figure
-from hatllm.tasks.assemble import Parts, assemble
-from hatllm.tasks.run_folder import environment, is_finished, load_config
-from hatllm.tasks.same_data import check_data_unchanged
-from hatllm.whole_files import write_csv, write_json
+from hatllm.figures.saving import save_figure
+from hatllm.files import write_csv, write_json
+from hatllm.model.attention_weights import reading_weights
+from hatllm.model.export import load_exported
+from hatllm.model.masked_lm import MaskedLM
+from hatllm.runs.begin import check_data_unchanged
+from hatllm.runs.folder import environment, is_finished, load_config
+from hatllm.training.assemble import Parts, assemble
 
 
 def attention(config: Config) -> Path:

@@ -4,41 +4,20 @@ import shutil
 import time
 from pathlib import Path
 
-import torch
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from hatllm.config import Config
-from hatllm.model.export import load_exported
-from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.out_of_memory import naming_what_to_lower
-from hatllm.report.evaluation import evaluate_predictions
-from hatllm.report.terminal import metrics_table
-from hatllm.tasks.assemble import ModelParts, assemble
-from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
-from hatllm.tasks.run_folder import config_hash, environment
-from hatllm.tasks.run_lock import held_alone
-from hatllm.tasks.same_data import check_data_unchanged
-from hatllm.tasks.stop_signals import StopSignals
-from hatllm.whole_files import write_json, write_table
-
-
-def load_tuned(parts: ModelParts, config: Config) -> MaskedLM:
-    """The tuned model of a finished run, on the GPU where the trainer asks for one.
-
-    Args:
-        parts: What it is made of.
-        config: The run's own settings, with the command line's on top; ``task.run_folder`` set.
-
-    Raises:
-        ValueError: If the exported weights are missing or do not fit.
-    """
-    assert config.task.run_folder is not None
-    lm = parts.load_model(config).eval()
-    load_exported(lm, config, Path(config.task.run_folder))
-    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
-        lm.cuda()
-    return lm
+from hatllm.files import write_json, write_table
+from hatllm.memory import naming_what_to_lower
+from hatllm.metrics.from_predictions import evaluate_predictions
+from hatllm.runs.begin import check_data_unchanged
+from hatllm.runs.folder import SHARDS, config_hash, environment
+from hatllm.runs.lock import held_alone
+from hatllm.tables.terminal import metrics_table
+from hatllm.training.assemble import assemble, load_tuned
+from hatllm.training.decode_splits import decode_splits, start_processes
+from hatllm.training.stop_signals import StopSignals
 
 
 def evaluate(config: Config) -> Path:

@@ -11,13 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from hatllm.config import Config
-from hatllm.report.results_table import read_published
+from hatllm.many.cell_runner import Cell
+from hatllm.many.cells import PlannedCell, check_same_code, chosen_cells, plan_cells
+from hatllm.many.experiment_tables import write_results_of
+from hatllm.runs.begin import check_data_unchanged
+from hatllm.runs.folder import is_finished
+from hatllm.tables.results_table import read_published
 from hatllm.tasks.attention import write_attention_of
-from hatllm.tasks.cells import PlannedCell, check_same_code, chosen_cells, plan_cells
-from hatllm.tasks.results import write_results_of
-from hatllm.tasks.run_folder import is_finished
-from hatllm.tasks.same_data import check_data_unchanged
-from hatllm.tasks.sweep_cells import Cell
 
 console = Console()
 

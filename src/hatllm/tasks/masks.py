@@ -8,13 +8,14 @@ from torch import Tensor
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
+from hatllm.data.prepare import cache_root
 from hatllm.data.prompt import FIRST_ITEM_TOKEN
+from hatllm.figures.draw_masks import draw_masks
+from hatllm.figures.masks_text import masks_as_text
+from hatllm.figures.saving import save_figure
 from hatllm.masks.layer_masks import build_layer_masks, causal_visible
 from hatllm.model.backbone import load_tokenizer
-from hatllm.report.draw_masks import draw_masks
-from hatllm.report.figures import save_figure
-from hatllm.report.masks_text import masks_as_text
-from hatllm.tasks.assemble import Parts, assemble, cache_root
+from hatllm.training.assemble import Parts, assemble
 
 
 def draw(config: Config) -> Path:

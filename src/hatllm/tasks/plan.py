@@ -14,10 +14,12 @@ import torch
 from rich.console import Console
 
 from hatllm.config import Config
-from hatllm.decode.catalogue_states import states_file, tokens_to_build
+from hatllm.data.prepare import cache_root, load_dataset
+from hatllm.decode.fast.catalogue_states import states_file, tokens_to_build
 from hatllm.decode.scorer import states_pay
+from hatllm.many.cells import chosen_cells, plan_cells
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.report.plan_table import (
+from hatllm.plan.forecast_table import (
     NO_TIME,
     RunPlan,
     Seconds,
@@ -28,12 +30,10 @@ from hatllm.report.plan_table import (
     experiment_table,
     split_table,
 )
-from hatllm.tasks.assemble import Parts, assemble, cache_root, check_catalogue, load_dataset
-from hatllm.tasks.calibrate import Calibration, calibrate, uses_gpu
-from hatllm.tasks.calibrate_sequence import seconds_an_epoch
-from hatllm.tasks.cells import chosen_cells, plan_cells
-from hatllm.tasks.load import Load, loads_of, steps_done
-from hatllm.tasks.run_folder import (
+from hatllm.plan.loads import Load, loads_of, steps_done
+from hatllm.plan.timed_batches import Calibration, calibrate, seconds_an_epoch, uses_gpu
+from hatllm.runs.begin import check_data_unchanged
+from hatllm.runs.folder import (
     config_hash,
     finished_config,
     is_finished,
@@ -41,8 +41,8 @@ from hatllm.tasks.run_folder import (
     run_folder,
     run_label,
 )
-from hatllm.tasks.same_data import check_data_unchanged
-from hatllm.tasks.trainer import num_optimizer_steps
+from hatllm.training.assemble import Parts, assemble, check_catalogue
+from hatllm.training.lightning_trainer import num_optimizer_steps
 
 DECODED = ("valid", "test")
 

@@ -1,7 +1,5 @@
 """task=prepare: fetch, parse, split, tokenise and report the data of a run."""
 
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -12,13 +10,15 @@ from rich.table import Table
 
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
+from hatllm.data.prepare import cache_root, load_dataset
 from hatllm.data.prompt import build_prompt_book
 from hatllm.data.report import data_report_table, write_data_report
+from hatllm.decode.by_title import TitleCounts
 from hatllm.decode.catalogue import Catalogue
-from hatllm.decode.merged_titles import TitleCounts
+from hatllm.files import write_json
+from hatllm.memory import peak_memory_mb
 from hatllm.model.backbone import load_tokenizer
-from hatllm.tasks.assemble import cache_root, load_dataset, told_titles
-from hatllm.whole_files import write_json
+from hatllm.training.assemble import told_titles
 
 
 def prepare(config: Config) -> Path:
@@ -56,13 +56,6 @@ def prepare(config: Config) -> Path:
         console.print(_token_table(counts, config))
     console.print(f"report: {report}")
     return report
-
-
-def peak_memory_mb() -> float:
-    """The most memory this process has held so far, MiB."""
-    # Linux counts kilobytes, macOS bytes.
-    unit = 1024**2 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def token_counts(

@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from hatllm.config import Config
-from hatllm.tasks.answerer import answerer_of
-from hatllm.tasks.answers import Answer, catalogue_of, finder_of
-from hatllm.tasks.histories import History, read_history
-from hatllm.tasks.item_finder import ItemFinder, is_missing, note_on_titles_that_are_ids
+from hatllm.recommend.answerer import answerer_of
+from hatllm.recommend.answers import Answer, catalogue_of, finder_of
+from hatllm.recommend.histories import History, read_history
+from hatllm.recommend.item_finder import ItemFinder, is_missing, note_on_titles_that_are_ids
 
 console = Console()
 
@@ -29,7 +29,7 @@ def recommend(config: Config) -> None:
             nearest).
     """
     if config.data.histories is not None:
-        from hatllm.tasks.bulk import recommend_in_bulk
+        from hatllm.recommend.bulk import recommend_in_bulk
 
         recommend_in_bulk(config)
         return

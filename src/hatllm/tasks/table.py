@@ -9,19 +9,19 @@ from rich.console import Console
 
 from hatllm.compose import checked
 from hatllm.config import Config
-from hatllm.report.comparison import compare_runs
-from hatllm.report.comparison_table import rich_table, write_comparison
-from hatllm.report.examples import example_users
-from hatllm.report.results import refuse_other_origins
-from hatllm.tasks.results import results
-from hatllm.tasks.run_folder import (
+from hatllm.files import write_text
+from hatllm.many.experiment_tables import results
+from hatllm.runs.folder import (
     RUN_FILE,
     finished_config,
     load_config,
     of_any_seed,
     settings_by_name,
 )
-from hatllm.whole_files import write_text
+from hatllm.tables.comparison import compare_runs
+from hatllm.tables.comparison_table import rich_table, write_comparison
+from hatllm.tables.example_users import example_users
+from hatllm.tables.experiment_results import refuse_other_origins
 
 
 def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:

@@ -13,36 +13,24 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from hatllm.best import exported
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, TrainingData
-from hatllm.data.hashing import table_hash
-from hatllm.data.prepare import Dataset
+from hatllm.data.prepare import Dataset, load_dataset
+from hatllm.data.table_cache import table_hash
+from hatllm.figures.draw_masks import draw_masks
+from hatllm.figures.saving import save_figure
+from hatllm.files import write_json, write_table
+from hatllm.memory import naming_what_to_lower
+from hatllm.metrics.best_step import exported
+from hatllm.metrics.from_predictions import evaluate_predictions
 from hatllm.model.export import export_adapter, load_exported
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.model.out_of_memory import naming_what_to_lower
-from hatllm.model.processes import agreed
-from hatllm.model.recommender import Recommender
-from hatllm.report.draw_masks import draw_masks
-from hatllm.report.evaluation import evaluate_predictions
-from hatllm.report.figures import save_figure
-from hatllm.report.run_report import write_run_report
-from hatllm.report.terminal import metrics_table
-from hatllm.tasks.assemble import (
-    Parts,
-    assemble,
-    check_catalogue,
-    check_hardware,
-    load_dataset,
-)
-from hatllm.tasks.baseline import CHECKPOINT_FILE, baseline_predictions, popularity_of
-from hatllm.tasks.begin import begin
-from hatllm.tasks.checkpoints import load_checkpoint
-from hatllm.tasks.decoding import SHARDS, decode_splits, start_processes
-from hatllm.tasks.loggers import build_loggers, log_results, wants_picture
-from hatllm.tasks.masks import masks_of
-from hatllm.tasks.run_folder import (
+from hatllm.processes import agreed
+from hatllm.runs.begin import begin, check_data_unchanged
+from hatllm.runs.folder import (
+    CHECKPOINT_FILE,
     RUN_FILE,
+    SHARDS,
     code_hash,
     commit,
     config_hash,
@@ -52,13 +40,19 @@ from hatllm.tasks.run_folder import (
     run_folder,
     run_label,
 )
-from hatllm.tasks.run_lock import held_alone
-from hatllm.tasks.same_data import check_data_unchanged
-from hatllm.tasks.stop_signals import StopSignals
-from hatllm.tasks.trainer import build_trainer, num_optimizer_steps
-from hatllm.tasks.training_state import TrainingState
-from hatllm.tasks.valid_answers import ValidAnswers
-from hatllm.whole_files import write_json, write_table
+from hatllm.runs.lock import held_alone
+from hatllm.tables.run_report import write_run_report
+from hatllm.tables.terminal import metrics_table
+from hatllm.tasks.masks import masks_of
+from hatllm.training.assemble import Parts, assemble, check_catalogue, check_hardware
+from hatllm.training.baseline_run import baseline_predictions, popularity_of
+from hatllm.training.checkpoints import load_checkpoint
+from hatllm.training.decode_splits import decode_splits, start_processes
+from hatllm.training.lightning_trainer import build_trainer, num_optimizer_steps
+from hatllm.training.loggers import build_loggers, log_results, wants_picture
+from hatllm.training.recommender import Recommender
+from hatllm.training.stop_signals import StopSignals
+from hatllm.training.training_state import TrainingState, ValidAnswers
 
 console = Console()
 

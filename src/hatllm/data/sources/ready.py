@@ -8,15 +8,16 @@ from pathlib import Path
 
 import polars as pl
 
-from hatllm.data.bad_rows import BadRows
+from hatllm.data.json_lines import BadRows
 from hatllm.data.sources.id_texts import check_ids_meet
-from hatllm.data.sources.ratings import check_rating_column, rating_values
-from hatllm.data.sources.tables import (
+from hatllm.data.sources.source_tables import (
     SourceTables,
     as_text,
+    check_rating_column,
     listed_once,
     names_shown,
     parquet_schema,
+    rating_values,
     read_parquet,
 )
 

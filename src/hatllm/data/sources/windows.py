@@ -12,9 +12,9 @@ from typing import Any
 import polars as pl
 
 from hatllm.config import DataConfig
-from hatllm.data.bad_rows import BadRows
+from hatllm.data.json_lines import BadRows
 from hatllm.data.sources.csv_table import read_csv_texts
-from hatllm.data.sources.tables import listed_once, names_shown
+from hatllm.data.sources.source_tables import listed_once, names_shown
 
 TITLES_FILE = "id2name4Rec.json"
 COLUMNS = ("user_id", "item_ids", "timestamp")

@@ -1,0 +1,1 @@
+"""The exact fast path of decoding: states of the catalogue computed once."""

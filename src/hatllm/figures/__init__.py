@@ -1,0 +1,1 @@
+"""Finished runs, masks and attention as pictures."""

@@ -1,0 +1,163 @@
+"""Arms side by side: the dots of a comparison, the bars of an experiment."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from hatllm.figures.saving import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
+
+if TYPE_CHECKING:  # tables hold figures, not the other way round
+    from hatllm.tables.comparison import Comparison
+
+PLAIN = "#b8bec8"  # arms that nothing is paired with
+
+
+def draw_comparison(comparison: "Comparison") -> Figure:
+    """One panel a metric, one line a label, in the order of the table.
+
+    A large dot is the mean over seeds, its bar one standard error over users to either side, the
+    small dots are the single seeds; the reference is orange, with a line through its mean.
+    """
+    longest = max(len(row.label) for row in comparison.rows)
+    width = 2.6 + 0.07 * longest + 2 * 3.1
+    figure = Figure(figsize=(width, 1.35 + 0.36 * len(comparison.rows)), layout="constrained")
+    panels = figure.subplots(1, len(comparison.paired_metrics), sharey=True)
+    for axes, metric in zip(panels, comparison.paired_metrics, strict=True):
+        _draw_metric(axes, comparison, metric)
+    labels = [row.label for row in comparison.rows]
+    panels[0].set_yticks(range(len(labels)), labels, parse_math=False)
+    panels[0].set_ylim(len(comparison.rows) - 0.4, -0.6)
+    figure.supxlabel(
+        "mean over seeds ± standard error over users; small dots: single seeds",
+        fontsize=8.5,
+        color=GREY,
+    )
+    return figure
+
+
+def _draw_metric(axes: Axes, comparison: "Comparison", metric: str) -> None:
+    """The dots of one metric; a label that lacks it says so in words."""
+    better = "lower" if metric.endswith("NLL") else "higher"
+    tidy(axes, f"{metric.replace('_', ' ')}, {better} is better")
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0, labelsize=9.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    for height, row in enumerate(comparison.rows):
+        colour = ORANGE if row.label == comparison.reference else BLUE
+        cell = row.cells.get(metric)
+        if cell is None:
+            where = axes.get_yaxis_transform()
+            axes.text(
+                0.5,
+                height,
+                "not defined",
+                transform=where,
+                color=GREY,
+                fontsize=8,
+                ha="center",
+                va="center",
+                backgroundcolor="white",
+            )
+            continue
+        if row.label == comparison.reference:
+            axes.axvline(cell.mean, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        error = 0.0 if math.isnan(cell.standard_error) else cell.standard_error
+        axes.errorbar(
+            cell.mean,
+            height,
+            xerr=error,
+            fmt="o",
+            color=colour,
+            markersize=7,
+            elinewidth=1.8,
+            capsize=0,
+            zorder=3,
+        )
+        if len(cell.by_seed) > 1:
+            heights = [height + 0.26] * len(cell.by_seed)
+            axes.plot(
+                list(cell.by_seed.values()),
+                heights,
+                "o",
+                color=colour,
+                markersize=2.8,
+                alpha=0.65,
+                zorder=2,
+            )
+
+
+def bars(
+    table: pl.DataFrame,
+    label: str,
+    value: str,
+    error: str,
+    panel: str,
+    pairs: Mapping[str, str],
+    note: str,
+    path: Path,
+) -> Path:
+    """One bar a label and panel, paired arms in two colours side by side.
+
+    Args:
+        table: One row a bar; a null number is drawn as a word.
+        label: Column of the arm.
+        value: Column of the number.
+        error: Column of the length of its interval to either side; null = none.
+        panel: Column of the panel.
+        pairs: Arm -> the arm it extends: the former orange, the latter blue, all others grey.
+        note: What the bars and intervals are, below the figure.
+        path: PNG to write.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: If there is no number at all.
+    """
+    if table[value].drop_nulls().is_empty():
+        raise ValueError(f"table has no row with a value of {value!r}: there is nothing to draw")
+    panels = table[panel].unique(maintain_order=True).to_list()
+    labels = table[label].unique(maintain_order=True).to_list()
+    figure = Figure(
+        figsize=(1.6 + 3.0 * len(panels), 1.2 + 0.32 * len(labels)), layout="constrained"
+    )
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for one, name in zip(axes, panels, strict=True):
+        rows = {row[label]: row for row in table.filter(pl.col(panel) == name).to_dicts()}
+        tidy(one, str(name))
+        one.grid(axis="x", color=FAINT, linewidth=0.8)
+        one.set_axisbelow(True)
+        for height, arm in enumerate(labels):
+            number = rows.get(arm, {}).get(value)
+            if number is None:
+                _write_missing(one, height)
+                continue
+            bar = rows[arm][error] or 0.0
+            one.barh(height, number, height=0.72, color=_colour(arm, pairs), xerr=bar,
+                     error_kw={"ecolor": INK, "elinewidth": 1.2, "capsize": 2})  # fmt: skip
+        one.set_xlim(left=0)
+        one.xaxis.set_major_locator(MaxNLocator(5))
+    axes[0].set_yticks(range(len(labels)), labels, parse_math=False)
+    axes[0].set_ylim(len(labels) - 0.4, -0.6)
+    figure.supxlabel(note, fontsize=8.5, color=GREY)
+    return save_figure(figure, path)
+
+
+def _colour(arm: str, pairs: Mapping[str, str]) -> str:
+    if arm in pairs:
+        return ORANGE
+    return BLUE if arm in pairs.values() else PLAIN
+
+
+def _write_missing(axes: Axes, height: int) -> None:
+    """Say that there is no number for this bar."""
+    where = axes.get_yaxis_transform()
+    axes.text(0.02, height, "no number", transform=where, color=GREY, fontsize=8, va="center")

@@ -1,0 +1,168 @@
+"""Figures of a sweep: a heat map of one number over two settings, lines over one setting."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from hatllm.figures.saving import BLUE, FAINT, GREEN, GREY, INK, ORANGE, save_figure, tidy
+from hatllm.metrics.uncertainty import Floats
+
+COLOURS = (BLUE, ORANGE, GREEN, "#8457a8", "#b03a48", "#4f8f9b", "#8a6d3b", INK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Light where the number is bad, dark where it is good.
+GOOD = LinearSegmentedColormap.from_list("good", ["#f6f8fb", "#9fc0e2", BLUE, "#173a63"])
+
+
+def heat_map(table: pl.DataFrame, row: str, column: str, value: str, path: Path) -> Path:
+    """One tile a pair of settings, dark where the number is good; the best one is framed.
+
+    Args:
+        table: One row a tile; pairs that are not there, or null, are left grey.
+        row: Column of the setting on the vertical axis, lowest at the bottom.
+        column: Column of the setting on the horizontal axis.
+        value: Column of the number; one whose name ends in ``NLL`` is better when low.
+        path: PNG to write.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: If a column is missing, a pair stands twice, or there is no number at all.
+    """
+    _check_columns(table, (row, column, value))
+    table = table.drop_nulls(value)
+    if table.is_empty():
+        raise ValueError(f"table has no row with a value of {value!r}: there is nothing to draw")
+    if table.select(row, column).is_duplicated().any():
+        raise ValueError(f"table has two rows of the same {row} and {column}: average them first")
+    rows, columns = (sorted(table[name].unique().to_list()) for name in (row, column))
+    tiles = np.full((len(rows), len(columns)), np.nan)
+    for at_row, at_column, number in table.select(row, column, value).iter_rows():
+        tiles[rows.index(at_row), columns.index(at_column)] = number
+    figure = Figure(
+        figsize=(2.2 + 0.72 * len(columns), 1.3 + 0.5 * len(rows)), layout="constrained"
+    )
+    axes = figure.subplots()
+    lower_is_better = value.endswith("NLL")
+    image = axes.imshow(
+        tiles, cmap=GOOD.reversed() if lower_is_better else GOOD, origin="lower", aspect="auto"
+    )
+    axes.set_facecolor(FAINT)
+    _write_tiles(axes, tiles, 3 if lower_is_better else 4, lower_is_better)
+    tidy(axes, f"{value}, {'lower' if lower_is_better else 'higher'} is better")
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xticks(range(len(columns)), [str(name) for name in columns])
+    axes.set_yticks(range(len(rows)), [str(name) for name in rows])
+    axes.set_xlabel(column)
+    axes.set_ylabel(row)
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=2, color=GREY)
+    return save_figure(figure, path)
+
+
+def lines(
+    table: pl.DataFrame, x: str, value: str, error: str | None, group: str | None, path: Path
+) -> Path:
+    """One number over one setting, a line a group, with error bars.
+
+    Args:
+        table: One row a point; rows whose number is null are left out.
+        x: Column of the setting; numbers are spaced by value, anything else evenly.
+        value: Column of the number.
+        error: Column of the length of its bar to either side; null or None = no bar.
+        group: Column that names the lines; None = a single line.
+        path: PNG to write.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: If a column is missing or there is no number at all.
+    """
+    _check_columns(table, [name for name in (x, value, error, group) if name is not None])
+    table = table.drop_nulls(value)
+    if table.is_empty():
+        raise ValueError(f"table has no row with a value of {value!r}: there is nothing to draw")
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    tidy(axes)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    settings = _settings_in_order(table[x])
+    by_value = table[x].dtype.is_numeric()
+    place = {
+        setting: float(setting) if by_value else float(n) for n, setting in enumerate(settings)
+    }
+    names = [None] if group is None else table[group].unique(maintain_order=True).to_list()
+    spacing = _room(list(place.values())) * 0.06
+    for n, name in enumerate(names):
+        points = table if group is None else table.filter(pl.col(group) == name)
+        points = points.sort(pl.col(x).replace_strict(place, return_dtype=pl.Float64))
+        errors = [0.0] * len(points) if error is None else points[error].fill_null(0.0).to_list()
+        aside = (n - (len(names) - 1) / 2) * spacing  # bars of two lines do not cover each other
+        axes.errorbar(
+            [place[setting] + aside for setting in points[x].to_list()],
+            points[value].to_list(),
+            yerr=[0.0 if math.isnan(bar) else bar for bar in errors],
+            color=COLOURS[n % len(COLOURS)],
+            marker=MARKERS[n % len(MARKERS)],
+            markersize=5.5,
+            linewidth=1.6,
+            elinewidth=1.1,
+            capsize=2.5,
+            label=None if name is None else str(name),
+        )
+    axes.set_xticks(list(place.values()), [f"{s:g}" if by_value else str(s) for s in settings])
+    axes.set_xlabel(x)
+    axes.set_ylabel(value)
+    if group is not None:
+        axes.legend(title=group, fontsize=8.5, title_fontsize=8.5, frameon=False,
+                    loc="center left", bbox_to_anchor=(1.0, 0.5))  # fmt: skip
+    return save_figure(figure, path)
+
+
+def _check_columns(table: pl.DataFrame, names: list[str] | tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in table.columns]
+    if missing:
+        raise ValueError(
+            f"table has no column {missing[0]!r}; it has {', '.join(map(repr, table.columns))}"
+        )
+
+
+def _settings_in_order(settings: pl.Series) -> list[int | float | str]:
+    """Numbers ascending, anything else as it comes."""
+    once = settings.unique(maintain_order=True)
+    return (once.sort() if once.dtype.is_numeric() else once).to_list()
+
+
+def _room(places: list[float]) -> float:
+    """The smallest distance of two neighbours; 1 for a single place."""
+    return min((b - a for a, b in pairwise(places)), default=1.0)
+
+
+def _write_tiles(axes: Axes, tiles: Floats, digits: int, lower_is_better: bool) -> None:
+    """The number in each tile, in white on dark ones, and a frame around the best."""
+    low, high = np.nanmin(tiles), np.nanmax(tiles)
+    best = np.unravel_index(np.nanargmin(tiles) if lower_is_better else np.nanargmax(tiles),
+                            tiles.shape)  # fmt: skip
+    for at, number in np.ndenumerate(tiles):
+        if np.isnan(number):
+            axes.text(at[1], at[0], "–", color=GREY, ha="center", va="center", fontsize=9)
+            continue
+        share = (number - low) / (high - low) if high > low else 0.0
+        dark = (1 - share if lower_is_better else share) > 0.5
+        axes.text(at[1], at[0], f"{number:.{digits}f}", color="white" if dark else INK,
+                  ha="center", va="center", fontsize=9,
+                  fontweight="bold" if at == best else "normal")  # fmt: skip
+    corner = (best[1] - 0.48, best[0] - 0.48)
+    axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor=ORANGE, linewidth=2))

@@ -1,0 +1,1 @@
+"""Many runs: the cells of a sweep or experiment, each run once."""

@@ -1,0 +1,239 @@
+"""Tables and figures of an experiment from its finished cells; nothing is run."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from hatllm.config import Config
+from hatllm.figures.comparison_plot import bars
+from hatllm.figures.sweep_plots import heat_map, lines
+from hatllm.files import write_csv, write_text
+from hatllm.many.cells import PlannedCell, plan_cells
+from hatllm.runs.folder import load_config
+from hatllm.tables.comparison import compare_runs
+from hatllm.tables.comparison_table import rich_table, write_comparison
+from hatllm.tables.example_users import example_users
+from hatllm.tables.experiment_results import PlannedRun, Results, collect_results
+from hatllm.tables.results_table import (
+    latex_results,
+    markdown_results,
+    read_published,
+    results_frame,
+)
+from hatllm.tables.views import (
+    EFFICIENCY_NOTE,
+    SLICES_NOTE,
+    efficiency_frame,
+    frame_markdown,
+    slices_frame,
+)
+from hatllm.training.lightning_trainer import num_optimizer_steps
+
+console = Console()
+
+
+def results(config: Config, compose: Callable[[list[str]], Config]) -> Path:
+    """Write the tables of an experiment from what is finished of it.
+
+    Args:
+        config: The experiment.
+        compose: Gives the config of a cell from its overrides.
+
+    Returns:
+        Folder of the tables.
+
+    Raises:
+        ValueError: As :func:`write_results_of`.
+    """
+    return write_results_of(config, plan_cells(config, compose, to_run=False))
+
+
+def write_results_of(config: Config, cells: list[PlannedCell]) -> Path:
+    """Write ``results.md``, ``.tex``, ``.csv``, the experiment's views, and each data set's table.
+
+    Args:
+        config: The experiment.
+        cells: All of its cells; those without a finished run are shown as missing.
+
+    Returns:
+        Folder of the tables; each data set's comparison lies in it, or in a folder of its own
+        below where the experiment names data sets.
+
+    Raises:
+        ValueError: If no cell of a data set is finished, or finished ones do not belong together.
+    """
+    experiment = config.experiment
+    target = Path(experiment.folder or Path(config.output_root) / "table").expanduser()
+    published = None if experiment.published is None else read_published(Path(experiment.published))
+    by_data: dict[str, list[PlannedRun]] = {}
+    for cell in cells:
+        run = PlannedRun(cell.label, cell.seed, cell.folder)
+        by_data.setdefault(cell.data, []).append(run)
+    finished = {
+        data: runs for data, runs in by_data.items() if any(run.is_finished for run in runs)
+    }
+    if not finished:
+        raise ValueError(
+            f"experiment={experiment.name}: none of its {len(cells)} runs is finished in "
+            f"{config.output_root!r}; run them with task=experiment, or give output_root=..."
+        )
+    found = [
+        collect_results(
+            data, runs, experiment.reference, experiment.compared_with, config.metrics.cut_offs
+        )
+        for data, runs in finished.items()
+    ]
+    target.mkdir(parents=True, exist_ok=True)
+    for block in found:
+        _warn(block)
+        below = target / block.data if experiment.datasets else target
+        _write_comparison(config, finished[block.data], below)
+    facts = _facts(config, cells, finished)
+    facts += [f"no finished run on {data}" for data in by_data if data not in finished]
+    write_text(target / "results.md", markdown_results(found, published, facts))
+    write_text(target / "results.tex", latex_results(found, published))
+    write_csv(target / "results.csv", results_frame(found))
+    _write_views(config, cells, finished, found, target)
+    console.print(f"tables and figures: {target}")
+    return target
+
+
+def _warn(block: Results) -> None:
+    for warning in block.warnings:
+        console.print(f"warning: {block.data}: {warning}", markup=False)
+    for arm in block.arms:
+        there = 0 if arm.row is None else len(arm.row.seeds)
+        if there < arm.num_planned:
+            console.print(f"{block.data}: {arm.label}: {there} of {arm.num_planned} runs finished")
+
+
+def _write_comparison(config: Config, runs: list[PlannedRun], target: Path) -> None:
+    """The comparison with one reference, as for any folder of runs."""
+    finished = [run for run in runs if run.is_finished]
+    folders, names = [run.folder for run in finished], [run.label for run in finished]
+    reference = config.experiment.reference
+    reference = reference if reference in names else None
+    comparison = compare_runs(folders, reference, names, config.metrics.cut_offs)
+    write_comparison(comparison, target)
+    console.print(rich_table(comparison))
+    labels = [row.label for row in comparison.rows]
+    text = example_users(folders, labels, 3, names)
+    write_text(target / "examples.md", text)
+    console.print(text, markup=False, highlight=False)
+
+
+def _facts(
+    config: Config, cells: list[PlannedCell], finished: dict[str, list[PlannedRun]]
+) -> list[str]:
+    """What a reader must know to judge and repeat the table."""
+    folders = [run.folder for runs in finished.values() for run in runs if run.is_finished]
+    environments = [_environment(folder) for folder in folders]
+    hardware = [", ".join(e["hardware"]["gpu"] or [e["hardware"]["processor"]])
+                for e in environments if "hardware" in e]  # fmt: skip
+    hashes = [str(e.get("data_hash", "unknown"))[:12] for e in environments]
+    models = [str(load_config(folder).model.name) for folder in folders]
+    codes = [str(e.get("code_hash", "unknown")) for e in environments]
+    commits = [str(e.get("commit", "unknown")) for e in environments]
+    return [
+        f"experiment {config.experiment.name}, scale {config.scale}, models {_listed(models)}",
+        f"{len(folders)} of {len(cells)} runs finished, seeds {_listed(config.experiment.seeds)}",
+        f"hardware: {_listed(hardware)}",
+        f"commit: {_listed(commits)}; code hash: {_listed(codes)}; data hash: {_listed(hashes)}",
+    ]
+
+
+def _write_views(
+    config: Config,
+    cells: list[PlannedCell],
+    finished: dict[str, list[PlannedRun]],
+    found: list[Results],
+    target: Path,
+) -> None:
+    frame = results_frame(found)
+    for view in config.experiment.views:
+        match view:
+            case "bars":
+                pairs = config.experiment.compared_with
+                ndcg = found[0].tested_metrics[0]
+                note = f"{ndcg} ± standard error over users"
+                note += "\norange: the blue arm above it, with other masks" if pairs else ""
+                bars(frame, "label", ndcg, f"{ndcg}_se", "data", pairs, note,
+                     target / "bars.png")  # fmt: skip
+            case "grid":
+                _write_grid(cells, frame, found[0].tested_metrics, target)
+            case "slices":
+                slices = pl.concat(
+                    [slices_frame(data, runs) for data, runs in finished.items()],
+                    how="diagonal_relaxed",  # lists may be of other lengths on other data
+                )
+                write_csv(target / "slices.csv", slices)
+                write_text(target / "slices.md", f"{frame_markdown(slices, 4)}\n\n{SLICES_NOTE}\n")
+            case "efficiency":
+                frames = [
+                    efficiency_frame(data, runs, _rows_trained(runs))
+                    for data, runs in finished.items()
+                ]
+                efficiency = pl.concat(frames, how="vertical_relaxed")
+                write_csv(target / "efficiency.csv", efficiency)
+                text = f"{frame_markdown(efficiency, 2)}\n\n{EFFICIENCY_NOTE}\n"
+                write_text(target / "efficiency.md", text)
+
+
+def _write_grid(
+    cells: list[PlannedCell], frame: pl.DataFrame, metrics: Sequence[str], target: Path
+) -> None:
+    """Heat maps and lines of the grid's cells, one pair a data set and metric."""
+    places = {
+        (cell.data, cell.label): (cell.split_layer, cell.num_cross_layers)
+        for cell in cells
+        if cell.split_layer is not None
+    }
+    grid = pl.DataFrame(
+        [(*name, *place) for name, place in places.items()],
+        schema=["data", "label", "split_layer", "num_cross_layers"],
+        orient="row",
+    ).join(frame, on=["data", "label"], how="inner")
+    for (data,), table in grid.group_by("data", maintain_order=True):
+        write_csv(target / f"grid-{data}.csv", table)
+        for metric in metrics:
+            if table[metric].is_null().all():
+                continue  # no cell of the grid is finished
+            name = f"{data}-{metric.replace('@', '')}.png"
+            heat_map(table, "split_layer", "num_cross_layers", metric, target / f"grid-{name}")
+            lines(table, "split_layer", metric, f"{metric}_se", "num_cross_layers",
+                  target / f"lines-{name}")  # fmt: skip
+
+
+def _rows_trained(runs: list[PlannedRun]) -> dict[Path, int]:
+    """Rows over all epochs of the LLM runs; not known of runs that may stop early."""
+    rows = {}
+    for run in runs:
+        if not run.is_finished:
+            continue
+        saved = OmegaConf.to_object(load_config(run.folder))
+        assert isinstance(saved, Config)
+        stops_early = saved.trainer.early_stopping_patience is not None
+        if saved.model.kind != "llm" or saved.model.tuning == "none" or stops_early:
+            continue
+        manifest = _read_json(run.folder / "split_manifest.json")
+        steps = num_optimizer_steps(saved.trainer, manifest["rows"]["train"]["after_sampling"])
+        rows[run.folder] = steps * saved.trainer.global_batch_size
+    return rows
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    return _read_json(path) if path.exists() else {}
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values))) or "unknown"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))

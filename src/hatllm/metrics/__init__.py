@@ -1,0 +1,1 @@
+"""From ranks to numbers: ranking metrics, their uncertainty, the best validation."""

@@ -1,0 +1,55 @@
+"""What every answerer of task=recommend gives, and the catalogue that it answers from."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import polars as pl
+
+from hatllm.config import Config
+from hatllm.data.table_cache import table_hash
+from hatllm.recommend.item_finder import ItemFinder
+from hatllm.runs.folder import RUN_FILE, load_items
+
+
+class Answer(NamedTuple):
+    """One recommended title."""
+
+    item_id: int  # of items that share the title the first
+    score: float  # log_prob / length ** decode.length_penalty, of the title's tokens
+    log_prob: float  # nats; titles that became the same tokens share their probability
+
+
+class Answerer(Protocol):
+    """Finds the best titles for histories of item ids."""
+
+    def __call__(self, histories: list[list[int]]) -> list[list[Answer]]:
+        """The best titles of each history, best first.
+
+        Args:
+            histories: Item ids, oldest first, at least one each.
+        """
+        ...
+
+
+def catalogue_of(config: Config) -> pl.DataFrame:
+    """The finished run's items: item_id, title, source_id.
+
+    Raises:
+        ValueError: If they are missing, damaged, or not those that the run was made with.
+    """
+    assert config.task.run_folder is not None
+    folder = Path(config.task.run_folder)
+    items = load_items(folder)
+    identity = json.loads((folder / RUN_FILE).read_text())
+    if not isinstance(identity, dict) or identity.get("catalogue_hash") != table_hash(items):
+        raise ValueError(
+            f"task.run_folder={str(folder)!r}: its items.parquet is not the catalogue that the run "
+            f"was made with, by the catalogue_hash of its {RUN_FILE}; give the folder as it was"
+        )
+    return items
+
+
+def finder_of(config: Config, items: pl.DataFrame) -> ItemFinder:
+    """What finds the items of a run's catalogue by the titles and ids of its source files."""
+    return ItemFinder(items, config.data.clean_titles, config.data.max_title_characters)

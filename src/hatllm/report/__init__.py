@@ -1,1 +1,0 @@
-"""Numbers, statistics, tables and plots made from the predictions of finished runs."""

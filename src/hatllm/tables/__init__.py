@@ -1,0 +1,1 @@
+"""Finished runs as numbers side by side."""

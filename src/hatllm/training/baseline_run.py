@@ -1,0 +1,298 @@
+"""The part of task=train that answers for a model that knows items by id only."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from safetensors.torch import save_file
+
+from hatllm.baselines.knn import knn_answers, neighbours
+from hatllm.baselines.popularity import popularity_predictions
+from hatllm.baselines.sequences import Sequences, sequences_of
+from hatllm.baselines.title_ranks import TitleIndex, predictions_of
+from hatllm.config import SEQUENCE_KINDS, Config, SequenceConfig
+from hatllm.data.prepare import Dataset, load_dataset
+from hatllm.data.prompt import IntArray
+from hatllm.data.train_interactions import interactions_of, item_counts, sequence_rows
+from hatllm.files import write_table, written_whole
+from hatllm.memory import naming_what_to_lower
+from hatllm.metrics.best_step import exported
+from hatllm.model.export import read_tensors
+from hatllm.runs.folder import CHECKPOINT_FILE, WEIGHTS_FILE, load_config, load_items
+from hatllm.training.checkpoints import load_checkpoint
+from hatllm.training.finite_loss import stop_at_non_finite_loss
+from hatllm.training.id_model import (
+    MONITOR,
+    NonFiniteLossError,
+    SequenceModel,
+    build_sequence_model,
+    fit,
+    scores,
+)
+from hatllm.training.stop_signals import StopSignals
+
+SPLITS = ("valid", "test")
+NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN, in its run folder
+
+console = Console()
+
+
+def baseline_predictions(
+    config: Config,
+    folder: Path,
+    dataset: Dataset,
+    loggers: list[Any],
+    seconds: dict[str, float],
+    signals: StopSignals,
+) -> tuple[dict[str, pl.DataFrame], dict[str, Any] | None]:
+    """Train where there is something to train, and answer valid and test.
+
+    Args:
+        config: The run.
+        folder: Run folder; a trained model's weights go to ``model.safetensors``, neighbours to
+            ``neighbours.parquet``.
+        dataset: The prepared examples.
+        loggers: Lightning loggers, for curves.
+        seconds: Gains ``train`` and ``evaluate``.
+        signals: Say when to stop.
+
+    Returns:
+        split -> predictions table; which step answers, see `best.exported`, None = no training.
+    """
+    start, chosen = time.perf_counter(), None
+    match config.model.kind:
+        case "popularity":
+            assert config.model.popularity is not None
+            count = config.model.popularity.count
+            found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
+        case "knn":
+            found = _knn(config, folder, dataset)
+        case _:
+            index = TitleIndex.of(dataset.items)
+            model, chosen = _trained(config, folder, dataset, index, loggers, signals)
+            seconds["train"] = time.perf_counter() - start
+            start = time.perf_counter()
+            found = {split: _answers(config, dataset, split, model, index) for split in SPLITS}
+    seconds["evaluate"] = time.perf_counter() - start
+    shutil.rmtree((folder / CHECKPOINT_FILE).parent, ignore_errors=True)
+    return found, chosen
+
+
+def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> pl.DataFrame:
+    """The popularity baseline's predictions; counted is one of POPULARITY_COUNTS."""
+    counted = dataset.full_train["target"]
+    if count == "interactions":
+        counted = dataset.train_interactions["item_id"]
+    return popularity_predictions(
+        item_counts(counted),
+        dataset.splits["valid"],
+        dataset.splits[split],
+        dataset.items,
+        config.decode.top_k,
+    )
+
+
+def _knn(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
+    """Write what it learned, and answer both splits."""
+    knn = config.model.knn
+    assert knn is not None
+    interactions = dataset.train_interactions
+    if knn.train_on == "sampled":
+        interactions = interactions_of(dataset.splits["train"])
+    table = neighbours(interactions, knn)
+    write_table(folder / NEIGHBOURS_FILE, table)
+    return {
+        split: knn_answers(table, dataset.splits[split], dataset.items, config.decode.top_k)
+        for split in SPLITS
+    }
+
+
+def rows_to_fit(config: Config, dataset: Dataset) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows that a model of SEQUENCE_KINDS learns from, and those it chooses its epoch on.
+
+    Args:
+        config: The run.
+        dataset: Its prepared examples.
+
+    Returns:
+        Train and valid: all of them with ``train_on: full``, else the sampled rows. All of train
+        are its rows, but under ``leave_one_out`` the users' train sequences.
+    """
+    settings = config.model.sequence
+    assert settings is not None
+    if settings.train_on != "full":
+        return dataset.splits["train"], dataset.splits["valid"]
+    # A sample of valid is too small to stop on where one target in thirty is found.
+    whole = replace(config, data=replace(config.data, valid_rows=None))
+    return all_of_train(config, dataset), load_dataset(whole).splits["valid"]
+
+
+def all_of_train(config: Config, dataset: Dataset) -> pl.DataFrame:
+    """Every train row, or under ``leave_one_out`` the users' train sequences.
+
+    Returns:
+        user_id, history, target and, of train rows, example_id.
+    """
+    settings = config.model.sequence
+    assert settings is not None
+    if dataset.manifest["protocol"] != "leave_one_out":
+        return dataset.full_train
+    every = settings.every_position or settings.cloze is not None
+    return sequence_rows(dataset.train_interactions, config.data.max_history_items, every)
+
+
+def _trained(
+    config: Config,
+    folder: Path,
+    dataset: Dataset,
+    index: TitleIndex,
+    loggers: list[Any],
+    signals: StopSignals,
+) -> tuple[SequenceModel, dict[str, Any]]:
+    settings = config.model.sequence
+    assert settings is not None
+    train, valid = rows_to_fit(config, dataset)
+    rows = {"train": train, "valid": valid}
+    sequences = {name: _sequences(config, frame, index) for name, frame in rows.items()}
+    model = build_sequence_model(
+        config.model.kind, len(index.item_id_N), config.data.max_history_items, settings
+    )
+    model.to(_device(config))
+    console.print(f"[bold]{folder.name}[/] {len(train)} rows, {len(valid)} valid rows")
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        for logger in loggers:
+            logger.log_metrics(metrics, step)
+
+    checkpoint = folder / CHECKPOINT_FILE
+    if checkpoint.exists():
+        console.print(f"resuming from {checkpoint}")
+    saver = _Saver(checkpoint, config.trainer.checkpoint_every_seconds, signals)
+    signals.finish_first()
+    try:
+        with naming_what_to_lower(config, decoding=False):
+            fitted = fit(
+                model,
+                sequences["train"],
+                sequences["valid"],
+                index,
+                settings,
+                log,
+                save=saver,
+                is_due=saver.is_due,
+                saved=load_checkpoint(checkpoint) if checkpoint.exists() else None,
+            )
+    except NonFiniteLossError as error:
+        column = "example_id" if "example_id" in train.columns else "user_id"
+        ids = {f"{column}s": train[column].gather(error.row_B.tolist()).sort().to_list()}
+        stop_at_non_finite_loss(folder, config, ids, error.step, settings.learning_rate, error.loss)
+    for logger in loggers:
+        logger.save()
+    chosen = exported(fitted.validations, MONITOR, fitted.num_steps)
+    console.print(f"best of {fitted.num_epochs} epochs: {fitted.best_epoch} ({chosen['why']})")
+    with written_whole(folder / WEIGHTS_FILE) as partial:
+        save_file(model.state_dict(), partial)
+    signals.at_once("after training")
+    return model, chosen
+
+
+class _Saver:
+    """Writes what `fit` needs to go on: by time, at its end, and where a signal has come."""
+
+    def __init__(self, path: Path, every_seconds: float, signals: StopSignals) -> None:
+        self.path, self.every_seconds, self.signals = path, every_seconds, signals
+        self.written_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether to write after this step."""
+        is_late = time.monotonic() - self.written_at >= self.every_seconds
+        return is_late or self.signals.asked is not None
+
+    def __call__(self, state: dict[str, Any]) -> None:
+        if state["is_done"] or self.is_due():
+            with written_whole(self.path) as partial:
+                torch.save(state, partial)
+            self.written_at = time.monotonic()
+        if self.signals.asked is not None:
+            self.signals.end(f"after step {state['steps']}, {state['epoch']} epochs done")
+
+
+def _answers(
+    config: Config, dataset: Dataset, split: str, model: SequenceModel, index: TitleIndex
+) -> pl.DataFrame:
+    settings = config.model.sequence
+    assert settings is not None
+    examples = dataset.splits[split]
+    batches = scores(model, _sequences(config, examples, index), settings.batch_size)
+    return predictions_of(examples, batches, index, config.decode.top_k)
+
+
+def _sequences(config: Config, examples: pl.DataFrame, index: TitleIndex) -> Sequences:
+    return sequences_of(examples, index.item_id_N, config.data.max_history_items)
+
+
+def _device(config: Config) -> torch.device:
+    on_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def load_sequence_run(
+    folder: str, item_id_I: IntArray, field: str, coming: Mapping[str, Config]
+) -> tuple[SequenceModel, Any]:
+    """The model of a finished baseline run, on the CPU, and the run's settings.
+
+    Args:
+        folder: The run's folder.
+        item_id_I: The catalogue, ascending.
+        field: The setting that names the run, for messages.
+        coming: Runs that `task=plan` counts on though they are not made yet, by folder: an
+            untrained model stands in.
+
+    Raises:
+        ValueError: If the run is not finished, not of a model of SEQUENCE_KINDS, or knows another
+            catalogue.
+    """
+    saved: Any = coming.get(folder) or load_config(Path(folder), field)
+    if saved.model.kind not in SEQUENCE_KINDS:
+        raise ValueError(
+            f"{field}={folder!r} is a run of model={saved.model.name}; give one of a model "
+            f"of kind {', '.join(SEQUENCE_KINDS)}"
+        )
+    settings = saved.model.sequence
+    if not isinstance(settings, SequenceConfig):
+        settings = cast(SequenceConfig, OmegaConf.to_object(settings))
+    length = saved.data.max_history_items
+    model = build_sequence_model(saved.model.kind, len(item_id_I), length, settings)
+    if folder not in coming:
+        check_same_items(Path(folder), item_id_I, field)
+        _load_weights(model, Path(folder) / WEIGHTS_FILE)
+    return model.eval(), saved
+
+
+def _load_weights(model: SequenceModel, path: Path) -> None:
+    try:
+        model.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the settings beside it: {error}") from error
+
+
+def check_same_items(folder: Path, item_id_I: IntArray, field: str) -> None:
+    """Refuse a run that knows other items.
+
+    Raises:
+        ValueError: If its item ids are not the catalogue's.
+    """
+    known_I = load_items(folder)["item_id"].sort().to_numpy()
+    if not np.array_equal(known_I, item_id_I):
+        raise ValueError(
+            f"{field}={str(folder)!r} knows {len(known_I)} items that are not the {len(item_id_I)} "
+            "of this run's catalogue; give a run on the same data"
+        )

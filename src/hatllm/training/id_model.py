@@ -1,0 +1,280 @@
+"""Training of the id-based baselines, stopped early on valid NDCG@10.
+
+Dimension key: R rows, B rows of a batch, N items, D hidden size, M training states.
+"""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import astuple, dataclass, field, fields
+from math import isfinite
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from hatllm.baselines.bert4rec import BERT4Rec
+from hatllm.baselines.gru4rec import GRU4Rec
+from hatllm.baselines.next_item_loss import next_item_loss, nominal_distribution
+from hatllm.baselines.sasrec import SASRec
+from hatllm.baselines.sequences import Sequences, learned_items
+from hatllm.baselines.title_ranks import TitleIndex, target_ranks
+from hatllm.config import SequenceConfig
+from hatllm.metrics.best_step import Validation, best_of, num_without_better
+from hatllm.metrics.ranking import ndcg
+
+SequenceModel = SASRec | GRU4Rec | BERT4Rec
+VALID_K = 10
+MONITOR = f"val/NDCG@{VALID_K}"
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A training loss that is NaN or infinite."""
+
+    def __init__(self, loss: float, step: int, row_B: Tensor) -> None:
+        """Say which.
+
+        Args:
+            loss: The loss.
+            step: Optimizer steps done before.
+            row_B: Training rows of the batch. Shape (B,), int64.
+        """
+        super().__init__(f"the training loss is {loss} at step {step}")
+        self.loss, self.step, self.row_B = loss, step, row_B
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How training went."""
+
+    best_epoch: int  # from 1: the epoch whose weights the model has
+    num_epochs: int
+    num_steps: int
+    validations: tuple[Validation, ...]  # one an epoch
+
+
+def build_sequence_model(
+    kind: str, num_items: int, max_history_items: int, config: SequenceConfig
+) -> SequenceModel:
+    """An untrained model; its weights are drawn from torch's global generator."""
+    match kind:
+        case "sasrec":
+            return SASRec(num_items, max_history_items, config)
+        case "gru4rec":
+            return GRU4Rec(num_items, config)
+        case "bert4rec":
+            return BERT4Rec(num_items, max_history_items, config)
+        case _:
+            raise ValueError(f"kind={kind!r} must be sasrec, gru4rec or bert4rec")
+
+
+def fit(
+    model: SequenceModel,
+    train: Sequences,
+    valid: Sequences,
+    index: TitleIndex,
+    config: SequenceConfig,
+    log: Callable[[dict[str, float], int], None],
+    *,
+    save: Callable[[dict[str, Any]], None] = lambda state: None,
+    is_due: Callable[[], bool] = lambda: False,
+    saved: dict[str, Any] | None = None,
+) -> Fitted:
+    """Train until valid NDCG@10 stops rising and leave the best epoch's weights in the model.
+
+    Of epochs with an equal NDCG@10 the latest is the best, and the first alone counts as better.
+    Equal seeds of torch's global generator give equal weights, stopped on the way or not.
+
+    Args:
+        model: A model of :func:`build_sequence_model`, on its device.
+        train: Training rows.
+        valid: Rows that decide when to stop.
+        index: The catalogue.
+        config: Loss, optimizer, epochs.
+        log: Called once an epoch with metrics and the number of optimizer steps so far.
+        save: Called after every epoch, and after a step where it is due, with all that is needed to
+            go on: tensors, dicts, lists and numbers, good until it returns.
+        is_due: Asked after every step whether to save now.
+        saved: What `save` was given by a run that was stopped; None = start.
+
+    Returns:
+        The best epoch and what was done.
+
+    Raises:
+        ValueError: If there are no training or no valid rows.
+        NonFiniteLossError: If a loss is NaN or infinite.
+    """
+    for name, rows in (("train", train), ("valid", valid)):
+        if len(rows) == 0:
+            raise ValueError(f"the {name} split has no rows: model=sasrec and its like need some")
+    optimizer = _optimizer(model, config)
+    nominal_N = None
+    if config.dros is not None:
+        asked = learned_items(train, config.every_position or config.cloze is not None)
+        nominal_N = nominal_distribution(asked, train.num_items, config.dros)
+        nominal_N = nominal_N.to(_device(model))
+    done = _Progress(deepcopy(model.state_dict()))
+    if saved is not None:
+        done = _restore(saved, model, optimizer)
+    bar = tqdm(total=config.max_epochs, initial=done.epoch, desc="train", unit="epoch")
+    while not done.is_done(config):
+        for _ in _steps(model, optimizer, train, config, nominal_N, done):
+            if is_due():
+                save(_all_of(done, model, optimizer) | {"is_done": False})
+        loss = done.end_epoch()
+        valid_ndcg = _valid_ndcg(model, valid, index, config)
+        metrics = {"train/loss": loss, MONITOR: valid_ndcg}
+        log(metrics, done.steps)
+        bar.update()
+        bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
+        done.validations.append(Validation(done.steps, valid_ndcg))
+        if done.best_epoch == done.epoch:
+            done.best_weights = deepcopy(model.state_dict())
+        save(_all_of(done, model, optimizer) | {"is_done": done.is_done(config)})
+    bar.close()
+    model.load_state_dict(done.best_weights)
+    return Fitted(done.best_epoch, done.epoch, done.steps, tuple(done.validations))
+
+
+@torch.inference_mode()
+def scores(
+    model: SequenceModel, sequences: Sequences, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """score_BN of all items and target_B, batch by batch in the rows' order."""
+    model.eval()
+    weight_ND, bias_N = model.output()
+    for row_B in torch.split(torch.arange(len(sequences)), batch_size):
+        history_BL, length_B, target_B = sequences.rows(row_B, _device(model))
+        state_BD = model.next_states(history_BL, length_B)
+        yield F.linear(state_BD, weight_ND, bias_N), target_B
+
+
+@dataclass
+class _Progress:
+    """How far training has come, and the best of it."""
+
+    best_weights: dict[str, Any]
+    validations: list[Validation] = field(default_factory=list)  # one an epoch
+    epoch: int = 0  # epochs done
+    steps: int = 0  # optimizer steps done
+    order_R: Tensor | None = None  # of the rows in the epoch under way
+    losses: list[float] = field(default_factory=list)  # of its steps so far
+
+    @property
+    def best_epoch(self) -> int:
+        """From 1; 0 = none is done."""
+        best = best_of(self.validations, MONITOR)
+        return 0 if best is None else 1 + self.validations.index(best)
+
+    def end_epoch(self) -> float:
+        """Every row was seen; returns the mean loss of the steps."""
+        loss = sum(self.losses) / len(self.losses)
+        self.epoch, self.order_R, self.losses = self.epoch + 1, None, []
+        return loss
+
+    def is_done(self, config: SequenceConfig) -> bool:
+        """Whether that was the last epoch, or the last `patience` ones brought nothing better."""
+        without, patience = num_without_better(self.validations, MONITOR), config.patience
+        out_of_patience = patience is not None and self.epoch > 0 and without >= patience
+        return out_of_patience or self.epoch >= config.max_epochs
+
+
+def _all_of(
+    done: _Progress, model: SequenceModel, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """What :func:`_restore` needs; the tensors are the training's own, not copies."""
+    return vars(done) | {
+        "validations": [astuple(validation) for validation in done.validations],
+        "weights": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generators": _generators(),
+    }
+
+
+def _restore(
+    saved: dict[str, Any], model: SequenceModel, optimizer: torch.optim.Optimizer
+) -> _Progress:
+    model.load_state_dict(saved["weights"])
+    optimizer.load_state_dict(saved["optimizer"])
+    _set_generators(saved["generators"])
+    done = _Progress(**{part.name: saved[part.name] for part in fields(_Progress)})
+    done.validations = [Validation(*values) for values in saved["validations"]]
+    return done
+
+
+def _steps(
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    train: Sequences,
+    config: SequenceConfig,
+    nominal_N: Tensor | None,
+    done: _Progress,
+) -> Iterator[None]:
+    """The steps that are left of an epoch: all rows once, in a new order."""
+    if done.order_R is None:
+        done.order_R = torch.randperm(len(train))
+    for row_B in torch.split(done.order_R, config.batch_size)[len(done.losses) :]:
+        loss = _step(model, optimizer, train, row_B, config, nominal_N)
+        if not isfinite(loss):
+            raise NonFiniteLossError(loss, done.steps, row_B)
+        done.losses.append(loss)
+        done.steps += 1
+        yield
+
+
+def _step(
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    train: Sequences,
+    row_B: Tensor,
+    config: SequenceConfig,
+    nominal_N: Tensor | None,
+) -> float:
+    """One optimizer step; returns its loss."""
+    model.train()
+    state_MD, target_M = model.training_states(*train.rows(row_B, _device(model)))
+    loss = next_item_loss(state_MD, target_M, model.output(), config, nominal_N)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _valid_ndcg(
+    model: SequenceModel, valid: Sequences, index: TitleIndex, config: SequenceConfig
+) -> float:
+    rank_R = torch.cat(
+        [
+            target_ranks(score_BN, target_B, index)[0]
+            for score_BN, target_B in scores(model, valid, config.batch_size)
+        ]
+    )
+    return float(ndcg(rank_R, VALID_K))
+
+
+def _optimizer(model: SequenceModel, config: SequenceConfig) -> torch.optim.Optimizer:
+    weights, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(weights, rate, weight_decay=decay, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(weights, rate, weight_decay=decay, fused=True)
+        case _:
+            raise ValueError(f"model.sequence.optimizer={config.optimizer!r} must be adam or adamw")
+
+
+def _device(model: SequenceModel) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _generators() -> list[Tensor]:
+    """State of torch's global generators: the CPU's, then each GPU's."""
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def _set_generators(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states[1:])
