@@ -23,7 +23,7 @@ from hatllm.files import write_json
 
 SPEED = Path(__file__).parents[1] / "speed" / "results"
 RESULTS = Path(__file__).parent / "results"
-# SmolLM2-135M with the adapters of conf/model/smollm2_135m.yaml, from its own config.
+# SmolLM2-135M with the adapters of conf/model/_base.yaml, from its own config.
 PARAMETERS = 134_515_008
 LAYERS, HIDDEN, KEY_VALUE, LORA_RANK = 30, 576, 192, 8
 ADAPTER_PARAMETERS = LAYERS * LORA_RANK * ((HIDDEN + HIDDEN) + (HIDDEN + KEY_VALUE))

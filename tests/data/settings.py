@@ -11,8 +11,10 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def data_config(**overrides: Any) -> DataConfig:
-    values = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "ml100k.yaml"))
+    files = (OmegaConf.load(CONF / "data" / name) for name in ("_base.yaml", "ml100k.yaml"))
+    values = OmegaConf.to_container(OmegaConf.merge(*files))
     assert isinstance(values, dict)
+    del values["defaults"]
     prompt = PromptConfig(**values.pop("prompt"))
     return DataConfig(
         **{str(key): value for key, value in values.items()} | overrides, prompt=prompt
