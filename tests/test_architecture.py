@@ -21,7 +21,8 @@ PURE = {
 }
 # Lowest first. A room imports itself and rooms above it in this list, never one below.
 ROOMS = (
-    "redact", "files", "exit_codes", "processes", "fastest_dtype", "config", "trusted", "compose",
+    "redact", "progress", "files", "exit_codes", "processes", "fastest_dtype", "config",
+    "trusted", "compose",
     "memory", "masks", "losses", "data", "metrics", "model", "decode", "baselines", "runs",
     "training", "plan", "recommend", "figures", "tables", "many", "tasks",
 )  # fmt: skip
@@ -32,7 +33,17 @@ APART = {
     "metrics": ["config", "data"],
     "baselines": ["config", "metrics"],
     "figures": ["config", "files", "masks", "metrics"],
-    "recommend": ["baselines", "config", "data", "decode", "files", "memory", "runs", "training"],
+    "recommend": [
+        "baselines",
+        "config",
+        "data",
+        "decode",
+        "files",
+        "memory",
+        "progress",
+        "runs",
+        "training",
+    ],
 }
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from hatllm.files import file_sha256, write_json
+from hatllm.progress import Progress
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30
@@ -228,7 +228,7 @@ def _total_bytes(header: Callable[[str], str | None]) -> int | None:
 
 def _copy(response: HTTPResponse, part: Path, start: int, total: int | None) -> None:
     label = part.name.removesuffix(".part")
-    bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=label, leave=False)
+    bar = Progress(total=total, initial=start, unit="B", unit_scale=True, desc=label, leave=False)
     with bar, part.open("ab" if start else "wb") as file:
         while block := response.read(BLOCK_BYTES):
             file.write(block)

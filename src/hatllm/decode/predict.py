@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import Batch
@@ -25,6 +24,7 @@ from hatllm.decode.search import search as search
 from hatllm.decode.shards import Shards
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.processes import gather_objects, process_rank
+from hatllm.progress import Progress
 
 if TYPE_CHECKING:
     from hatllm.config import Config, DecodeConfig
@@ -117,7 +117,7 @@ def _decoded(
     find = Search(scorers, catalogue, config.decode)
     order = np.argsort(lengths, kind="stable")[::-1]
     size = config.decode.users_per_batch
-    with tqdm(total=len(order), desc=label, unit="user", disable=process_rank()[0] > 0) as bar:
+    with Progress(total=len(order), desc=label, unit="user", disable=process_rank()[0] > 0) as bar:
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             batch = examples.batch(catalogue.book, chosen, lm.schedule.target_is_item, False)

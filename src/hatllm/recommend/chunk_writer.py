@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tqdm import tqdm
 
 from hatllm.config import Config
 from hatllm.files import write_table
+from hatllm.progress import Progress
 from hatllm.recommend.answerer import answerer_of
 from hatllm.recommend.answers import Answerer, catalogue_of, finder_of
 from hatllm.recommend.histories import Chunk, read_chunk
@@ -75,7 +75,7 @@ def refused_path(folder: Path, chunk: Chunk) -> Path:
 def progress(chunks: list[Chunk], todo: list[Chunk], **options: Any) -> Any:
     """A bar over histories: how many are done, the rate, and the time that is left."""
     total, left = (sum(chunk.num_rows for chunk in some) for some in (chunks, todo))
-    return tqdm(total=total, initial=total - left, desc="recommend", unit="user", **options)
+    return Progress(total=total, initial=total - left, desc="recommend", unit="user", **options)
 
 
 def without_shard(folder: Path, chunks: list[Chunk]) -> list[Chunk]:

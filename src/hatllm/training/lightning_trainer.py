@@ -1,6 +1,7 @@
 """Lightning's trainer from our settings: the one place where it is built."""
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from hatllm.config import Config, TrainerConfig
+from hatllm.progress import Progress
 from hatllm.training.checkpoints import WholeCheckpoints
 from hatllm.training.finite_loss import FiniteLoss
 from hatllm.training.loggers import KeepCurve, LearningRate
@@ -32,6 +34,42 @@ class ProgressBar(RichProgressBar):
         metrics: dict[str, Any] = super().get_metrics(*given)
         metrics.pop("v_num", None)
         return metrics
+
+
+class ProgressLines(Callback):
+    """What stands for the bar where there is no terminal: a line every half minute."""
+
+    def __init__(self, num_steps: int) -> None:
+        """Know how long it takes.
+
+        Args:
+            num_steps: Optimizer steps of the whole run.
+        """
+        self.num_steps = num_steps
+        self.bar: Progress | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """From here, or from the step that the run goes on at."""
+        self.bar = Progress(
+            total=self.num_steps, initial=trainer.global_step, desc="train", unit="step",
+            disable=not trainer.is_global_zero,
+        )  # fmt: skip
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *given: Any) -> None:
+        """Count an optimizer step once."""
+        assert self.bar is not None
+        if loss := trainer.callback_metrics.get("train/loss"):
+            self.bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """The last line."""
+        self.teardown(trainer, module, "fit")
+
+    def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
+        """Also where training was stopped."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
@@ -79,7 +117,8 @@ def build_trainer(
         trainer.rows_a_pass * trainer.devices * trainer.num_nodes
     )
     callbacks: list[Callback] = [
-        FiniteLoss(config, folder), state, KeepCurve(), LearningRate(), ProgressBar(),
+        FiniteLoss(config, folder), state, KeepCurve(), LearningRate(),
+        ProgressBar() if sys.stdout.isatty() else ProgressLines(num_steps),
     ]  # fmt: skip
     plugins: list[Any] = [WholeCheckpoints()]
     if SLURMEnvironment.detect():
@@ -101,6 +140,7 @@ def build_trainer(
         callbacks=callbacks,
         logger=loggers,
         log_every_n_steps=1,
+        enable_progress_bar=sys.stdout.isatty(),
         use_distributed_sampler=False,
         enable_model_summary=False,
         default_root_dir=str(folder),
