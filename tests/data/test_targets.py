@@ -7,7 +7,7 @@ from toys import PROMPT, TITLES, Compose, toy_book
 from hatllm.config import PromptConfig
 from hatllm.data.datamodule import Examples, branches_of
 from hatllm.data.prompt import build_batch, build_prompt_book
-from hatllm.data.targets import shown_tokens, target_weights
+from hatllm.data.targets import in_place_counts, shown_tokens, target_weights
 from hatllm.model.backbone import byte_tokenizer
 
 
@@ -59,6 +59,18 @@ def test_without_text_before_a_title_no_token_predicts_it_in_place() -> None:
     prompt = PromptConfig("ab", "{title};", "c", "{title}")
     book = build_prompt_book(byte_tokenizer(), prompt, [1, 2], ["xy", "z"])
     assert book.shown_I.tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"data.target_form='in_place' can supervise no title"):
+        in_place_counts(book)
+
+
+def test_what_a_history_can_supervise_is_counted() -> None:
+    # Bytes: "xy>" and an end token; of "<xy;" the history shows "xy" and not the ">".
+    prompt = PromptConfig("ab", "<{title};", "c", "{title}>")
+    counts = in_place_counts(build_prompt_book(byte_tokenizer(), prompt, [1, 2], ["xy", "z"]))
+    assert counts == (2, 0, 4 + 3, 2 + 1)
+    assert counts.note() == (
+        "in place 3 of 7 title tokens are supervised (43%), 0 of 2 items not at all"
+    )
 
 
 def test_sdpo_has_no_other_titles_in_place(compose_config: Compose) -> None:

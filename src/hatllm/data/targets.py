@@ -65,6 +65,42 @@ def shown_tokens(
     return np.array(shown, np.int64)
 
 
+class InPlace(NamedTuple):
+    """How much of the catalogue a history can supervise."""
+
+    items: int
+    not_at_all: int  # items whose first token in a history is another than their title's
+    tokens: int  # of all titles
+    shown: int  # of these, supervised in a history
+
+    def note(self) -> str:
+        """As a sentence."""
+        return (
+            f"in place {self.shown:,} of {self.tokens:,} title tokens are supervised "
+            f"({self.shown / self.tokens:.0%}), {self.not_at_all:,} of {self.items:,} items not at "
+            "all"
+        )
+
+
+def in_place_counts(book: "PromptBook") -> InPlace:
+    """Count what `data.target_form=in_place` can supervise of a catalogue.
+
+    Raises:
+        ValueError: If it is nothing.
+    """
+    counts = InPlace(
+        len(book.shown_I), int((book.shown_I == 0).sum()),
+        int(book.target.length.sum()), int(book.shown_I.sum()),
+    )  # fmt: skip
+    if counts.shown == 0:
+        raise ValueError(
+            "data.target_form='in_place' can supervise no title: none begins with the same token "
+            "in data.prompt.history_item as in data.prompt.target; let both have the same text "
+            "before {title}, or use data.target_form=branches"
+        )
+    return counts
+
+
 def _agreement(first: Sequence[int], second: Sequence[int]) -> int:
     pairs = zip(first, second, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

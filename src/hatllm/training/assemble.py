@@ -17,6 +17,7 @@ from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.data.prepare import Dataset, cache_root, load_dataset
 from hatllm.data.prompt import PromptBook, build_prompt_book
+from hatllm.data.targets import in_place_counts
 from hatllm.decode.by_title import TitleCounts, count_titles
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.fast.catalogue_states import check_states
@@ -80,6 +81,8 @@ def assemble(
     tokenizer = load_tokenizer(config.model, cache_root(config))
     book = _tokenised(config, dataset.items, tokenizer)
     check_context(config, book, dataset)
+    if config.data.train_targets == "every" and config.data.target_form == "in_place":
+        dataset.manifest["in_place"] = in_place_counts(book)._asdict()
     catalogue = _catalogue(config, book, coming or {})
     title_counts = told_titles(catalogue, dataset, tokenizer.unk_token_id)
     vector_IE = None
