@@ -1,15 +1,15 @@
 """The batches a run will take, counted without running them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from hatllm.config import Config
-from hatllm.data.datamodule import Examples, micro_batches
-from hatllm.data.prompt import IntArray
+from hatllm.data.datamodule import Examples, branches_of, micro_batches
+from hatllm.data.prompt import IntArray, PromptBook
 from hatllm.runs.folder import is_finished
 from hatllm.training.assemble import Parts
 from hatllm.training.checkpoints import load_checkpoint
@@ -26,13 +26,16 @@ class Load:
     batches: list[IntArray]  # rows
     num_prefix: int
     packed: bool  # the prefix once a batch and no padding; otherwise padded rows
+    branches: list[IntArray] | None = None  # of each row: tokens of each prompt that it grows into
+    branch_tokens: IntArray | None = None  # of each row: tokens that packed branches add to it
 
     @property
     def tokens_of_batches(self) -> IntArray:
         """Tokens of each batch, the most that go through the model."""
         if not self.packed:
             return self._padded()
-        own = [int(self.lengths[rows].sum()) - self.num_prefix * len(rows) for rows in self.batches]
+        lengths = self.lengths if self.branch_tokens is None else self.lengths + self.branch_tokens
+        own = [int(lengths[rows].sum()) - self.num_prefix * len(rows) for rows in self.batches]
         return np.array(own, np.int64) + self.num_prefix
 
     @property
@@ -44,12 +47,18 @@ class Load:
     def padding_share(self) -> float | None:
         """Share of padding in the padded batches; None = there are none."""
         padded = int(self._padded().sum())
-        used = sum(int(self.lengths[rows].sum()) for rows in self.batches)
+        used = sum(int(self._prompts(rows).sum()) for rows in self.batches)
         return 1 - used / padded if padded else None
 
     def _padded(self) -> IntArray:
-        sizes = [len(rows) * int(self.lengths[rows].max()) for rows in self.batches]
-        return np.array(sizes, np.int64)
+        prompts = [self._prompts(rows) for rows in self.batches]
+        return np.array([len(lengths) * int(lengths.max()) for lengths in prompts], np.int64)
+
+    def _prompts(self, rows: IntArray) -> IntArray:
+        """Tokens of each prompt of a batch."""
+        if self.branches is None:
+            return self.lengths[rows]
+        return np.concatenate([self.branches[row] for row in rows.tolist()])
 
     def sample(self) -> list[int]:
         """Batches to calibrate with: the largest, to warm up and for its memory, then a few."""
@@ -88,8 +97,24 @@ def loads_of(config: Config, parts: Parts, num_done: int) -> dict[str, Load]:
             batches = list(_micro_batches(config, examples, lengths, num_done))
         else:
             batches = _user_batches(lengths, config.decode.users_per_batch)
-        loads[name] = Load(lengths, batches, len(book.prefix), config.fast)
+        load = Load(lengths, batches, len(book.prefix), config.fast)
+        is_branched = (config.data.train_targets, config.data.target_form) == ("every", "branches")
+        loads[name] = branched(load, examples, book) if name == "train" and is_branched else load
     return loads
+
+
+def branched(load: Load, examples: Examples, book: PromptBook) -> Load:
+    """The load of rows that grow a prompt for each prefix of their history."""
+    rows = np.arange(len(examples))
+    grown, _ = branches_of(examples, rows, "equal")
+    ends = np.cumsum([len(history) for history in examples.histories])
+    lengths = grown.prompt_lengths(book, with_target=True)
+    # Packed, a shorter branch shares its history with the longest: it adds what comes after it.
+    titles = book.target.length[book.rows_of(grown.target_R)] - 1 + len(book.response)
+    branches, added = np.split(lengths, ends[:-1]), np.split(titles, ends[:-1])
+    return replace(
+        load, branches=branches, branch_tokens=np.array([own[:-1].sum() for own in added], np.int64)
+    )
 
 
 def _micro_batches(
