@@ -31,7 +31,7 @@ test: $(STAMP) ## the tests, with coverage
 slow: setup ## the tests with the real backbone
 	$(BIN)/python -m pytest -m "slow"
 
-BENCHMARKS := decode train trie curves prepare
+BENCHMARKS := decode train targets trie curves prepare
 bench: setup ## a short version of each benchmark, into experiments/speed/results/quick
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.speed.$$name --quick --fresh || exit 1; done
 

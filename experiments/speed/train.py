@@ -153,7 +153,7 @@ class Bench:
     def lm(self) -> Any:
         """Ours, with adapters that are not 0, so that no gradient is 0 by construction."""
         lm = self.workload.lm.train()
-        _stir_adapters(lm.model)
+        stir_adapters(lm.model)
         compile_layers(lm)
         return lm
 
@@ -162,7 +162,7 @@ class Bench:
         """Transformers' model with the same adapters."""
         model = self.workload.untouched_model()
         wrapped = add_lora(model, self.workload.config().model, seed=0).to(self.device).train()
-        _stir_adapters(wrapped)
+        stir_adapters(wrapped)
         return wrapped
 
     @cached_property
@@ -260,7 +260,8 @@ class Bench:
         return found
 
 
-def _stir_adapters(model: nn.Module) -> None:
+def stir_adapters(model: nn.Module) -> None:
+    """Random adapters, the same each time, in place of zeros."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):

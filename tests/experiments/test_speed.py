@@ -9,7 +9,7 @@ import pytest
 import torch
 from tasks.shop import write_shop
 
-from experiments.speed import curves, decode, prepare, profile, train, trie
+from experiments.speed import curves, decode, prepare, profile, targets, train, trie
 from experiments.speed.equality import compare_answers, joined
 from experiments.speed.field import dict_trie
 from experiments.speed.floor import Sizes, Work, counted
@@ -89,6 +89,19 @@ class TestDecode:
         assert all(entry["same_in_float64"] for entry in differing)
         assert bench.answers("causal/vocab", batch) == before  # back in float32
         bench.close()
+
+
+def test_every_form_of_targets_has_the_plain_paths_loss_and_gradients(
+    words: list[str], tmp_path: Path
+) -> None:
+    targets.main([*words, "--data", "custom", "--steps", "1"])
+    rows = {row["variant"]: row for row in written(tmp_path, "targets")["rows"]}
+    assert list(rows) == [f"{path}{form}" for form in targets.FORMS for path in targets.PATHS]
+    for form in targets.FORMS:
+        assert rows[form]["max_relative_loss_difference"] < rows[form]["tolerance"]
+        assert rows[form]["max_relative_gradient_difference"] < rows[form]["tolerance"]
+    assert rows["last"]["titles_per_row"] == 1
+    assert rows["in place"]["titles_per_row"] == rows["branches"]["titles_per_row"] > 1
 
 
 def test_training_variants_have_the_plain_loops_loss_and_gradients(
