@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from toys import Compose
 
 from hatllm.compose import checked
-from hatllm.runs.folder import config_hash, load_config, run_folder
+from hatllm.runs.folder import load_config
+from hatllm.runs.name import config_hash, run_folder
 from hatllm.tasks.plan import Measured, plan_run
 
 from .conftest import call_cli, smoke_words

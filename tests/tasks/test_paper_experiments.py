@@ -19,7 +19,8 @@ from hatllm.many.cells import (
     words_without_effect,
 )
 from hatllm.many.experiment_tables import _rows_trained, write_results_of
-from hatllm.runs.folder import config_hash, of_any_seed, write_config
+from hatllm.runs.folder import write_config
+from hatllm.runs.name import config_hash, of_any_seed
 from hatllm.tables.experiment_results import PlannedRun
 from hatllm.tasks.train import train
 

@@ -10,7 +10,7 @@ from toys import Compose
 
 from hatllm.config import Config
 from hatllm.data.prepare import load_dataset
-from hatllm.runs.folder import run_folder
+from hatllm.runs.name import run_folder
 from hatllm.tasks.plan import plan, plan_run
 from hatllm.tasks.train import train
 

@@ -24,8 +24,8 @@ from hatllm.exit_codes import BUSY
 from hatllm.many.cell_runner import Cell
 from hatllm.many.hydra_sweep import Sweep
 from hatllm.many.sweep_tables import write_sweep
-from hatllm.runs.folder import run_folder
 from hatllm.runs.lock import run_lock
+from hatllm.runs.name import run_folder
 
 from .test_resume import ROOT, command, environment
 
@@ -395,7 +395,7 @@ def test_split_x_cross_has_at_least_twelve_cells_that_a_model_of_30_layers_takes
 
 
 def test_a_sweep_does_not_change_the_folder_of_a_run(compose_config: Compose) -> None:
-    from hatllm.runs.folder import config_hash
+    from hatllm.runs.name import config_hash
 
     assert config_hash(compose_config()) == config_hash(compose_config("sweep=masks"))
 

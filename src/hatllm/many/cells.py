@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hatllm.config import Config, ExperimentConfig, check_choice
-from hatllm.runs.folder import code_hash, is_finished, run_folder
-from hatllm.training.assemble import check_hardware
+from hatllm.runs.folder import is_finished
+from hatllm.runs.name import run_folder
+from hatllm.runs.provenance import code_hash
+from hatllm.training.hardware import check_hardware
 
 
 class PlannedCell(NamedTuple):

@@ -32,7 +32,6 @@ from hatllm.tables.views import (
     frame_markdown,
     slices_frame,
 )
-from hatllm.training.lightning_trainer import num_optimizer_steps
 
 console = Console()
 
@@ -221,7 +220,7 @@ def _rows_trained(runs: list[PlannedRun]) -> dict[Path, int]:
         if saved.model.kind != "llm" or saved.model.tuning == "none" or stops_early:
             continue
         manifest = _read_json(run.folder / "split_manifest.json")
-        steps = num_optimizer_steps(saved.trainer, manifest["rows"]["train"]["after_sampling"])
+        steps = saved.trainer.num_steps(manifest["rows"]["train"]["after_sampling"])
         rows[run.folder] = steps * saved.trainer.global_batch_size
     return rows
 

@@ -161,7 +161,7 @@ class Sweep(Callback):
 
     def _cell(self, composed: DictConfig, words: list[str], script: Path) -> Cell:
         from hatllm.runs.begin import check_data_unchanged
-        from hatllm.runs.folder import run_folder
+        from hatllm.runs.name import run_folder
 
         assert self.settings is not None
         kept = [word for word in words if not _key(word).startswith("sweep")]

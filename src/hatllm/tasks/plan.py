@@ -33,16 +33,9 @@ from hatllm.plan.forecast_table import (
 from hatllm.plan.loads import Load, loads_of, steps_done
 from hatllm.plan.timed_batches import Calibration, calibrate, seconds_an_epoch, uses_gpu
 from hatllm.runs.begin import check_data_unchanged
-from hatllm.runs.folder import (
-    config_hash,
-    finished_config,
-    is_finished,
-    of_any_seed,
-    run_folder,
-    run_label,
-)
+from hatllm.runs.folder import finished_config, is_finished
+from hatllm.runs.name import config_hash, of_any_seed, run_folder, run_label
 from hatllm.training.assemble import Parts, assemble, check_catalogue
-from hatllm.training.lightning_trainer import num_optimizer_steps
 
 DECODED = ("valid", "test")
 
@@ -225,7 +218,7 @@ def _fill_counts(
     if not config.trains:
         return
     done, rows = steps_done(config, folder), found.splits["train"].rows
-    last = num_optimizer_steps(config.trainer, rows)
+    last = config.trainer.num_steps(rows)
     every = config.trainer.validate_every_steps or rows // config.trainer.global_batch_size
     found.num_steps = last - done
     found.num_validations = last // every - done // every

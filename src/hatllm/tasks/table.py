@@ -1,6 +1,5 @@
 """task=table: one table, with paired differences and figures, from finished runs."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,9 @@ from hatllm.compose import checked
 from hatllm.config import Config
 from hatllm.files import write_text
 from hatllm.many.experiment_tables import results
-from hatllm.runs.folder import (
-    RUN_FILE,
-    finished_config,
-    load_config,
-    of_any_seed,
-    settings_by_name,
-)
+from hatllm.runs.folder import finished_config, load_config
+from hatllm.runs.name import of_any_seed, settings_by_name
+from hatllm.runs.run_files import RUN_FILE, read_identity
 from hatllm.tables.comparison import compare_runs
 from hatllm.tables.comparison_table import rich_table, write_comparison
 from hatllm.tables.example_users import example_users
@@ -41,8 +36,8 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
         return results(config, compose)
     root = Path(config.task.run_folder or config.output_root).expanduser()
     data_of = {
-        path.parent: json.loads(path.read_text())["data"]
-        for path in sorted(root.glob("*/run.json"))
+        path.parent: read_identity(path.parent)["data"]
+        for path in sorted(root.glob(f"*/{RUN_FILE}"))
     }
     if not data_of:
         raise ValueError(f"task.run_folder={str(root)!r} holds no finished run")
@@ -69,7 +64,7 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """What to call each run: its label, and where runs of one label differ in settings, these."""
-    labels = [str(json.loads((folder / RUN_FILE).read_text())["label"]) for folder in folders]
+    labels = [str(read_identity(folder)["label"]) for folder in folders]
     settings = [_flat_settings(folder) for folder in folders]
     names = []
     for label, values in zip(labels, settings, strict=True):
