@@ -21,9 +21,10 @@ import run
 from hatllm.compose import checked
 from hatllm.config import SweepConfig
 from hatllm.exit_codes import BUSY
-from hatllm.many.cell_runner import Cell
+from hatllm.many.cell_runner import note
 from hatllm.many.hydra_sweep import Sweep
 from hatllm.many.sweep_tables import write_sweep
+from hatllm.runs.cell import Cell
 from hatllm.runs.lock import run_lock
 from hatllm.runs.name import run_folder
 
@@ -523,8 +524,8 @@ def test_a_launcher_that_dies_leaves_the_table_of_what_is_finished(tmp_path: Pat
     done = write_run(tmp_path / "done", 1, 0.5, 1.0)
     sweep = Sweep()
     sweep.folder, sweep.notes, sweep.settings = tmp_path / "sweep", tmp_path / "notes", GRID
-    Cell(0, ["seed=1"], [], done, None).note(sweep.notes)
-    Cell(1, ["seed=2"], [], tmp_path / "lost").note(sweep.notes)
+    note(Cell("", 1, done, words=["seed=1"], failure=None), sweep.notes)
+    note(Cell("", 2, tmp_path / "lost", words=["seed=2"], number=1), sweep.notes)
     with pytest.raises(SystemExit) as stop, run.errors_in_one_line():
         raise RuntimeError("a worker was lost")
     assert stop.value.code == 1

@@ -1,8 +1,6 @@
-"""Whether this machine has what a run asks for; in a second, before a model is imported."""
+"""Whether this machine has what a run asks for."""
 
 import os
-
-import torch
 
 from hatllm.config import Config
 
@@ -14,6 +12,8 @@ def check_hardware(config: Config) -> None:
         ValueError: If the trainer or the model needs what the machine lacks, or torchrun or SLURM
             runs another number of processes than the trainer's.
     """
+    import torch  # late: a table of an experiment needs none
+
     gpus, trainer = torch.cuda.device_count(), config.trainer
     if trainer.accelerator == "gpu" and gpus < trainer.devices:
         raise ValueError(
