@@ -57,7 +57,7 @@ def write_sweep(
     figures, without = _draw(cells, table, names, folders, config, target)
     text += "".join(f"\n![{path.stem}]({path.name})\n" for path in figures)
     text += "" if without is None else f"\nNo figure: {without}.\n"
-    codes = {read_environment(folder).get("code_hash") for folder in folders} - {None}
+    codes = {read_environment(folder).get("code_hash", "") for folder in folders} - {""}
     if len(codes) > 1:
         text += (
             f"\nWarning: runs of {len(codes)} versions of the code: {', '.join(sorted(codes))}\n"

@@ -10,14 +10,9 @@ from hatllm.compose import Compose, checked
 from hatllm.config import Config
 from hatllm.files import write_text
 from hatllm.many.cells import plan_cells
-from hatllm.many.experiment_tables import write_results_of
 from hatllm.runs.folder import finished_config, load_config
 from hatllm.runs.name import of_any_seed, settings_by_name
 from hatllm.runs.run_files import RUN_FILE, read_identity
-from hatllm.tables.comparison import compare_runs
-from hatllm.tables.comparison_table import rich_table, write_comparison
-from hatllm.tables.example_users import example_users
-from hatllm.tables.experiment_results import refuse_other_origins
 
 
 def table(config: Config, compose: Compose) -> Path:
@@ -34,7 +29,19 @@ def table(config: Config, compose: Compose) -> Path:
         ValueError: If there is no finished run, or they do not belong in one table.
     """
     if config.experiment.cells or config.experiment.grid is not None:
-        return write_results_of(config, plan_cells(config, compose, to_run=False))
+        cells = plan_cells(config, compose, to_run=False)
+        from hatllm.many.experiment_tables import write_results_of  # late: wrong cells come first
+
+        return write_results_of(config, cells)
+    return _write(config, _finished_runs(config))
+
+
+def _finished_runs(config: Config) -> list[Path]:
+    """The folders of all finished runs on the data.
+
+    Raises:
+        ValueError: If there is none.
+    """
     root = Path(config.task.run_folder or config.output_root).expanduser()
     data_of = {
         path.parent: read_identity(path.parent)["data"]
@@ -48,6 +55,15 @@ def table(config: Config, compose: Compose) -> Path:
             f"data={config.data.name!r}: task.run_folder={str(root)!r} holds runs on "
             f"{', '.join(sorted(set(data_of.values())))} only; give data=..."
         )
+    return folders
+
+
+def _write(config: Config, folders: Sequence[Path]) -> Path:
+    from hatllm.tables.comparison import compare_runs  # late: a missing run is said at once
+    from hatllm.tables.comparison_table import rich_table, write_comparison
+    from hatllm.tables.example_users import example_users
+    from hatllm.tables.experiment_results import refuse_other_origins
+
     console = Console()
     for warning in refuse_other_origins(folders):
         console.print(f"warning: {warning}", markup=False)
