@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -165,12 +166,12 @@ def errors_in_one_line() -> Iterator[None]:
 
 def nobody_reads() -> bool:
     """Whether the pipe of the output is closed; what is left to write then goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    closed = select.poll()
+    closed.register(sys.stdout, 0)  # 0: nothing but errors and the end of the reader
+    if not closed.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Wrong input: one line that names the field, the value and what would be right; exit code 2."""
 
+import io
 import os
 import subprocess
 import sys
@@ -139,13 +140,14 @@ def test_a_word_that_is_neither_is_answered_in_one_line(
     assert said.out == ""
 
 
+@pytest.mark.parametrize("buffering", [-1, 0])  # 0: of PYTHONUNBUFFERED
 def test_a_reader_that_has_enough_is_no_error(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, buffering: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with monkeypatch.context() as patch, os.fdopen(writer, "w") as pipe:
-        patch.setattr(sys, "stdout", pipe)
+    with monkeypatch.context() as patch, os.fdopen(writer, "wb", buffering) as pipe:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(pipe, write_through=buffering == 0))
         assert cli("--help") == run.NOBODY_READS
     assert capsys.readouterr().err == ""
 

@@ -58,7 +58,7 @@ def _finished_runs(config: Config) -> list[Path]:
     return folders
 
 
-def _write(config: Config, folders: Sequence[Path]) -> Path:
+def _write(config: Config, folders: list[Path]) -> Path:
     from hatllm.tables.comparison import compare_runs  # late: a missing run is said at once
     from hatllm.tables.comparison_table import rich_table, write_comparison
     from hatllm.tables.example_users import example_users
