@@ -1,5 +1,6 @@
 """Wrong input: one line that names the field, the value and what would be right; exit code 2."""
 
+import io
 import os
 import subprocess
 import sys
@@ -139,13 +140,14 @@ def test_a_word_that_is_neither_is_answered_in_one_line(
     assert said.out == ""
 
 
+@pytest.mark.parametrize("buffering", [-1, 0])  # 0: of PYTHONUNBUFFERED
 def test_a_reader_that_has_enough_is_no_error(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, buffering: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with monkeypatch.context() as patch, os.fdopen(writer, "w") as pipe:
-        patch.setattr(sys, "stdout", pipe)
+    with monkeypatch.context() as patch, os.fdopen(writer, "wb", buffering) as pipe:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(pipe, write_through=buffering == 0))
         assert cli("--help") == run.NOBODY_READS
     assert capsys.readouterr().err == ""
 
@@ -157,3 +159,18 @@ def test_control_c_while_packages_are_imported_prints_nothing(tmp_path: Path) ->
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (run.INTERRUPTED, "", "")
+
+
+def test_a_table_of_finished_runs_imports_no_backbone(cli: Cli, shop: list[str]) -> None:
+    words = [*shop, "data.train_rows=null"]
+    assert cli(*words, "model=popularity") == 0 and cli(*words, "model=knn") == 0
+    code = "import sys, run; run.start(); print(*sys.modules, sep='\\n', file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "task=table"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "table and figures: outputs/table" in done.stdout, done.stderr
+    loaded = set(done.stderr.splitlines())
+    assert "hatllm.tables.comparison" in loaded
+    assert not loaded & {"transformers", "peft", "pytorch_lightning", "hatllm.model.masked_lm"}
