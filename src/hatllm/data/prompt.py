@@ -287,3 +287,23 @@ def _lay_out(
     book_index = np.full(len(ids), -1)
     book_index[len(book.prefix) : length] = np.concatenate(places)
     return ids, segment.astype(np.int64), book_index, length
+
+
+def first_title_token(batch: Batch, target_is_item: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a title would begin after each prompt.
+
+    Args:
+        batch: Right-padded prompts without titles.
+        target_is_item: As `build_batch`.
+
+    Returns:
+        Segment, position and restarted position of its first token; each (B,), int64.
+    """
+    segment_BL = batch.tokens.segment_BL
+    restart_B = ((segment_BL == PREFIX) & batch.valid_BL).sum(1)
+    if target_is_item:
+        segment_B = segment_BL.masked_fill(~batch.valid_BL, RESPONSE).amax(1).clamp(min=-1) + 1
+    else:
+        segment_B = torch.full_like(batch.prompt_length_B, RESPONSE)
+        restart_B = restart_B + ((segment_BL == RESPONSE) & batch.valid_BL).sum(1)
+    return segment_B, batch.prompt_length_B, restart_B

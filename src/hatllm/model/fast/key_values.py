@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hatllm.model.fast.stages import Place, PrefixStates, Rows
+from hatllm.model.fast.prefix import PrefixStates
+from hatllm.model.fast.stages import Place, Rows
 
 
 @dataclass

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from hatllm.data.prompt import Batch
-from hatllm.masks.layer_masks import LayerMasks, Tokens, build_layer_masks, causal_visible
-from hatllm.masks.patterns import PREFIX
+from hatllm.masks.layer_masks import Tokens, causal_visible
 from hatllm.masks.schedule import Schedule
-from hatllm.model.fast.stages import AfterPrefix, Band, PrefixStates, Rows, Stage, bands_of
-from hatllm.model.masked_lm import MaskedLM, prefix_band
+from hatllm.model.fast.prefix import PrefixStates, bands_after_prefix, prefix_band
+from hatllm.model.fast.stages import Stage, hidden_of_stages
+from hatllm.model.masked_lm import MaskedLM
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ class Packed:
         """The stage of all these tokens after a prefix, from its first layer without segments."""
         first = schedule.num_segment_layers
         layers = range(first, len(schedule.patterns))
-        bands = _bands(schedule, self.tokens, self.valid_FQ, self.visible_FQQ, prefix, num_prefix,
-                       layers)  # fmt: skip
+        bands = bands_after_prefix(
+            schedule, self.tokens, self.valid_FQ, self.visible_FQQ, prefix, num_prefix, layers
+        )
         return Stage(bands, *self.positions, first_layer=first)
 
     @property
@@ -187,33 +188,6 @@ def _hosts(batch: Batch) -> tuple[Tensor, Tensor]:
     return history_B, host_B
 
 
-def masks_after_prefix(
-    schedule: Schedule,
-    num_prefix: int,
-    tokens: Tokens,
-    visible_FQQ: Tensor,
-    layers: range | None = None,
-) -> LayerMasks:
-    """Masks of rows whose keys are the prefix and themselves.
-
-    Args:
-        schedule: One pattern for each layer.
-        num_prefix: Prefix tokens, P.
-        tokens: The rows' own tokens. Shape (F, Q).
-        visible_FQQ: Which of a row's tokens could see which under full attention. Bool.
-        layers: The layers the masks are for; None = all.
-
-    Returns:
-        Masks with P + Q keys.
-    """
-    F, Q = tokens.segment_BL.shape
-    position_FP = torch.arange(num_prefix, device=visible_FQQ.device).expand(F, -1)
-    prefix = Tokens(torch.full_like(position_FP, PREFIX), position_FP, position_FP)
-    sees_prefix_FQP = visible_FQQ.new_ones(F, Q, num_prefix)
-    visible_FQK = torch.cat([sees_prefix_FQP, visible_FQQ], 2)
-    return build_layer_masks(schedule, tokens, prefix.append(tokens), visible_FQK, layers=layers)
-
-
 def hidden_at(
     lm: MaskedLM, batch: Batch, prefix_ids_P: Tensor, row_M: Tensor, column_M: Tensor
 ) -> Tensor:
@@ -246,7 +220,7 @@ def hidden_of_packed(lm: MaskedLM, packed: Packed, prefix_ids_P: Tensor) -> Tens
         once = segment_stage(lm.schedule, segments.valid_SN, num_prefix, states)
         stages = [once, whole] if whole.first_layer < lm.num_layers else [once]
     stages = [_with_prefix(stage, lm.schedule, prefix_ids_P, states) for stage in stages]
-    hidden_TD = lm.hidden(torch.cat([prefix_ids_P, ids_T]), stages)[num_prefix:]
+    hidden_TD = hidden_of_stages(lm, torch.cat([prefix_ids_P, ids_T]), stages)[num_prefix:]
     return hidden_TD if stages[-1].first_layer or whole.from_T is None else hidden_TD[whole.from_T]
 
 
@@ -265,28 +239,6 @@ def _with_prefix(
         restart_T=torch.cat([position_P, stage.restart_T]),
         from_T=None if from_T is None else torch.cat([position_P, len(position_P) + from_T]),
     )
-
-
-def _bands(
-    schedule: Schedule,
-    tokens: Tokens,
-    valid_FQ: Tensor,
-    visible_FQQ: Tensor,
-    prefix: PrefixStates,
-    num_prefix: int,
-    layers: range,
-) -> list[Band]:
-    """Right-padded rows after the prefix, cut into bands where that pays: on a CPU."""
-    size_F = valid_FQ.sum(1)
-    cuts = [slice(0, len(size_F))] if valid_FQ.is_cuda else bands_of(size_F.tolist(), num_prefix)
-    bands = []
-    for rows in cuts:
-        Q = int(size_F[rows].max())
-        own = Tokens(*(x_FQ[rows, :Q] for x_FQ in
-                       (tokens.segment_BL, tokens.position_BL, tokens.restart_BL)))  # fmt: skip
-        masks = masks_after_prefix(schedule, num_prefix, own, visible_FQQ[rows, :Q, :Q], layers)
-        bands.append(Band(masks, Rows.of(valid_FQ[rows, :Q]), AfterPrefix(prefix)))
-    return bands
 
 
 @dataclass(frozen=True)
@@ -340,6 +292,6 @@ def segment_stage(
     tokens = Tokens(torch.zeros_like(offset_SN), position_SN, position_SN)
     visible_SNN = causal_visible(valid_SN, valid_SN.shape[1])
     layers = range(schedule.num_segment_layers)
-    bands = _bands(schedule, tokens, valid_SN, visible_SNN, prefix, num_prefix, layers)
+    bands = bands_after_prefix(schedule, tokens, valid_SN, visible_SNN, prefix, num_prefix, layers)
     position_T = position_SN[valid_SN]
     return Stage(bands, position_T, position_T)
