@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 IntArray = NDArray[np.int64]
 
-FIRST_ITEM_TOKEN = (
-    2**30
-)  # beyond every vocabulary: from here on a token id is a row of the catalogue
+# Beyond every vocabulary: from here on a token id is a row of the catalogue.
+FIRST_ITEM_TOKEN = 2**30
 
 
 @dataclass(frozen=True)
@@ -114,34 +113,18 @@ def build_prompt_book(
     if end_id is None:
         raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no end token (eos_token)")
     order = np.argsort(np.asarray(item_ids, np.int64), kind="stable")
-    sorted_titles = [titles[i] for i in order]
-
-    def tokens(template: str) -> list[list[int]]:
-        texts = [template.replace("{title}", title) for title in sorted_titles]
-        rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        for i, title, row in zip(order, sorted_titles, rows, strict=True):
-            if not row or end_id in row:
-                wrong = "holds the end token" if row else "has no tokens"
-                raise ValueError(f"item_id {item_ids[i]}: its title {title!r} {wrong}")
-        return rows
-
-    prefix: list[int] = tokenizer(config.prefix)["input_ids"]
-    if prefix and prefix[-1] == end_id:
-        prefix = prefix[:-1]
-    response: list[int] = tokenizer(config.response, add_special_tokens=False)["input_ids"]
-    if not prefix and not response:
-        raise ValueError("data.prompt.prefix and data.prompt.response are both empty")
-    history_items = tokens(config.history_item)
+    catalogue = [(item_ids[i], titles[i]) for i in order]
+    prefix, response = _template(tokenizer, config)
+    history_items = _with_titles(tokenizer, config.history_item, catalogue)
     if item_tokens:
         history_items = [[*ids, FIRST_ITEM_TOKEN + row] for row, ids in enumerate(history_items)]
-    titles_I = [[*row, end_id] for row in tokens(config.target)]
-    opening: list[int] = tokenizer(
-        config.history_item.partition("{title}")[0], add_special_tokens=False
-    )["input_ids"]
+    titles_I = [[*row, end_id] for row in _with_titles(tokenizer, config.target, catalogue)]
+    before_title = config.history_item.partition("{title}")[0]
+    opening: list[int] = tokenizer(before_title, add_special_tokens=False)["input_ids"]
     pad_id = tokenizer.pad_token_id
     return PromptBook(
         np.asarray(item_ids, np.int64)[order],
-        np.unique(np.asarray(sorted_titles, object), return_inverse=True)[1].astype(np.int64),
+        _numbered([title for _, title in catalogue]),
         Ragged.of(history_items),
         Ragged.of(titles_I),
         np.asarray(prefix, np.int64),
@@ -150,6 +133,36 @@ def build_prompt_book(
         len(opening),
         shown_tokens(history_items, titles_I, opening),
     )
+
+
+def _template(tokenizer: Any, config: "PromptConfig") -> tuple[list[int], list[int]]:
+    """Tokens before the history and after it; special tokens, but the end, stand in the first."""
+    prefix: list[int] = tokenizer(config.prefix)["input_ids"]
+    if prefix and prefix[-1] == tokenizer.eos_token_id:
+        prefix = prefix[:-1]
+    response: list[int] = tokenizer(config.response, add_special_tokens=False)["input_ids"]
+    if not prefix and not response:
+        raise ValueError("data.prompt.prefix and data.prompt.response are both empty")
+    return prefix, response
+
+
+def _with_titles(
+    tokenizer: Any, template: str, catalogue: Sequence[tuple[int, str]]
+) -> list[list[int]]:
+    """Tokens of a template around each title of (item id, title)."""
+    texts = [template.replace("{title}", title) for _, title in catalogue]
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    end_id = tokenizer.eos_token_id
+    for (item_id, title), row in zip(catalogue, rows, strict=True):
+        if not row or end_id in row:
+            wrong = "holds the end token" if row else "has no tokens"
+            raise ValueError(f"item_id {item_id}: its title {title!r} {wrong}")
+    return rows
+
+
+def _numbered(titles: Sequence[str]) -> IntArray:
+    """A number for each title, equal ones the same."""
+    return np.unique(np.asarray(titles, object), return_inverse=True)[1].astype(np.int64)
 
 
 @dataclass
@@ -216,35 +229,34 @@ def build_batch(
                  target_is_item, with_target)
         for history, target in zip(histories, targets, strict=True)
     ]  # fmt: skip
-    B, L = len(rows), max(len(ids) for ids, *_ in rows)
-    input_ids_BL = torch.full((B, L), book.pad_id, dtype=torch.int64)
-    segment_BL = torch.full((B, L), RESPONSE, dtype=torch.int64)
-    book_index_BL = torch.full((B, L), -1, dtype=torch.int64)
-    valid_BL = torch.zeros((B, L), dtype=torch.bool)
-    for b, (ids, segment, book_index, _) in enumerate(rows):
-        input_ids_BL[b, : len(ids)] = torch.from_numpy(ids)
-        segment_BL[b, : len(ids)] = torch.from_numpy(segment)
-        book_index_BL[b, : len(ids)] = torch.from_numpy(book_index)
-        valid_BL[b, : len(ids)] = True
+    ids, segments, book_indices, prompt_lengths = zip(*rows, strict=True)
+    segment_BL = _padded(segments, RESPONSE)
+    length_B1 = torch.tensor([[len(row)] for row in ids])
+    valid_BL = torch.arange(segment_BL.shape[1]) < length_B1
     position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
-    prompt_length_B = torch.tensor([length for *_, length in rows])
-    tokens = Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL))
     told = [
         supervised_titles(book, history, target, length, in_place) if with_target else []
-        for history, target, length in zip(
-            histories, targets, prompt_length_B.tolist(), strict=True
-        )
+        for history, target, length in zip(histories, targets, prompt_lengths, strict=True)
     ]
     return Batch(
         torch.tensor(list(example_ids), dtype=torch.int64),
         torch.tensor(list(targets), dtype=torch.int64),
-        input_ids_BL,
+        _padded(ids, book.pad_id),
         valid_BL,
-        tokens,
-        prompt_length_B,
-        book_index_BL,
+        Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL)),
+        torch.tensor(prompt_lengths),
+        _padded(book_indices, -1),
         *_teacher_forcing(book, told),
     )
+
+
+def _padded(rows: Sequence[IntArray], padding: int) -> Tensor:
+    """Rows of different lengths, padded on the right. Shape (B, L), int64."""
+    lengths = [len(row) for row in rows]
+    padded_BL = torch.full((len(rows), max(lengths)), padding, dtype=torch.int64)
+    for row, length, padded_L in zip(rows, lengths, padded_BL, strict=True):
+        padded_L[:length] = torch.from_numpy(row)
+    return padded_BL
 
 
 def _teacher_forcing(book: PromptBook, told: list[list[Supervised]]) -> tuple[Tensor, ...]:

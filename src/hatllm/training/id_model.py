@@ -108,12 +108,7 @@ def fit(
     for name, rows in (("train", train), ("valid", valid)):
         if len(rows) == 0:
             raise ValueError(f"the {name} split has no rows: model=sasrec and its like need some")
-    optimizer = _optimizer(model, config)
-    nominal_N = None
-    if config.dros is not None:
-        asked = learned_items(train, config.every_position or config.cloze is not None)
-        nominal_N = nominal_distribution(asked, train.num_items, config.dros)
-        nominal_N = nominal_N.to(_device(model))
+    optimizer, nominal_N = _optimizer(model, config), _nominal(train, config, _device(model))
     done = _Progress(deepcopy(model.state_dict()))
     if saved is not None:
         done = _restore(saved, model, optimizer)
@@ -251,6 +246,14 @@ def _valid_ndcg(
         ]
     )
     return float(ndcg(rank_R, VALID_K))
+
+
+def _nominal(train: Sequences, config: SequenceConfig, device: torch.device) -> Tensor | None:
+    """What DROS takes the items' distribution for, (N,); None without it."""
+    if config.dros is None:
+        return None
+    asked = learned_items(train, config.every_position or config.cloze is not None)
+    return nominal_distribution(asked, train.num_items, config.dros).to(device)
 
 
 def _optimizer(model: SequenceModel, config: SequenceConfig) -> torch.optim.Optimizer:
