@@ -2,7 +2,7 @@
 
 Prompt: prefix | history item 0 | ... | history item n-1 | response template | title, end token.
 
-Dimension key: I items, B batch, L sequence, S supervised titles of the batch, T their tokens.
+Dimension key: I items, B batch, L sequence, J supervised titles of the batch, T their tokens.
 """
 
 from collections.abc import Sequence
@@ -181,9 +181,9 @@ class Batch:
     target_column_T: Tensor
     target_token_T: Tensor
     title_T: Tensor  # which supervised title the token is of
-    title_item_S: Tensor
-    title_length_S: Tensor  # tokens of the title that are supervised, from its first
-    title_weight_S: Tensor  # of the title in the loss; those of one training row sum to 1
+    title_item_J: Tensor
+    title_length_J: Tensor  # tokens of the title that are supervised, from its first
+    title_weight_J: Tensor  # of the title in the loss; those of one training row sum to 1
 
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
         """The same batch on another device."""
@@ -263,9 +263,9 @@ def _teacher_forcing(book: PromptBook, told: list[list[Supervised]]) -> tuple[Te
     """The last seven fields of a batch, from the supervised titles of each row."""
     titles = [(row, title) for row, several in enumerate(told) for title in several]
     lengths = np.array([title.num_tokens for _, title in titles], np.int64)
-    first_S = np.cumsum(lengths) - lengths
+    first_J = np.cumsum(lengths) - lengths
     title_T = np.repeat(np.arange(len(titles)), lengths)
-    offset_T = np.arange(len(title_T)) - first_S[title_T]
+    offset_T = np.arange(len(title_T)) - first_J[title_T]
     rows, columns, items, weights = (
         np.array([row for row, _ in titles], np.int64),
         np.array([title.column for _, title in titles], np.int64),

@@ -1,6 +1,6 @@
 """From examples to the predictions table: one row an example, however it was batched.
 
-Dimension key: B users of a batch, K titles a user, T target tokens of a batch (flat), P path nodes.
+Dimension key: B users of a batch, W titles a user, T target tokens of a batch (flat), P path nodes.
 """
 
 from collections.abc import Iterator

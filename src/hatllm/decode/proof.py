@@ -159,8 +159,8 @@ def _own_log_probs(lm: MaskedLM, batch: Batch, backend: str) -> Tensor:
 
 def _packed_gap(lm: MaskedLM, batch: Batch, catalogue: Catalogue) -> float:
     row_T, column_T = batch.target_row_T, batch.target_column_T
-    prefix_P = torch.from_numpy(catalogue.book.prefix).to(row_T.device)
-    packed_TD = hidden_at(lm, batch, prefix_P, row_T, column_T)
+    prefix_A = torch.from_numpy(catalogue.book.prefix).to(row_T.device)
+    packed_TD = hidden_at(lm, batch, prefix_A, row_T, column_T)
     return _gap(_log_probs(lm, packed_TD), _log_probs(lm, _plain(lm, batch)[row_T, column_T]))
 
 

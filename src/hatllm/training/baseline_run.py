@@ -163,7 +163,7 @@ def _trained(
     assert settings is not None
     train, valid = rows_to_fit(config, dataset)
     model = build_sequence_model(
-        config.model.kind, len(index.item_id_N), config.data.max_history_items, settings
+        config.model.kind, len(index.item_id_I), config.data.max_history_items, settings
     )
     model.to(_device(config))
     console.print(f"[bold]{folder.name}[/] {len(train)} rows, {len(valid)} valid rows")
@@ -245,7 +245,7 @@ def _answers(
 
 
 def _sequences(config: Config, examples: pl.DataFrame, index: TitleIndex) -> Sequences:
-    return sequences_of(examples, index.item_id_N, config.data.max_history_items)
+    return sequences_of(examples, index.item_id_I, config.data.max_history_items)
 
 
 def _device(config: Config) -> torch.device:

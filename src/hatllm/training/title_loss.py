@@ -1,7 +1,7 @@
 """The loss of a batch's titles: which of the losses, over which hidden states.
 
-Dimension key: B rows, J titles of a row, L prompt length, T target tokens, M chosen ones of them, C
-legal tokens (all flat), D hidden width.
+Dimension key: B rows, J titles (of an example, or supervised in the batch), L prompt length, T
+target tokens, M chosen ones of them, C legal tokens (all flat), D hidden width.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,8 +66,8 @@ class TitleLoss:
                 nll_T, title_T = self._lml(batch), batch.title_T
             case _:
                 nll_T, title_T = self._msl(batch)
-        weight_S = batch.title_weight_S
-        return (weight_S[title_T] * nll_T).sum() / weight_S.sum()
+        weight_J = batch.title_weight_J
+        return (weight_J[title_T] * nll_T).sum() / weight_J.sum()
 
     def _lml(self, batch: Batch) -> Tensor:
         """Loss of every supervised token, (T,)."""
@@ -77,9 +77,9 @@ class TitleLoss:
     def _msl(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of every supervised token that is a choice, (M,), and the title each is of."""
         trie = self.catalogue.trie = self.catalogue.trie.to(batch.input_ids_BL.device)
-        path_SP = trie.path_to(trie.leaf_of_item(batch.title_item_S))
-        step_P = torch.arange(path_SP.shape[1], device=path_SP.device)
-        node_T = path_SP[(path_SP >= 0) & (step_P < batch.title_length_S[:, None])]
+        path_JP = trie.path_to(trie.leaf_of_item(batch.title_item_J))
+        step_P = torch.arange(path_JP.shape[1], device=path_JP.device)
+        node_T = path_JP[(path_JP >= 0) & (step_P < batch.title_length_J[:, None])]
         parent_T = trie.parent_N[node_T]
         chosen_T = trie.is_branching_N[parent_T]  # forced tokens have no loss and no gradient
         node_M, parent_M = node_T[chosen_T], parent_T[chosen_T]
@@ -102,7 +102,7 @@ class TitleLoss:
         with self.reference.instead():
             reference_BJ = self.title_log_probs(batch)
         loss_B = sdpo_loss(self.title_log_probs(batch), reference_BJ, loss.beta)
-        weight_B = batch.title_weight_S.view(reference_BJ.shape)[:, 0]
+        weight_B = batch.title_weight_J.view(reference_BJ.shape)[:, 0]
         return (weight_B * loss_B).sum() / weight_B.sum()
 
     def title_log_probs(self, batch: Batch) -> Tensor:
@@ -127,8 +127,8 @@ class TitleLoss:
         # does not see that a layer's weights are still needed.
         is_fast = self.config.fast and self.config.trainer.strategy != "fsdp"
         if is_fast and len(row_M):  # no choice in any title: the plain way has a graph
-            prefix_P = torch.from_numpy(self.catalogue.book.prefix).to(row_M.device)
-            return hidden_at(self.lm, batch, prefix_P, row_M, column_M)
+            prefix_A = torch.from_numpy(self.catalogue.book.prefix).to(row_M.device)
+            return hidden_at(self.lm, batch, prefix_A, row_M, column_M)
         hidden_BLD = self.lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
         return hidden_BLD[row_M, column_M]
 

@@ -59,9 +59,9 @@ class CatalogueStates:
         """States of prompt tokens, by `Batch.book_index_BL`. Shape (T, D)."""
         return _gather(self.book_TD, book_index_T)
 
-    def of_nodes(self, node_C: Tensor) -> Tensor:
-        """States of title tokens, by trie node. Shape (C, D)."""
-        return _gather(self.node_ND, node_C)
+    def of_nodes(self, node_T: Tensor) -> Tensor:
+        """States of title tokens, by trie node. Shape (T, D)."""
+        return _gather(self.node_ND, node_T)
 
 
 def _gather(table_XD: Tensor, index_T: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ user whose mask says which key is whose ancestor; nothing is copied when a beam 
 `hatllm.decode.scorer.PlainScorer` does.
 
 Dimension key: B users, M questions, L prompt length, Z slots (tokens hung under a prompt), T packed
-new tokens of all users, Q new tokens of one user, E entries (slots of all users in the order they
+new tokens of all users, Q new tokens of one user, X entries (slots of all users in the order they
 were run, the prompts' ends first), K keys, D hidden width, P nodes on a path.
 """
 
@@ -95,9 +95,9 @@ class TreeScorer:
         end_BD = self._run_prompts(batch, prefix.num_tokens)
         users_B = torch.arange(self.num_users, device=batch.valid_BL.device)
         # Known (user, node) pairs, sorted, and which entry of the lists below is theirs.
-        self.known_E, self.entry_E = users_B * trie.num_nodes, users_B
-        self.hidden_ED = end_BD
-        self.slot_E = torch.full_like(users_B, -1)  # the root's token is the prompt's last
+        self.known_X, self.entry_X = users_B * trie.num_nodes, users_B
+        self.hidden_XD = end_BD
+        self.slot_X = torch.full_like(users_B, -1)  # the root's token is the prompt's last
         self.count_B = torch.zeros_like(users_B)
         self.depth_BZ = users_B.new_zeros(self.num_users, 0)  # of the token in each slot
 
@@ -105,13 +105,13 @@ class TreeScorer:
         """Keys and values of all prompts; hidden state of each prompt's last token, (B, D)."""
         packed = Packed.of(batch, num_prefix)
         masks = masks_after_prefix(
-            self.lm.schedule, num_prefix, packed.tokens, packed.visible_FQQ, self._layers
+            self.lm.schedule, num_prefix, packed.tokens, packed.visible_YQQ, self._layers
         )
-        row_T, column_T = packed.valid_FQ.nonzero(as_tuple=True)
+        row_T, column_T = packed.valid_YQ.nonzero(as_tuple=True)
         self.store.aim(row_T, num_prefix + column_T, batch.valid_BL.shape[1])
-        stage = Stage([Band(masks, Rows.of(packed.valid_FQ), self.store)], *packed.positions)
+        stage = Stage([Band(masks, Rows.of(packed.valid_YQ), self.store)], *packed.positions)
         if self.states is not None:
-            book_index_T = batch.book_index_BL[:, num_prefix:][packed.valid_FQ]
+            book_index_T = batch.book_index_BL[:, num_prefix:][packed.valid_YQ]
             stage.first_layer = self._layers.start
             stage.entering = self.states.of_prompt(book_index_T)
         hidden_TD = hidden_of_stages(self.lm, packed.ids_T, [stage], self._layers)
@@ -129,14 +129,14 @@ class TreeScorer:
         if (entry_M < 0).any():
             self._hang_missing(user_M[entry_M < 0], node_M[entry_M < 0])
             entry_M = self._entry_of(user_M, node_M)
-        return self.hidden_ED[entry_M]
+        return self.hidden_XD[entry_M]
 
     def _entry_of(self, user_M: Tensor, node_M: Tensor) -> Tensor:
         """Entry of each (user, node), -1 where it was never run; nodes of -1 have none."""
         key_M = user_M * self.trie.num_nodes + node_M
-        found_M = torch.searchsorted(self.known_E, key_M).clamp_(max=len(self.known_E) - 1)
-        is_known_M = (self.known_E[found_M] == key_M) & (node_M >= 0)
-        return self.entry_E[found_M].masked_fill(~is_known_M, -1)
+        found_M = torch.searchsorted(self.known_X, key_M).clamp_(max=len(self.known_X) - 1)
+        is_known_M = (self.known_X[found_M] == key_M) & (node_M >= 0)
+        return self.entry_X[found_M].masked_fill(~is_known_M, -1)
 
     def _hang_missing(self, user_M: Tensor, node_M: Tensor) -> None:
         """Run the nodes, and those above them that were never run."""
@@ -163,7 +163,7 @@ class TreeScorer:
             stage.first_layer = self._layers.start
             stage.entering = self.states.of_nodes(node_T)
         hidden_TD = hidden_of_stages(self.lm, self.trie.token_N[node_T], [stage], self._layers)
-        self.hidden_ED = torch.cat([self.hidden_ED, hidden_TD])
+        self.hidden_XD = torch.cat([self.hidden_XD, hidden_TD])
 
     def _forced_after(self, user_M: Tensor, node_M: Tensor) -> Tensor:
         """Keys of the next forced tokens, which will be asked for if their title stays in play."""
@@ -177,10 +177,10 @@ class TreeScorer:
         return torch.cat(keys) if keys else node_M[:0]
 
     def _remember(self, key_T: Tensor, slot_T: Tensor) -> None:
-        entry_T = len(self.slot_E) + torch.arange(len(key_T), device=key_T.device)
-        self.known_E, order_E = torch.cat([self.known_E, key_T]).sort()
-        self.entry_E = torch.cat([self.entry_E, entry_T])[order_E]
-        self.slot_E = torch.cat([self.slot_E, slot_T])
+        entry_T = len(self.slot_X) + torch.arange(len(key_T), device=key_T.device)
+        self.known_X, order_X = torch.cat([self.known_X, key_T]).sort()
+        self.entry_X = torch.cat([self.entry_X, entry_T])[order_X]
+        self.slot_X = torch.cat([self.slot_X, slot_T])
 
     def _hung_stage(
         self, user_T: Tensor, node_T: Tensor, place_T: Tensor, slot_T: Tensor, rows: Rows
@@ -215,7 +215,7 @@ class TreeScorer:
         path_TP = self.trie.path_to(node_T)
         entry_TP = self._entry_of(user_T[:, None].expand_as(path_TP), path_TP)
         # After a path's end stands its own slot, which it sees anyway.
-        above_TP = torch.where(entry_TP >= 0, self.slot_E[entry_TP], slot_T[:, None])
+        above_TP = torch.where(entry_TP >= 0, self.slot_X[entry_TP], slot_T[:, None])
         sees_TZ = torch.zeros(len(node_T), Z, dtype=torch.bool, device=node_T.device)
         sees_TZ = sees_TZ.scatter(1, above_TP, True)
         visible_BQK = self.prompt_valid_BL.new_zeros(B, num_places, L + Z)

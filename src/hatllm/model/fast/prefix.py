@@ -1,6 +1,6 @@
 """The constant prompt prefix, run once, and rows of tokens that begin right after it.
 
-Dimension key: P prefix tokens, F rows (families of prompts), Q place in a row, K keys, T packed
+Dimension key: A prefix tokens, Y rows (families of prompts), Q place in a row, K keys, T packed
 tokens, X heads times head width.
 """
 
@@ -21,7 +21,7 @@ class PrefixStates:
     """
 
     def __init__(self) -> None:
-        self.pairs: dict[Place, tuple[Tensor, Tensor]] = {}  # (1, P, X) each
+        self.pairs: dict[Place, tuple[Tensor, Tensor]] = {}  # (1, A, X) each
 
     @property
     def num_tokens(self) -> int:
@@ -56,78 +56,78 @@ class AfterPrefix:
         return key, value
 
 
-def run_prefix(lm: MaskedLM, prefix_ids_P: Tensor) -> PrefixStates:
+def run_prefix(lm: MaskedLM, prefix_ids_A: Tensor) -> PrefixStates:
     """Keys and values of the constant prompt prefix in every layer.
 
     Args:
         lm: The model under its schedule.
-        prefix_ids_P: Token ids, possibly none. Shape (P,), int64.
+        prefix_ids_A: Token ids, possibly none. Shape (A,), int64.
 
     Returns:
         The states; gradients flow back through them.
     """
     states = PrefixStates()
-    if len(prefix_ids_P):
-        band = prefix_band(lm.schedule, states, prefix_ids_P)
-        position_P = torch.arange(len(prefix_ids_P), device=prefix_ids_P.device)
-        hidden_of_stages(lm, prefix_ids_P, [Stage([band], position_P, position_P)])
+    if len(prefix_ids_A):
+        band = prefix_band(lm.schedule, states, prefix_ids_A)
+        position_A = torch.arange(len(prefix_ids_A), device=prefix_ids_A.device)
+        hidden_of_stages(lm, prefix_ids_A, [Stage([band], position_A, position_A)])
     return states
 
 
-def prefix_band(schedule: Schedule, states: PrefixStates, prefix_ids_P: Tensor) -> Band:
+def prefix_band(schedule: Schedule, states: PrefixStates, prefix_ids_A: Tensor) -> Band:
     """The prefix as the one row of a band that leaves its keys and values in ``states``."""
-    position_1P = torch.arange(len(prefix_ids_P), device=prefix_ids_P.device)[None]
-    tokens = Tokens(torch.full_like(position_1P, PREFIX), position_1P, position_1P)
-    valid_1P = torch.ones_like(position_1P, dtype=torch.bool)
-    visible_1PP = causal_visible(valid_1P, valid_1P.shape[1])
-    masks = build_layer_masks(schedule, tokens, tokens, visible_1PP)
-    return Band(masks, Rows.of(valid_1P), states)
+    position_1A = torch.arange(len(prefix_ids_A), device=prefix_ids_A.device)[None]
+    tokens = Tokens(torch.full_like(position_1A, PREFIX), position_1A, position_1A)
+    valid_1A = torch.ones_like(position_1A, dtype=torch.bool)
+    visible_1AA = causal_visible(valid_1A, valid_1A.shape[1])
+    masks = build_layer_masks(schedule, tokens, tokens, visible_1AA)
+    return Band(masks, Rows.of(valid_1A), states)
 
 
 def masks_after_prefix(
     schedule: Schedule,
     num_prefix: int,
     tokens: Tokens,
-    visible_FQQ: Tensor,
+    visible_YQQ: Tensor,
     layers: range | None = None,
 ) -> LayerMasks:
     """Masks of rows whose keys are the prefix and themselves.
 
     Args:
         schedule: One pattern for each layer.
-        num_prefix: Prefix tokens, P.
-        tokens: The rows' own tokens. Shape (F, Q).
-        visible_FQQ: Which of a row's tokens could see which under full attention. Bool.
+        num_prefix: Prefix tokens, A.
+        tokens: The rows' own tokens. Shape (Y, Q).
+        visible_YQQ: Which of a row's tokens could see which under full attention. Bool.
         layers: The layers the masks are for; None = all.
 
     Returns:
-        Masks with P + Q keys.
+        Masks with A + Q keys.
     """
-    F, Q = tokens.segment_BL.shape
-    position_FP = torch.arange(num_prefix, device=visible_FQQ.device).expand(F, -1)
-    prefix = Tokens(torch.full_like(position_FP, PREFIX), position_FP, position_FP)
-    sees_prefix_FQP = visible_FQQ.new_ones(F, Q, num_prefix)
-    visible_FQK = torch.cat([sees_prefix_FQP, visible_FQQ], 2)
-    return build_layer_masks(schedule, tokens, prefix.append(tokens), visible_FQK, layers=layers)
+    Y, Q = tokens.segment_BL.shape
+    position_YA = torch.arange(num_prefix, device=visible_YQQ.device).expand(Y, -1)
+    prefix = Tokens(torch.full_like(position_YA, PREFIX), position_YA, position_YA)
+    sees_prefix_YQA = visible_YQQ.new_ones(Y, Q, num_prefix)
+    visible_YQK = torch.cat([sees_prefix_YQA, visible_YQQ], 2)
+    return build_layer_masks(schedule, tokens, prefix.append(tokens), visible_YQK, layers=layers)
 
 
 def bands_after_prefix(
     schedule: Schedule,
     tokens: Tokens,
-    valid_FQ: Tensor,
-    visible_FQQ: Tensor,
+    valid_YQ: Tensor,
+    visible_YQQ: Tensor,
     prefix: PrefixStates,
     num_prefix: int,
     layers: range,
 ) -> list[Band]:
     """Right-padded rows after the prefix, cut into bands where that pays: on a CPU."""
-    size_F = valid_FQ.sum(1)
-    cuts = [slice(0, len(size_F))] if valid_FQ.is_cuda else bands_of(size_F.tolist(), num_prefix)
+    size_Y = valid_YQ.sum(1)
+    cuts = [slice(0, len(size_Y))] if valid_YQ.is_cuda else bands_of(size_Y.tolist(), num_prefix)
     bands = []
     for rows in cuts:
-        Q = int(size_F[rows].max())
-        own = Tokens(*(x_FQ[rows, :Q] for x_FQ in
+        Q = int(size_Y[rows].max())
+        own = Tokens(*(x_YQ[rows, :Q] for x_YQ in
                        (tokens.segment_BL, tokens.position_BL, tokens.restart_BL)))  # fmt: skip
-        masks = masks_after_prefix(schedule, num_prefix, own, visible_FQQ[rows, :Q, :Q], layers)
-        bands.append(Band(masks, Rows.of(valid_FQ[rows, :Q]), AfterPrefix(prefix)))
+        masks = masks_after_prefix(schedule, num_prefix, own, visible_YQQ[rows, :Q, :Q], layers)
+        bands.append(Band(masks, Rows.of(valid_YQ[rows, :Q]), AfterPrefix(prefix)))
     return bands
