@@ -110,7 +110,7 @@ def branched(load: Load, examples: Examples, book: PromptBook) -> Load:
     ends = np.cumsum([len(history) for history in examples.histories])
     lengths = grown.prompt_lengths(book, with_target=True)
     # Packed, a shorter branch shares its history with the longest: it adds what comes after it.
-    titles = book.target.length[book.rows_of(grown.target_R)] - 1 + len(book.response)
+    titles = book.target.length[book.rows_of(grown.target_G)] - 1 + len(book.response)
     branches, added = np.split(lengths, ends[:-1]), np.split(titles, ends[:-1])
     return replace(
         load, branches=branches, branch_tokens=np.array([own[:-1].sum() for own in added], np.int64)
