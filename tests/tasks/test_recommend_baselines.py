@@ -9,7 +9,7 @@ import pytest
 from .conftest import call_cli, smoke_words
 
 Cli = Callable[..., int]
-KINDS = {"popularity": [], "knn": [], "sasrec": ["model.sequence.max_epochs=1"]}
+KINDS = {"popularity": [], "knn": [], "titles": [], "sasrec": ["model.sequence.max_epochs=1"]}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from hatllm.config.model import (
     ModelConfig,
     PopularityConfig,
     SequenceConfig,
+    TitlesConfig,
 )
 from hatllm.config.run import (
     NOT_IN_HASH,
@@ -49,6 +50,7 @@ __all__ = [
     "PromptConfig",
     "SequenceConfig",
     "SweepConfig",
+    "TitlesConfig",
     "TrainerConfig",
     "can_seed_change",
     "check_choice",

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from hatllm.config.checks import check_choice, check_positive, check_range
 
 SEQUENCE_KINDS = ("sasrec", "gru4rec", "bert4rec")
-SEEDLESS_KINDS = ("popularity", "knn")  # no seed changes what they answer
+SEEDLESS_KINDS = ("popularity", "knn", "titles")  # no seed changes what they answer
 TRAIN_ON = ("full", "sampled")
+ANALYZERS = ("word", "char", "char_wb")
 POPULARITY_COUNTS = ("interactions", "targets")
 SEQUENCE_LOSSES = ("bce", "ce")
 OPTIMIZERS = ("adam", "adamw")
@@ -40,6 +41,24 @@ class KnnConfig:
         check_range("model.knn.num_neighbours", self.num_neighbours, 1)
         check_range("model.knn.shrinkage", self.shrinkage, 0.0)
         check_range("model.knn.balance", self.balance, 0.0, 1.0)
+
+
+@dataclass
+class TitlesConfig:
+    """The title rule."""
+
+    analyzer: str  # one of ANALYZERS: what a title is cut into
+    shortest_ngram: int  # pieces that count together
+    longest_ngram: int
+    last_items: int  # newest titles of a history that count
+    decay: float  # weight of a title over that of the next one
+
+    def __post_init__(self) -> None:
+        check_choice("model.titles.analyzer", self.analyzer, ANALYZERS)
+        check_range("model.titles.shortest_ngram", self.shortest_ngram, 1)
+        check_range("model.titles.longest_ngram", self.longest_ngram, self.shortest_ngram)
+        check_range("model.titles.last_items", self.last_items, 1)
+        check_range("model.titles.decay", self.decay, 0.0, 1.0)
 
 
 @dataclass
@@ -150,6 +169,7 @@ class ModelConfig:
     compile: bool  # decoder layers through torch.compile
     popularity: PopularityConfig | None  # kind popularity
     knn: KnnConfig | None  # kind knn
+    titles: TitlesConfig | None  # kind titles
     sequence: SequenceConfig | None  # one of SEQUENCE_KINDS
     item_vectors: str | None  # finished run of SEQUENCE_KINDS whose items get tokens of their own
     item_curriculum: bool  # from prompts of text to prompts with these tokens, over the training
@@ -193,6 +213,7 @@ class ModelConfig:
     def _check_baseline(self) -> None:
         for field, kinds in (
             ("knn", ("knn",)),
+            ("titles", ("titles",)),
             ("sequence", SEQUENCE_KINDS),
             ("popularity", ("popularity",)),
         ):

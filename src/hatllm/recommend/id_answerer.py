@@ -9,6 +9,7 @@ import polars as pl
 from hatllm.baselines.knn import knn_answers
 from hatllm.baselines.sequences import sequences_of
 from hatllm.baselines.title_ranks import TitleIndex, predictions_of
+from hatllm.baselines.titles import titles_predictions
 from hatllm.config import Config
 from hatllm.data.sources.source_tables import read_parquet
 from hatllm.recommend.answers import Answer
@@ -45,6 +46,8 @@ class IdAnswerer:
                     folder / NEIGHBOURS_FILE, ["item_id", "neighbour", "similarity"]
                 )
                 self.answer = partial(_of_knn, table, items, config.decode.top_k)
+            case "titles":
+                self.answer = partial(_of_titles, items, config)
             case _:
                 model, _ = load_sequence_run(str(folder), index.item_id_I, "task.run_folder", {})
                 self.answer = partial(_of_model, model, index, config)
@@ -87,6 +90,11 @@ def _of_knn(
     table: pl.DataFrame, items: pl.DataFrame, top_k: int, examples: pl.DataFrame
 ) -> pl.DataFrame:
     return knn_answers(table, examples, items, top_k)
+
+
+def _of_titles(items: pl.DataFrame, config: Config, examples: pl.DataFrame) -> pl.DataFrame:
+    assert config.model.titles is not None
+    return titles_predictions(examples, items, config.model.titles, config.decode.top_k)
 
 
 def _of_model(

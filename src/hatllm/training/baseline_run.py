@@ -18,6 +18,7 @@ from hatllm.baselines.knn import knn_answers, neighbours
 from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.baselines.title_ranks import TitleIndex, predictions_of
+from hatllm.baselines.titles import titles_predictions
 from hatllm.config import SEQUENCE_KINDS, Config, SequenceConfig
 from hatllm.data.prepare import Dataset, load_dataset
 from hatllm.data.prompt import IntArray
@@ -76,6 +77,15 @@ def baseline_predictions(
             found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
         case "knn":
             found = _knn(config, folder, dataset)
+        case "titles":
+            assert config.model.titles is not None
+            examples = {split: dataset.splits[split] for split in SPLITS}
+            found = {
+                split: titles_predictions(
+                    rows, dataset.items, config.model.titles, config.decode.top_k
+                )
+                for split, rows in examples.items()
+            }
         case _:
             index = TitleIndex.of(dataset.items)
             model, chosen = _trained(config, folder, dataset, index, loggers, signals)
