@@ -21,7 +21,7 @@ class TaskConfig:
     engine: str  # recommend, with data.histories: one of ENGINES
     chunk_rows: int  # recommend, with data.histories: histories of a shard, at most
     example: int  # masks: which example of the split to draw
-    force: bool  # train: start over although the folder holds a run, finished or not
+    force: bool  # train, experiment: start over although the folder holds a run, finished or not
     num_users: int  # attention: rows of the split whose prompts are read
     attention: bool  # experiment: attention shares of its runs after the table
     batches_a_shard: int | None  # train, evaluate: batches of users between two writes of answers

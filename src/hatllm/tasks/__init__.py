@@ -19,7 +19,8 @@ def run_task(config: Config, compose: Compose, script: Path) -> None:
         ValueError: If a setting does not fit the data, the model or the machine.
     """
     # Imported late: --help and a mistyped setting should not wait for torch.
-    if config.task.name in ("train", "masks"):
+    is_one_run = not config.experiment.cells and config.experiment.grid is None
+    if config.task.name in ("train", "masks") or (config.task.name == "plan" and is_one_run):
         check_layers(config)
     match config.task.name:
         case "prepare":
