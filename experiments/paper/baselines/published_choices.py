@@ -93,23 +93,23 @@ def metrics_by_ranking(
     """Metrics over the rows asked, for each of RANKINGS."""
     batches = list(scores(model, asked, batch_size))
     score_RN, target_G = (torch.cat(part) for part in zip(*batches, strict=True))
-    new_RN = without_history(score_RN, asked.history_RL, target_G)
+    new_RN = without_history(score_RN, asked.history_GL, target_G)
     ranks = (target_ranks(some_RN, target_G, index)[0] for some_RN in (score_RN, new_RN))
     return dict(zip(RANKINGS, map(metrics_of, ranks), strict=True))
 
 
-def without_history(score_RN: Tensor, history_RL: Tensor, target_G: Tensor) -> Tensor:
+def without_history(score_RN: Tensor, history_GL: Tensor, target_G: Tensor) -> Tensor:
     """The scores with the items of the history below all others; the target keeps its own.
 
     Args:
         score_RN: Finite scores of all items. Shape (R, N).
-        history_RL: Item numbers, padded with N. Shape (R, L), int64.
+        history_GL: Item numbers, padded with N. Shape (R, L), int64.
         target_G: Item numbers. Shape (R,), int64.
     """
     target_R1 = target_G[:, None]
     lowest = float(score_RN.min()) - 1.0
     padded = torch.cat([score_RN, score_RN.new_zeros(len(score_RN), 1)], dim=1)
-    padded.scatter_(1, history_RL, lowest)
+    padded.scatter_(1, history_GL, lowest)
     padded.scatter_(1, target_R1, score_RN.gather(1, target_R1))
     return padded[:, :-1]
 

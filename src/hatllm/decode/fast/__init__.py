@@ -1,1 +1,1 @@
-"""The exact fast path of decoding: states of the catalogue computed once."""
+"""The exact fast path of decoding: each user's prompt once, states of the catalogue once."""
