@@ -23,13 +23,13 @@ from hatllm.config import OTHER_RUNS, Config, only_what_counts
 from hatllm.data.sources.source_tables import read_parquet
 from hatllm.files import write_text
 from hatllm.redact import redacted
+from hatllm.runs.run_files import CHECKPOINT_FILE as CHECKPOINT_FILE
+from hatllm.runs.run_files import CONFIG_FILE, ITEMS_FILE, RUN_FILE
+from hatllm.runs.run_files import SHARDS as SHARDS
+from hatllm.runs.run_files import WEIGHTS_FILE as WEIGHTS_FILE
 from hatllm.trusted import settings_of
 
-RUN_FILE = "run.json"  # written last: it says that the run is finished
-CHECKPOINT_FILE = Path("checkpoints") / "last.ckpt"  # until the run is finished
-SHARDS = "shards"  # folder of shards in the run folder, while there are any
 CATALOGUE = {"item_id": pl.Int64, "title": pl.Utf8, "source_id": pl.Utf8}
-WEIGHTS_FILE = "model.safetensors"  # of a baseline, in its run folder
 # Code that can change a run's predictions; tables and figures are made from those at any time.
 MAKES_NUMBERS = ("data/**/*.py", "masks/*.py", "model/**/*.py", "losses/*.py", "decode/**/*.py",
                  "baselines/*.py", "metrics/*.py", "training/*.py", "tasks/train.py")  # fmt: skip
@@ -152,7 +152,7 @@ def finished_config(folder: Path) -> Config | None:
 
 def write_config(folder: Path, config: Config) -> None:
     """The resolved settings, as YAML."""
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def load_config(folder: Path, field: str = "task.run_folder") -> Any:
@@ -181,7 +181,7 @@ def read_config(folder: Path, field: str) -> Any:
     Raises:
         ValueError: If its settings cannot be read.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG_FILE
     content = settings_of(path)
     if not isinstance(content, dict):
         raise ValueError(f"{field}={str(folder)!r}: {path.name} must hold settings by name")
@@ -201,7 +201,7 @@ def load_items(folder: Path) -> pl.DataFrame:
     Raises:
         ValueError: If it is missing, damaged, or not what a run writes.
     """
-    path = folder / "items.parquet"
+    path = folder / ITEMS_FILE
     items = read_parquet(path, list(CATALOGUE))
     if items.schema != CATALOGUE or items.is_empty() or any(items.null_count().row(0)):
         raise ValueError(f"{path} must hold {', '.join(CATALOGUE)} of every item, with no gap")
