@@ -20,7 +20,7 @@ from hatllm.many.cells import (
 )
 from hatllm.many.experiment_tables import _rows_trained, write_results_of
 from hatllm.runs.folder import config_hash, of_any_seed, write_config
-from hatllm.tables.experiment_results import PlannedRun
+from hatllm.tables.alike_runs import PlannedRun
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]

@@ -19,7 +19,7 @@ import polars as pl
 from hatllm.metrics.from_predictions import example_metrics
 from hatllm.metrics.uncertainty import mean_and_std_over_seeds, summarize_differences
 from hatllm.tables.pairing import paired_examples
-from hatllm.tables.run_report import markdown_table
+from hatllm.tables.writers import markdown_table
 
 METRICS = ("HR@5", "HR@10", "NDCG@10")
 OWN = "the run's own"

@@ -6,7 +6,6 @@ of them are means over examples, each example counted once, targets that were no
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import polars as pl
 import torch
@@ -67,23 +66,6 @@ def evaluate_predictions(
     metrics["num_examples"] = float(len(predictions))
     metrics["num_users"] = float(predictions["user_id"].n_unique())
     return metrics
-
-
-def uniform_guess(folder: Path) -> str | None:
-    """How good a NLL is: that of a uniform guess among all titles, said in words.
-
-    Args:
-        folder: A finished run.
-
-    Returns:
-        Such as ``a uniform guess among 6,334 titles has 8.754``; None for a folder without its
-        catalogue (``items.parquet``).
-    """
-    path = folder / "items.parquet"
-    if not path.exists():
-        return None
-    num_titles = pl.read_parquet(path)["title"].n_unique()
-    return f"a uniform guess among {num_titles:,} titles has {math.log(num_titles):.3f}"
 
 
 def example_metrics(predictions: pl.DataFrame, cut_offs: Sequence[int]) -> pl.DataFrame:

@@ -24,7 +24,8 @@ from hatllm.data.sources.source_tables import read_parquet
 from hatllm.files import write_text
 from hatllm.redact import redacted
 from hatllm.runs.run_files import CHECKPOINT_FILE as CHECKPOINT_FILE
-from hatllm.runs.run_files import CONFIG_FILE, ITEMS_FILE, RUN_FILE
+from hatllm.runs.run_files import CONFIG_FILE, ITEMS_FILE
+from hatllm.runs.run_files import RUN_FILE as RUN_FILE
 from hatllm.runs.run_files import SHARDS as SHARDS
 from hatllm.runs.run_files import WEIGHTS_FILE as WEIGHTS_FILE
 from hatllm.trusted import settings_of

@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from hatllm.tables.comparison import read_identity
+from hatllm.runs.run_files import EXAMPLES_FILE, ITEMS_FILE, read_predictions
+from hatllm.tables.alike_runs import PlannedRun, planned
 
 TITLE_WIDTH = 88  # characters of a title that are printed
 NUM_HISTORY = 10  # last history items that are printed
@@ -55,24 +56,19 @@ def example_users(
     Raises:
         ValueError: If a label has no run or a run is not finished.
     """
-    first: dict[str, tuple[int, Path]] = {}
-    for at, folder in enumerate(folders):
-        identity = read_identity(folder)
-        label = names[at] if names is not None else str(identity["label"])
-        seed = int(identity["seed"])
-        if label not in first or seed < first[label][0]:
-            first[label] = (seed, folder)
+    first: dict[str, PlannedRun] = {}
+    for run in planned(folders, names):
+        if run.label not in first or run.seed < first[run.label].seed:
+            first[run.label] = run
     missing = [label for label in labels if label not in first]
     if missing or not labels:
         raise ValueError(f"labels={list(labels)} must be among {', '.join(first)}")
-    predictions = {
-        label: pl.read_parquet(first[label][1] / "predictions.parquet") for label in labels
-    }
-    folder = first[labels[-1]][1]
+    predictions = {label: read_predictions(first[label].folder) for label in labels}
+    folder = first[labels[-1]].folder
     return describe_examples(
         pick_examples(list(predictions.values()), n),
-        pl.read_parquet(folder / "examples.parquet"),
-        pl.read_parquet(folder / "items.parquet"),
+        pl.read_parquet(folder / EXAMPLES_FILE),
+        pl.read_parquet(folder / ITEMS_FILE),
         predictions,
         shown=labels[-1],
     )

@@ -14,7 +14,7 @@ from hatllm.metrics.from_predictions import evaluate_predictions
 from hatllm.runs.begin import check_data_unchanged
 from hatllm.runs.folder import SHARDS, config_hash, environment
 from hatllm.runs.lock import held_alone
-from hatllm.tables.terminal import metrics_table
+from hatllm.tables.run_report import metrics_table
 from hatllm.training.assemble import assemble, load_tuned
 from hatllm.training.decode_splits import decode_splits, start_processes
 from hatllm.training.stop_signals import StopSignals

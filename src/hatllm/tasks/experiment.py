@@ -16,7 +16,7 @@ from hatllm.many.cells import PlannedCell, check_same_code, chosen_cells, plan_c
 from hatllm.many.experiment_tables import write_results_of
 from hatllm.runs.begin import check_data_unchanged
 from hatllm.runs.folder import is_finished
-from hatllm.tables.results_table import read_published
+from hatllm.tables.published import read_published
 from hatllm.tasks.attention import write_attention_of
 
 console = Console()

@@ -1,6 +1,5 @@
 """task=table: one table, with paired differences and figures, from finished runs."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,15 @@ from hatllm.config import Config
 from hatllm.files import write_text
 from hatllm.many.experiment_tables import results
 from hatllm.runs.folder import (
-    RUN_FILE,
     finished_config,
     load_config,
     of_any_seed,
     settings_by_name,
 )
+from hatllm.runs.run_files import RUN_FILE, read_identity
 from hatllm.tables.comparison import compare_runs
-from hatllm.tables.comparison_table import rich_table, write_comparison
 from hatllm.tables.example_users import example_users
-from hatllm.tables.experiment_results import refuse_other_origins
+from hatllm.tables.writers import rich_table, write_comparison
 
 
 def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
@@ -41,8 +39,8 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
         return results(config, compose)
     root = Path(config.task.run_folder or config.output_root).expanduser()
     data_of = {
-        path.parent: json.loads(path.read_text())["data"]
-        for path in sorted(root.glob("*/run.json"))
+        path.parent: read_identity(path.parent, "data")["data"]
+        for path in sorted(root.glob(f"*/{RUN_FILE}"))
     }
     if not data_of:
         raise ValueError(f"task.run_folder={str(root)!r} holds no finished run")
@@ -53,14 +51,16 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
             f"{', '.join(sorted(set(data_of.values())))} only; give data=..."
         )
     console = Console()
-    for warning in refuse_other_origins(folders):
-        console.print(f"warning: {warning}", markup=False)
     names = _names(folders)
-    comparison = compare_runs(folders, config.experiment.reference, names, config.metrics.cut_offs)
+    comparison = compare_runs(
+        folders, config.experiment.reference, names, config.metrics.cut_offs, config.data.name
+    )
+    for warning in comparison.warnings:
+        console.print(f"warning: {warning}", markup=False)
     target = Path(config.experiment.folder or Path(config.output_root) / "table").expanduser()
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
-    text = example_users(folders, [row.label for row in comparison.rows], 3, names)
+    text = example_users(folders, [arm.label for arm in comparison.arms], 3, names)
     write_text(target / "examples.md", text)
     console.print(text, markup=False, highlight=False)
     console.print(f"table and figures: {target}")
@@ -69,7 +69,7 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """What to call each run: its label, and where runs of one label differ in settings, these."""
-    labels = [str(json.loads((folder / RUN_FILE).read_text())["label"]) for folder in folders]
+    labels = [str(read_identity(folder, "label")["label"]) for folder in folders]
     settings = [_flat_settings(folder) for folder in folders]
     names = []
     for label, values in zip(labels, settings, strict=True):

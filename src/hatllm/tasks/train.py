@@ -41,8 +41,7 @@ from hatllm.runs.folder import (
     run_label,
 )
 from hatllm.runs.lock import held_alone
-from hatllm.tables.run_report import write_run_report
-from hatllm.tables.terminal import metrics_table
+from hatllm.tables.run_report import metrics_table, write_run_report
 from hatllm.tasks.masks import masks_of
 from hatllm.training.assemble import Parts, assemble, check_catalogue, check_hardware
 from hatllm.training.baseline_run import baseline_predictions, popularity_of
