@@ -1,6 +1,6 @@
 """Tables and figures of an experiment from its finished cells; nothing is run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from hatllm.config import Config
 from hatllm.figures.comparison_plot import bars
 from hatllm.figures.sweep_plots import heat_map, lines
 from hatllm.files import write_csv, write_text
-from hatllm.many.cells import PlannedCell, plan_cells
+from hatllm.runs.cell import Cell
 from hatllm.runs.folder import load_config
 from hatllm.runs.run_files import hardware_text, read_environment, read_manifest
-from hatllm.tables.alike_runs import PlannedRun
 from hatllm.tables.comparison import Comparison, compare
 from hatllm.tables.example_users import example_users
 from hatllm.tables.published import read_published
@@ -27,28 +26,11 @@ from hatllm.tables.views import (
     slices_frame,
 )
 from hatllm.tables.writers import comparison_frame, latex, markdown, rich_table, write_comparison
-from hatllm.training.lightning_trainer import num_optimizer_steps
 
 console = Console()
 
 
-def results(config: Config, compose: Callable[[list[str]], Config]) -> Path:
-    """Write the tables of an experiment from what is finished of it.
-
-    Args:
-        config: The experiment.
-        compose: Gives the config of a cell from its overrides.
-
-    Returns:
-        Folder of the tables.
-
-    Raises:
-        ValueError: As :func:`write_results_of`.
-    """
-    return write_results_of(config, plan_cells(config, compose, to_run=False))
-
-
-def write_results_of(config: Config, cells: list[PlannedCell]) -> Path:
+def write_results_of(config: Config, cells: list[Cell]) -> Path:
     """Write ``results.md``, ``.tex``, ``.csv``, the experiment's views, and each data set's table.
 
     Args:
@@ -65,10 +47,9 @@ def write_results_of(config: Config, cells: list[PlannedCell]) -> Path:
     experiment = config.experiment
     target = Path(experiment.folder or Path(config.output_root) / "table").expanduser()
     published = None if experiment.published is None else read_published(Path(experiment.published))
-    by_data: dict[str, list[PlannedRun]] = {}
+    by_data: dict[str, list[Cell]] = {}
     for cell in cells:
-        run = PlannedRun(cell.label, cell.seed, cell.folder)
-        by_data.setdefault(cell.data, []).append(run)
+        by_data.setdefault(cell.data, []).append(cell)
     finished = {
         data: runs for data, runs in by_data.items() if any(run.is_finished for run in runs)
     }
@@ -106,7 +87,7 @@ def _warn(block: Comparison) -> None:
             console.print(f"{block.data}: {arm.label}: {arm.seeds_text} runs finished")
 
 
-def _show(comparison: Comparison, runs: list[PlannedRun], target: Path) -> None:
+def _show(comparison: Comparison, runs: list[Cell], target: Path) -> None:
     """One data set's comparison and example users, as for any folder of runs."""
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
@@ -117,9 +98,7 @@ def _show(comparison: Comparison, runs: list[PlannedRun], target: Path) -> None:
     console.print(text, markup=False, highlight=False)
 
 
-def _facts(
-    config: Config, cells: list[PlannedCell], finished: dict[str, list[PlannedRun]]
-) -> list[str]:
+def _facts(config: Config, cells: list[Cell], finished: dict[str, list[Cell]]) -> list[str]:
     """What a reader must know to judge and repeat the table."""
     folders = [run.folder for runs in finished.values() for run in runs if run.is_finished]
     environments = [read_environment(folder) for folder in folders]
@@ -138,8 +117,8 @@ def _facts(
 
 def _write_views(
     config: Config,
-    cells: list[PlannedCell],
-    finished: dict[str, list[PlannedRun]],
+    cells: list[Cell],
+    finished: dict[str, list[Cell]],
     found: list[Comparison],
     target: Path,
 ) -> None:
@@ -154,7 +133,7 @@ def _write_views(
                 bars(frame, "label", ndcg, f"{ndcg}_se", "data", pairs, note,
                      target / "bars.png")  # fmt: skip
             case "grid":
-                _write_grid(cells, frame, found[0].tested_metrics, target)
+                _write_grid(config, cells, frame, found[0].tested_metrics, target)
             case "slices":
                 slices = pl.concat(
                     [slices_frame(data, runs) for data, runs in finished.items()],
@@ -174,13 +153,13 @@ def _write_views(
 
 
 def _write_grid(
-    cells: list[PlannedCell], frame: pl.DataFrame, metrics: Sequence[str], target: Path
+    config: Config, cells: list[Cell], frame: pl.DataFrame, metrics: Sequence[str], target: Path
 ) -> None:
     """Heat maps and lines of the grid's cells, one pair a data set and metric."""
     places = {
-        (cell.data, cell.label): (cell.split_layer, cell.num_cross_layers)
+        (cell.data, cell.label): (cell.config.mask.split_layer, cell.config.mask.num_cross_layers)
         for cell in cells
-        if cell.split_layer is not None
+        if cell.config is not None and cell.label not in config.experiment.cells
     }
     grid = pl.DataFrame(
         [(*name, *place) for name, place in places.items()],
@@ -198,7 +177,7 @@ def _write_grid(
                   target / f"lines-{name}")  # fmt: skip
 
 
-def _rows_trained(runs: list[PlannedRun]) -> dict[Path, int]:
+def _rows_trained(runs: list[Cell]) -> dict[Path, int]:
     """Rows over all epochs of the LLM runs; not known of runs that may stop early."""
     rows = {}
     for run in runs:
@@ -210,7 +189,7 @@ def _rows_trained(runs: list[PlannedRun]) -> dict[Path, int]:
         if saved.model.kind != "llm" or saved.model.tuning == "none" or stops_early:
             continue
         manifest = read_manifest(run.folder)
-        steps = num_optimizer_steps(saved.trainer, manifest["rows"]["train"]["after_sampling"])
+        steps = saved.trainer.num_steps(manifest["rows"]["train"]["after_sampling"])
         rows[run.folder] = steps * saved.trainer.global_batch_size
     return rows
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from hatllm.config import OTHER_RUNS, can_seed_change, makes_steps, only_what_counts
 from hatllm.metrics.from_predictions import NLL_COLUMNS, example_metrics
+from hatllm.runs.cell import Cell
 from hatllm.runs.run_files import (
     CONFIG_FILE,
     PREDICTIONS_FILE,
@@ -29,20 +30,6 @@ from hatllm.tables.pairing import NO_SEED, ByLabel
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """A run that a table should hold."""
-
-    label: str
-    seed: int
-    folder: Path
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run is there."""
-        return (self.folder / RUN_FILE).exists()
-
-
-@dataclass(frozen=True)
 class FinishedRun:
     """What a comparison needs to know of one run folder."""
 
@@ -55,7 +42,7 @@ class FinishedRun:
     values: pl.DataFrame  # output of example_metrics, for cut-offs of at most top_k
 
 
-def planned(folders: Sequence[Path], labels: Sequence[str] | None = None) -> list[PlannedRun]:
+def cells_of(folders: Sequence[Path], labels: Sequence[str] | None = None) -> list[Cell]:
     """The finished runs in some folders.
 
     Args:
@@ -70,11 +57,11 @@ def planned(folders: Sequence[Path], labels: Sequence[str] | None = None) -> lis
         check_files(folder, RUN_FILE, CONFIG_FILE, PREDICTIONS_FILE)
         identity = read_identity(folder, "label", "seed", "split_hash")
         label = str(identity["label"]) if labels is None else labels[at]
-        found.append(PlannedRun(label, int(identity["seed"]), folder))
+        found.append(Cell(label, int(identity["seed"]), folder))
     return found
 
 
-def load_alike(runs: Sequence[PlannedRun], cut_offs: Sequence[int] | None) -> list[FinishedRun]:
+def load_alike(runs: Sequence[Cell], cut_offs: Sequence[int] | None) -> list[FinishedRun]:
     """Read finished runs that belong in one table.
 
     Of runs that no seed can change, the first of each label and settings stands for its twins. A
@@ -108,7 +95,7 @@ def load_run(folder: Path, cut_offs: Sequence[int], label: str) -> FinishedRun:
     Raises:
         ValueError: If a file is missing, or a key in ``run.json``.
     """
-    (run,) = planned([folder], [label])
+    (run,) = cells_of([folder], [label])
     settings = read_settings(folder)
     top_k = top_k_of(settings)
     return FinishedRun(

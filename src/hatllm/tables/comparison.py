@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hatllm.metrics.from_predictions import NLL_COLUMNS
+from hatllm.runs.cell import Cell
 from hatllm.tables.alike_runs import (
-    PlannedRun,
+    cells_of,
     load_alike,
     measured_cut_offs,
-    planned,
     refuse_other_origins,
     values_by_label,
 )
@@ -104,7 +104,7 @@ def compare_runs(
     Raises:
         ValueError: If a run is not finished, there is no run of the reference, or as `compare`.
     """
-    runs = planned(folders, labels)
+    runs = cells_of(folders, labels)
     known = dict.fromkeys(run.label for run in runs)
     if runs and reference is not None and reference not in known:
         raise ValueError(f"reference={reference!r} must be one of {', '.join(known)}")
@@ -112,7 +112,7 @@ def compare_runs(
 
 
 def compare(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[Cell],
     reference: str | None,
     compared_with: Mapping[str, str],
     cut_offs: Sequence[int] | None,
@@ -178,7 +178,7 @@ def _others(
 
 
 def _arms(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[Cell],
     by_label: ByLabel,
     others: Mapping[str, str],
     cut_offs: Sequence[int],

@@ -7,8 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from hatllm.runs.cell import Cell
 from hatllm.runs.run_files import EXAMPLES_FILE, ITEMS_FILE, read_predictions
-from hatllm.tables.alike_runs import PlannedRun, planned
+from hatllm.tables.alike_runs import cells_of
 
 TITLE_WIDTH = 88  # characters of a title that are printed
 NUM_HISTORY = 10  # last history items that are printed
@@ -56,8 +57,8 @@ def example_users(
     Raises:
         ValueError: If a label has no run or a run is not finished.
     """
-    first: dict[str, PlannedRun] = {}
-    for run in planned(folders, names):
+    first: dict[str, Cell] = {}
+    for run in cells_of(folders, names):
         if run.label not in first or run.seed < first[run.label].seed:
             first[run.label] = run
     missing = [label for label in labels if label not in first]

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from hatllm.metrics.from_predictions import SLICES
+from hatllm.runs.cell import Cell
 from hatllm.runs.run_files import hardware_text, read_environment, read_metrics
-from hatllm.tables.alike_runs import PlannedRun
 from hatllm.tables.numbers import (
     DASH,
     OVER_SEEDS,
@@ -30,7 +30,7 @@ SLICES_NOTE = (
 )
 
 
-def slices_frame(data: str, runs: Sequence[PlannedRun]) -> pl.DataFrame:
+def slices_frame(data: str, runs: Sequence[Cell]) -> pl.DataFrame:
     """Metrics by how often the target stands in train.
 
     Args:
@@ -56,7 +56,7 @@ def slices_frame(data: str, runs: Sequence[PlannedRun]) -> pl.DataFrame:
 
 
 def efficiency_frame(
-    data: str, runs: Sequence[PlannedRun], rows_trained: Mapping[Path, int]
+    data: str, runs: Sequence[Cell], rows_trained: Mapping[Path, int]
 ) -> pl.DataFrame:
     """Seconds and speed by the runs' own clocks.
 
@@ -119,7 +119,7 @@ def _slice_metrics(folders: Sequence[Path]) -> list[str]:
     return [f"{kind}@{k}" for k in cut_offs_of(names) for kind in ("HR", "NDCG")] + ["trie_NLL"]
 
 
-def _folders_by_label(runs: Sequence[PlannedRun]) -> dict[str, list[Path]]:
+def _folders_by_label(runs: Sequence[Cell]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for run in runs:
         if run.is_finished:

@@ -1,28 +1,25 @@
 """task=table: one table, with paired differences and figures, from finished runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from hatllm.compose import checked
+from hatllm.compose import Compose, checked
 from hatllm.config import Config
 from hatllm.files import write_text
-from hatllm.many.experiment_tables import results
-from hatllm.runs.folder import (
-    finished_config,
-    load_config,
-    of_any_seed,
-    settings_by_name,
-)
+from hatllm.many.cells import plan_cells
+from hatllm.many.experiment_tables import write_results_of
+from hatllm.runs.folder import finished_config, load_config
+from hatllm.runs.name import of_any_seed, settings_by_name
 from hatllm.runs.run_files import RUN_FILE, read_identity
 from hatllm.tables.comparison import compare_runs
 from hatllm.tables.example_users import example_users
 from hatllm.tables.writers import rich_table, write_comparison
 
 
-def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
+def table(config: Config, compose: Compose) -> Path:
     """Compare finished runs: an experiment's, or all on one data set under ``task.run_folder``.
 
     Args:
@@ -36,7 +33,7 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
         ValueError: If there is no finished run, or they do not belong in one table.
     """
     if config.experiment.cells or config.experiment.grid is not None:
-        return results(config, compose)
+        return write_results_of(config, plan_cells(config, compose, to_run=False))
     root = Path(config.task.run_folder or config.output_root).expanduser()
     data_of = {
         path.parent: read_identity(path.parent, "data")["data"]
