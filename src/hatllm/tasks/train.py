@@ -143,9 +143,8 @@ def _run_llm(config: Config, folder: Path, signals: StopSignals) -> Path:
     if config.trainer.strategy != "fsdp":
         answers = ValidAnswers(config, folder, parts)
     recommender = Recommender(
-        lm, parts.catalogue, config, num_steps,
-        dataset.items, dataset.train_interactions, dataset.splits["valid"], answers,
-    )  # fmt: skip
+        lm, parts.catalogue, config, num_steps, dataset.splits["valid"], answers
+    )
     seconds = {"prepare": time.perf_counter() - start}
     loggers = build_loggers(config, folder, dataset.manifest, parts.schedule)
     chosen = picture = None

@@ -22,7 +22,8 @@ from hatllm.losses.lml import lml_loss
 from hatllm.losses.msl import ats_temperature, legal_statistics, msl_loss, smooth
 from hatllm.losses.sdpo import sdpo_loss
 from hatllm.memory import naming_what_to_lower
-from hatllm.metrics.from_predictions import evaluate_predictions
+from hatllm.metrics.from_predictions import NLL_COLUMNS, ranks_and_nlls
+from hatllm.metrics.rank_metrics import NDCG, ExampleMean, HitRate
 from hatllm.model.fast.packed_prompts import hidden_at
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.processes import process_rank
@@ -42,8 +43,6 @@ class Recommender(lightning.LightningModule):
         catalogue: Catalogue,
         config: "Config",
         num_steps: int,
-        items: pl.DataFrame,
-        train_interactions: pl.DataFrame,
         valid: pl.DataFrame,
         decode_valid: Callable[[MaskedLM], pl.DataFrame] | None = None,
     ) -> None:
@@ -54,8 +53,6 @@ class Recommender(lightning.LightningModule):
             catalogue: Tokenised titles and their trie.
             config: The run.
             num_steps: Optimizer steps of the whole run, for the learning-rate decay.
-            items: Catalogue table.
-            train_interactions: What train holds, each interaction once, for popularity slices.
             valid: Validation rows.
             decode_valid: Gives their predictions under the model; None = they are decoded and
                 nothing of it is kept.
@@ -64,8 +61,12 @@ class Recommender(lightning.LightningModule):
         self.lm = lm
         # Not parameters: kept out of the module tree.
         self.catalogue, self.config, self.num_steps = catalogue, config, num_steps
-        self.items, self.train_interactions, self.valid = items, train_interactions, valid
-        self.decode_valid = decode_valid
+        self.valid, self.decode_valid = valid, decode_valid
+        self.val_metrics = torch.nn.ModuleDict(
+            {f"{name}@{k}": metric(k) for k in config.validation_cut_offs
+             for name, metric in (("NDCG", NDCG), ("HR", HitRate))}
+        )  # fmt: skip
+        self.val_nlls = torch.nn.ModuleDict({name: ExampleMean() for name in NLL_COLUMNS})
         self.tau: Tensor
         self.register_buffer("tau", torch.tensor(float("nan")))  # msl_ats: moving average
         self.reference = Reference(lm) if config.loss.name == "sdpo" else None
@@ -214,12 +215,14 @@ class Recommender(lightning.LightningModule):
                 predictions = self.decode_valid(self.lm)
             else:
                 predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
-        cut_offs = self.config.validation_cut_offs
-        metrics = evaluate_predictions(predictions, self.items, self.train_interactions, cut_offs)
-        ranking = [f"{kind}@{k}" for k in cut_offs for kind in ("NDCG", "HR")]
-        for name in (*ranking, "trie_NLL", "vocab_NLL"):
-            if name in metrics:  # d3 has no NLL of its own
-                self.log(f"val/{name}", metrics[name], prog_bar=name == ranking[0], batch_size=1)
+        rank_B, nlls = ranks_and_nlls(predictions)
+        for name, metric in self.val_metrics.items():
+            metric.update(rank_B)
+            is_main = metric is next(iter(self.val_metrics.values()))
+            self.log(f"val/{name}", metric, prog_bar=is_main, batch_size=1)
+        for name, nll_B in nlls.items():  # d3 has none of its own
+            self.val_nlls[name].update(nll_B)
+            self.log(f"val/{name}", self.val_nlls[name], batch_size=1)
 
     def score_as_trained(self) -> None:
         """Under msl_ats titles are scored at the temperature that it has come to."""
