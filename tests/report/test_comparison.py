@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from hatllm.tables.alike_runs import load_run
+from hatllm.tables.alike_runs import cells_of, load_run
 from hatllm.tables.comparison import Comparison, compare_runs
 from hatllm.tables.example_users import example_users
 from hatllm.tables.pairing import NO_SEED
@@ -314,7 +314,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_example_users_list_the_answers_of_the_last_label(folders: list[Path]) -> None:
-    text = example_users(folders, ["causal", "hatllm"], n=2)
+    text = example_users(cells_of(folders), ["causal", "hatllm"], n=2)
     assert text.count("top 5 by hatllm") == 2
     first = int(text.split("example ")[1].split()[0])
     ranks = {}
@@ -323,4 +323,4 @@ def test_example_users_list_the_answers_of_the_last_label(folders: list[Path]) -
         ranks[json.loads((folder / "run.json").read_text())["label"]] = row["target_rank"] or "–"
     assert f"its rank: causal {ranks['causal']}, hatllm {ranks['hatllm']}" in text
     with pytest.raises(ValueError, match="must be among"):
-        example_users(folders, ["nobody"])
+        example_users(cells_of(folders), ["nobody"])

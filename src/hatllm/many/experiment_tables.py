@@ -68,7 +68,8 @@ def write_results_of(config: Config, cells: list[Cell]) -> Path:
         _warn(block)
         if experiment.compared_with:  # beside it all arms against the one reference
             block = compare(runs, experiment.reference, {}, cut_offs, block.data)
-        _show(block, runs, target / str(block.data) if experiment.datasets else target)
+        below = target / str(block.data) if experiment.datasets else target
+        show(block, [run for run in runs if run.is_finished], below)
     facts = _facts(config, cells, finished)
     facts += [f"no finished run on {data}" for data in by_data if data not in finished]
     write_text(target / "results.md", markdown(found, published, facts))
@@ -87,13 +88,17 @@ def _warn(block: Comparison) -> None:
             console.print(f"{block.data}: {arm.label}: {arm.seeds_text} runs finished")
 
 
-def _show(comparison: Comparison, runs: list[Cell], target: Path) -> None:
-    """One data set's comparison and example users, as for any folder of runs."""
+def show(comparison: Comparison, runs: Sequence[Cell], target: Path) -> None:
+    """Write and print one data set's comparison and some example users.
+
+    Args:
+        comparison: Of the runs, and of others that are not finished.
+        runs: The finished ones.
+        target: Folder, made if it is not there.
+    """
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
-    finished = [run for run in runs if run.is_finished]
-    folders, names = [run.folder for run in finished], [run.label for run in finished]
-    text = example_users(folders, list(dict.fromkeys(names)), 3, names)
+    text = example_users(runs, list(dict.fromkeys(run.label for run in runs)))
     write_text(target / "examples.md", text)
     console.print(text, markup=False, highlight=False)
 

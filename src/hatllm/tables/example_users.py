@@ -2,14 +2,12 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from hatllm.runs.cell import Cell
 from hatllm.runs.run_files import EXAMPLES_FILE, ITEMS_FILE, read_predictions
-from hatllm.tables.alike_runs import cells_of
 
 TITLE_WIDTH = 88  # characters of a title that are printed
 NUM_HISTORY = 10  # last history items that are printed
@@ -37,28 +35,22 @@ def pick_examples(predictions: Sequence[pl.DataFrame], num: int, k: int = 10) ->
     return of_users["example_id"].head(num).to_list()
 
 
-def example_users(
-    folders: Sequence[Path],
-    labels: Sequence[str],
-    n: int = 3,
-    names: Sequence[str] | None = None,
-) -> str:
+def example_users(runs: Sequence[Cell], labels: Sequence[str], n: int = 3) -> str:
     """Example users of several arms as text, the answers of the last label listed.
 
     Args:
-        folders: Run folders, with ``examples.parquet`` and ``items.parquet`` beside the rest.
+        runs: Finished ones, with ``examples.parquet`` and ``items.parquet`` in their folders.
         labels: Arms whose ranks are shown; the top five are those of the last one.
         n: Users; those for whom some arm hits come first.
-        names: What to call the runs; None = as they call themselves.
 
     Returns:
         One block of text: history titles, the true next title, its ranks, the top five.
 
     Raises:
-        ValueError: If a label has no run or a run is not finished.
+        ValueError: If a label has no run.
     """
     first: dict[str, Cell] = {}
-    for run in cells_of(folders, names):
+    for run in runs:
         if run.label not in first or run.seed < first[run.label].seed:
             first[run.label] = run
     missing = [label for label in labels if label not in first]

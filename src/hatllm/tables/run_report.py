@@ -109,12 +109,9 @@ def write_run_report(folder: Path, label: str) -> Path:
 
 def _what_ran(config: Mapping[str, Any]) -> str:
     """One line: model, mask, loss, decoder, data, scale, seed."""
-    names = {
-        group: (config.get(group) or {}).get("name")
-        for group in ("model", "mask", "loss", "decode", "data")
-    }
-    settings = f"scale {config.get('scale')}, seed {config.get('seed')}"
-    if (config.get("model") or {}).get("kind", "llm") != "llm":
+    names = {group: config[group]["name"] for group in ("model", "mask", "loss", "decode", "data")}
+    settings = f"scale {config['scale']}, seed {config['seed']}"
+    if config["model"]["kind"] != "llm":
         return f"**{names['model']}** on {names['data']}: {settings}."
     return (
         f"**{names['model']}** with mask **{names['mask']}** on {names['data']}: "
@@ -253,8 +250,7 @@ def _inline(value: object) -> str:
 
 def _command(folder: Path, environment: Mapping[str, Any]) -> str:
     """The recorded command, or the run's resolved config given back to run.py."""
-    recorded = environment.get("command")
-    if isinstance(recorded, list):
-        return shlex.join(str(part) for part in recorded)
     path = shlex.quote(str(folder.resolve()))
-    return str(recorded or f"python run.py --config-path {path} --config-name config")
+    return str(
+        environment.get("command") or f"python run.py --config-path {path} --config-name config"
+    )

@@ -8,15 +8,13 @@ from rich.console import Console
 
 from hatllm.compose import Compose, checked
 from hatllm.config import Config
-from hatllm.files import write_text
 from hatllm.many.cells import plan_cells
-from hatllm.many.experiment_tables import write_results_of
+from hatllm.many.experiment_tables import show, write_results_of
 from hatllm.runs.folder import finished_config, load_config
 from hatllm.runs.name import of_any_seed, settings_by_name
 from hatllm.runs.run_files import RUN_FILE, read_identity
+from hatllm.tables.alike_runs import cells_of
 from hatllm.tables.comparison import compare_runs
-from hatllm.tables.example_users import example_users
-from hatllm.tables.writers import rich_table, write_comparison
 
 
 def table(config: Config, compose: Compose) -> Path:
@@ -55,11 +53,7 @@ def table(config: Config, compose: Compose) -> Path:
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", markup=False)
     target = Path(config.experiment.folder or Path(config.output_root) / "table").expanduser()
-    write_comparison(comparison, target)
-    console.print(rich_table(comparison))
-    text = example_users(folders, [arm.label for arm in comparison.arms], 3, names)
-    write_text(target / "examples.md", text)
-    console.print(text, markup=False, highlight=False)
+    show(comparison, cells_of(folders, names), target)
     console.print(f"table and figures: {target}")
     return target
 

@@ -13,6 +13,7 @@ import pytorch_lightning as lightning
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from hatllm.data.prompt import Batch
 from hatllm.decode.catalogue import Catalogue
@@ -62,11 +63,12 @@ class Recommender(lightning.LightningModule):
         # Not parameters: kept out of the module tree.
         self.catalogue, self.config, self.num_steps = catalogue, config, num_steps
         self.valid, self.decode_valid = valid, decode_valid
-        self.val_metrics = torch.nn.ModuleDict(
-            {f"{name}@{k}": metric(k) for k in config.validation_cut_offs
-             for name, metric in (("NDCG", NDCG), ("HR", HitRate))}
-        )  # fmt: skip
-        self.val_nlls = torch.nn.ModuleDict({name: ExampleMean() for name in NLL_COLUMNS})
+        cut_offs = config.validation_cut_offs
+        ranking = {f"HR@{k}": HitRate(k) for k in cut_offs}
+        ranking |= {f"NDCG@{k}": NDCG(k) for k in cut_offs}
+        self.val_ranking = MetricCollection(ranking, compute_groups=False)
+        nlls = {name: ExampleMean() for name in NLL_COLUMNS}
+        self.val_nlls = MetricCollection(nlls, compute_groups=False)
         self.tau: Tensor
         self.register_buffer("tau", torch.tensor(float("nan")))  # msl_ats: moving average
         self.reference = Reference(lm) if config.loss.name == "sdpo" else None
@@ -216,10 +218,10 @@ class Recommender(lightning.LightningModule):
             else:
                 predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
         rank_B, nlls = ranks_and_nlls(predictions)
-        for name, metric in self.val_metrics.items():
-            metric.update(rank_B)
-            is_main = metric is next(iter(self.val_metrics.values()))
-            self.log(f"val/{name}", metric, prog_bar=is_main, batch_size=1)
+        self.val_ranking.update(rank_B)
+        main = f"NDCG@{self.config.validation_cut_offs[0]}"
+        for name, metric in self.val_ranking.items():
+            self.log(f"val/{name}", metric, prog_bar=name == main, batch_size=1)
         for name, nll_B in nlls.items():  # d3 has none of its own
             self.val_nlls[name].update(nll_B)
             self.log(f"val/{name}", self.val_nlls[name], batch_size=1)
