@@ -121,7 +121,7 @@ def rich_table(comparison: Comparison) -> Table:
     """
     table = Table(
         title=f"{comparison.num_examples} test examples of {comparison.num_users} users",
-        caption=f"{notes(comparison)} {legend([comparison])}",
+        caption=Text(f"{notes(comparison)} {legend([comparison])}"),  # labels are no markup
         caption_justify="left",
         show_lines=True,
     )
