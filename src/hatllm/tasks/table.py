@@ -9,12 +9,9 @@ from rich.console import Console
 from hatllm.compose import Compose, checked
 from hatllm.config import Config
 from hatllm.many.cells import plan_cells
-from hatllm.many.experiment_tables import show, write_results_of
 from hatllm.runs.folder import finished_config, load_config
 from hatllm.runs.name import of_any_seed, settings_by_name
 from hatllm.runs.run_files import RUN_FILE, read_identity
-from hatllm.tables.alike_runs import cells_of
-from hatllm.tables.comparison import compare_runs
 
 
 def table(config: Config, compose: Compose) -> Path:
@@ -31,7 +28,19 @@ def table(config: Config, compose: Compose) -> Path:
         ValueError: If there is no finished run, or they do not belong in one table.
     """
     if config.experiment.cells or config.experiment.grid is not None:
-        return write_results_of(config, plan_cells(config, compose, to_run=False))
+        cells = plan_cells(config, compose, to_run=False)
+        from hatllm.many.experiment_tables import write_results_of  # late: wrong cells come first
+
+        return write_results_of(config, cells)
+    return _write(config, _finished_runs(config))
+
+
+def _finished_runs(config: Config) -> list[Path]:
+    """The folders of all finished runs on the data.
+
+    Raises:
+        ValueError: If there is none.
+    """
     root = Path(config.task.run_folder or config.output_root).expanduser()
     data_of = {
         path.parent: read_identity(path.parent, "data")["data"]
@@ -45,6 +54,14 @@ def table(config: Config, compose: Compose) -> Path:
             f"data={config.data.name!r}: task.run_folder={str(root)!r} holds runs on "
             f"{', '.join(sorted(set(data_of.values())))} only; give data=..."
         )
+    return folders
+
+
+def _write(config: Config, folders: Sequence[Path]) -> Path:
+    from hatllm.many.experiment_tables import show  # late: a missing run is said at once
+    from hatllm.tables.alike_runs import cells_of
+    from hatllm.tables.comparison import compare_runs
+
     console = Console()
     names = _names(folders)
     comparison = compare_runs(
