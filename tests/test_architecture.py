@@ -34,6 +34,21 @@ APART = {
     "figures": ["config", "files", "masks", "metrics"],
     "recommend": ["baselines", "config", "data", "decode", "files", "memory", "runs", "training"],
 }
+# The plain path knows nothing of the fast one, but where one of the two is chosen or both compared.
+FENCED = ("model", "decode")
+OVER_THE_FENCE = {
+    "decode/scorer.py": {"hatllm.decode.fast.tree_scorer"},  # by `fast`
+    "model/backbone.py": {"hatllm.model.fast.compiled"},  # by `model.compile`
+    "decode/proof.py": {"hatllm.model.fast.packed_prompts", "hatllm.decode.fast.tree_scorer"},
+}
+LONGEST_FUNCTION, LONGEST_MODULE = 40, 350  # lines, a function's without its docstring
+STILL_LONG = {
+    "figures/comparison_plot.py": {"_draw_metric"},
+    "figures/sweep_plots.py": {"lines"},
+    "many/cells.py": {"plan_cells"},
+    "tasks/__init__.py": {"run_task"},
+    "tasks/train.py": {"_run_llm", "_finish"},
+}
 
 
 def name_of(path: Path) -> str:
@@ -98,6 +113,45 @@ def test_imports_point_one_way(path: Path) -> None:
     rooms = {m.split(".")[1] for m in imports_of(path) if m.startswith("hatllm.")}
     allowed = {*APART.get(room, ROOMS[: ROOMS.index(room)]), room}
     assert rooms <= allowed, f"{name_of(path)} imports {rooms - allowed}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_plain_path_does_not_know_the_fast_one(path: Path) -> None:
+    parts = path.relative_to(SOURCE).parts
+    if parts[0] not in FENCED or parts[1] == "fast":
+        return
+    fast = {m for m in imports_of(path) if m.startswith(tuple(f"hatllm.{r}.fast" for r in FENCED))}
+    assert fast == OVER_THE_FENCE.get(name_of(path), set())
+
+
+def long_functions(source: str) -> list[str]:
+    """Functions with more lines than are allowed, inner ones counted with the outer."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        first, lines = node.body[0], int(node.end_lineno or 0) - node.lineno + 1
+        if ast.get_docstring(node) is not None:
+            lines -= int(first.end_lineno or 0) - first.lineno + 1
+        found += [node.name] * (lines > LONGEST_FUNCTION)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_functions_and_modules_are_short(path: Path) -> None:
+    source = path.read_text()
+    assert set(long_functions(source)) <= STILL_LONG.get(name_of(path), set())
+    assert len(source.splitlines()) <= LONGEST_MODULE
+
+
+def test_a_long_function_is_seen_and_its_docstring_is_not_counted() -> None:
+    assert LONGEST_FUNCTION == 40
+    doc = ['    """A line.', *(["    More."] * 30), '    """']
+    body = ["    x = 1"] * 39
+    assert not long_functions("\n".join(["def f():", *doc, *body]))
+    assert long_functions("\n".join(["def f():", *doc, *body, "    y = 2"])) == ["f"]
+    inner = ["class A:", "    async def g(self):", *(["        x = 1"] * 40)]
+    assert long_functions("\n".join(inner)) == ["g"]
 
 
 def test_every_room_has_its_floor() -> None:

@@ -31,8 +31,8 @@ from experiments.robustness.inputs import composed
 from experiments.robustness.small_configs import can_slide, model_types, small_config
 from experiments.robustness.straight import straight_log_probs
 from hatllm.decode.fast.catalogue_states import catalogue_states
+from hatllm.decode.fast.tree_scorer import TreeScorers
 from hatllm.decode.proof import load_proven_lm, probe_batch, probe_catalogue
-from hatllm.decode.scorer import Scorers
 from hatllm.masks.schedule import build_schedule
 from hatllm.model.backbone import num_layers_of
 from hatllm.model.before_loading import check_backbone
@@ -160,7 +160,7 @@ def _paths(lm: Any, catalogue: Any, batch: Any, cache: Path) -> Iterator[torch.T
         stored.append(catalogue_states(lm, catalogue, cache / "states"))
     nodes = _title_nodes(catalogue, batch)
     for states in stored:
-        scorer = Scorers(lm, catalogue, True, states).of(replace(prompts))
+        scorer = TreeScorers(lm, catalogue, states).of(replace(prompts))
         first = nodes == 0
         scorer.hidden_at(asked[0][first], nodes[first])  # the root, and then the rest
         yield scorer.hidden_at(asked[0], nodes)

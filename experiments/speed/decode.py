@@ -42,6 +42,7 @@ from experiments.speed.workload import Workload, mean_keys
 from hatllm.config import Config
 from hatllm.data.prompt import Batch
 from hatllm.decode.beam import Answers
+from hatllm.decode.fast.tree_scorer import TreeScorers
 from hatllm.decode.predict import search
 from hatllm.decode.scorer import Scorers, build_scorers
 
@@ -204,7 +205,8 @@ class Bench:
 
     def layers_run(self, name: str) -> int:
         """Layers that prompts and titles go through."""
-        states = self.scorers[name].states if name in self.scorers else None
+        scorers = self.scorers.get(name)
+        states = scorers.states if isinstance(scorers, TreeScorers) else None
         return self.workload.lm.num_layers - (states.num_layers if states else 0)
 
 

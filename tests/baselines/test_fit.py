@@ -40,7 +40,7 @@ def trained(
     kind: str, config: SequenceConfig, seed: int = 0
 ) -> tuple[SequenceModel, Fitted, list[dict[str, float]]]:
     model = built(kind, config, seed)
-    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
+    rows = sequences_of(cycle(), INDEX.item_id_I, LENGTH)
     curves: list[dict[str, float]] = []
     fitted = fit(model, rows, rows, INDEX, config, lambda metrics, _: curves.append(metrics))
     return model, fitted, curves
@@ -48,18 +48,18 @@ def trained(
 
 def first_scores(model: SequenceModel, histories: list[list[int]]) -> torch.Tensor:
     frame = pl.DataFrame(
-        {"history": [[int(INDEX.item_id_N[i]) for i in h] for h in histories],
+        {"history": [[int(INDEX.item_id_I[i]) for i in h] for h in histories],
          "target": [5] * len(histories)}
     )  # fmt: skip
-    batches = scores(model, sequences_of(frame, INDEX.item_id_N, LENGTH), batch_size=10)
-    return torch.cat([score_BN for score_BN, _ in batches])
+    batches = scores(model, sequences_of(frame, INDEX.item_id_I, LENGTH), batch_size=10)
+    return torch.cat([score_BI for score_BI, _ in batches])
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_rule_without_exceptions_is_learned_perfectly(arm: str) -> None:
     model, _, curves = trained(*ARMS[arm])
     test = cycle().sample(fraction=1.0, shuffle=True, seed=4)
-    rows = sequences_of(test, INDEX.item_id_N, LENGTH)
+    rows = sequences_of(test, INDEX.item_id_I, LENGTH)
     table = predictions_of(test, scores(model, rows, 10), INDEX, top_k=3)
     assert evaluate_predictions(table, ITEMS, ITEMS, (1, 5, 10))["HR@1"] == 1.0
     assert curves[-1]["train/loss"] < curves[0]["train/loss"]
@@ -92,9 +92,9 @@ def test_padding_and_neighbours_in_the_batch_change_no_score(kind: str) -> None:
     together = first_scores(model, histories)
     for row, history in enumerate(histories):
         alone = model.next_states(torch.tensor([history]), torch.tensor([len(history)]))
-        weight_ND, bias_N = model.output()
+        weight_ID, bias_I = model.output()
         # Float sums over rows of another length: the fifth digit may differ.
-        expected = torch.nn.functional.linear(alone, weight_ND, bias_N)[0]
+        expected = torch.nn.functional.linear(alone, weight_ID, bias_I)[0]
         torch.testing.assert_close(together[row], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(arm: str) -> None:
 def test_training_stopped_after_any_epoch_goes_on_to_the_same_weights(arm: str) -> None:
     kind, config = ARMS[arm]
     config = settings(**{**vars(config), "max_epochs": 9, "patience": 4, "dropout": 0.2})
-    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
+    rows = sequences_of(cycle(), INDEX.item_id_I, LENGTH)
     saved: list[dict[str, Any]] = []
     curve: list[dict[str, float]] = []
     model = built(kind, config)
@@ -141,7 +141,7 @@ def test_training_stopped_after_any_epoch_goes_on_to_the_same_weights(arm: str) 
 
 def test_training_stopped_inside_an_epoch_goes_on_to_the_same_weights() -> None:
     config = settings(max_epochs=4, dropout=0.2, batch_size=3)
-    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
+    rows = sequences_of(cycle(), INDEX.item_id_I, LENGTH)
     model = built("bert4rec", config)
     saved: list[dict[str, Any]] = []
     whole = fit(
@@ -173,7 +173,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch() -> None:
     model, fitted, curves = trained("sasrec", settings(max_epochs=12, learning_rate=0.3))
     best = max(row["val/NDCG@10"] for row in curves)
     assert curves[fitted.best_epoch - 1]["val/NDCG@10"] == best
-    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
+    rows = sequences_of(cycle(), INDEX.item_id_I, LENGTH)
     table = predictions_of(cycle(), scores(model, rows, 16), INDEX, top_k=NUM_ITEMS)
     assert evaluate_predictions(table, ITEMS, ITEMS, (1, 5, 10))["NDCG@10"] == pytest.approx(best)
 
@@ -209,8 +209,8 @@ def test_a_shared_embedding_scores_items_by_their_own_vectors(kind: str) -> None
 
 
 def test_an_empty_valid_split_is_refused() -> None:
-    rows = sequences_of(cycle(), INDEX.item_id_N, LENGTH)
-    none = sequences_of(cycle()[:0], INDEX.item_id_N, LENGTH)
+    rows = sequences_of(cycle(), INDEX.item_id_I, LENGTH)
+    none = sequences_of(cycle()[:0], INDEX.item_id_I, LENGTH)
     with pytest.raises(ValueError, match="the valid split has no rows"):
         fit(built("sasrec", settings()), rows, none, INDEX, settings(), lambda *_: None)
 

@@ -22,13 +22,13 @@ DROS = DrosConfig(weight=0.5, radius=2.0, popularity_power=0.05)
 
 def test_the_robust_term_equals_its_formula() -> None:
     logit_MN, target_M = torch.randn(4, 6), torch.tensor([0, 5, 2, 2])
-    nominal_N = torch.rand(6)
+    nominal_I = torch.rand(6)
     total = 0.0
     for row, target in zip(logit_MN.tolist(), target_M.tolist(), strict=True):
         squares = [(f - (item == target)) ** 2 for item, f in enumerate(row)]
-        weighed = zip(nominal_N.tolist(), squares, strict=True)
+        weighed = zip(nominal_I.tolist(), squares, strict=True)
         total += math.log(sum(math.exp(p * s / 1.7) for p, s in weighed)) / 4
-    assert float(robust_loss(logit_MN, target_M, nominal_N, 1.7)) == pytest.approx(total, rel=1e-5)
+    assert float(robust_loss(logit_MN, target_M, nominal_I, 1.7)) == pytest.approx(total, rel=1e-5)
 
 
 def test_the_nominal_distribution_is_popularity_to_a_power() -> None:
@@ -39,16 +39,16 @@ def test_the_nominal_distribution_is_popularity_to_a_power() -> None:
 
 def test_samples_are_uniform_over_the_other_items() -> None:
     # Only item 3 has a logit: log 3, so its loss as a sample is log 4, any other's log 2.
-    weight_ND, bias_N = torch.zeros(4, 1), torch.tensor([0.0, 0.0, 0.0, math.log(3)])
+    weight_ID, bias_I = torch.zeros(4, 1), torch.tensor([0.0, 0.0, 0.0, math.log(3)])
     state_MD, target_M = torch.ones(1, 1), torch.tensor([1])
-    found = float(sampled_loss(state_MD, target_M, weight_ND, bias_N, 60_000))
+    found = float(sampled_loss(state_MD, target_M, weight_ID, bias_I, 60_000))
     expected = (math.log(2) + (math.log(4) + 2 * math.log(2)) / 3) / 2
     assert found == pytest.approx(expected, abs=0.01)  # 60,000 draws: a deviation of 0.0007
 
 
 def test_the_target_is_never_a_sample() -> None:
-    weight_ND, bias_N = torch.zeros(3, 1), torch.tensor([0.0, 50.0, 0.0])
-    found = sampled_loss(torch.ones(1, 1), torch.tensor([1]), weight_ND, bias_N, 1000)
+    weight_ID, bias_I = torch.zeros(3, 1), torch.tensor([0.0, 50.0, 0.0])
+    found = sampled_loss(torch.ones(1, 1), torch.tensor([1]), weight_ID, bias_I, 1000)
     assert float(found) == pytest.approx(math.log(2) / 2)  # 25 more if the target were drawn
 
 
@@ -56,14 +56,14 @@ def test_the_target_is_never_a_sample() -> None:
 def test_dros_adds_its_weight_times_the_robust_term(loss: str) -> None:
     state_MD, target_M = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 3])
     output = (torch.randn(4, 3), torch.randn(4))
-    nominal_N = torch.rand(4)
+    nominal_I = torch.rand(4)
     config = settings(loss=loss, num_negatives=2, dros=DROS)
     found = []
-    for nominal in (None, nominal_N):
+    for nominal in (None, nominal_I):
         torch.manual_seed(3)  # the same samples
         found.append(next_item_loss(state_MD, target_M, output, config, nominal))
     logit_MN = state_MD @ output[0].T + output[1]
-    expected = 0.5 * robust_loss(logit_MN, target_M, nominal_N, DROS.radius)
+    expected = 0.5 * robust_loss(logit_MN, target_M, nominal_I, DROS.radius)
     torch.testing.assert_close(found[1] - found[0], expected)
 
 
@@ -81,12 +81,12 @@ def test_cross_entropy_in_pieces_has_the_loss_and_gradients_of_one_big_softmax(
     target_M = torch.randint(300, (num_states,))
 
     def loss_and_gradients(pieces: bool) -> list[torch.Tensor]:
-        state_MD, weight_ND, bias_N = (tensor.clone().requires_grad_() for tensor in inputs)
+        state_MD, weight_ID, bias_I = (tensor.clone().requires_grad_() for tensor in inputs)
         if pieces:
-            loss = softmax_loss(state_MD, target_M, weight_ND, bias_N)
+            loss = softmax_loss(state_MD, target_M, weight_ID, bias_I)
         else:
-            loss = F.cross_entropy(F.linear(state_MD, weight_ND, bias_N), target_M)
-        return [loss.detach(), *torch.autograd.grad(loss, (state_MD, weight_ND, bias_N))]
+            loss = F.cross_entropy(F.linear(state_MD, weight_ID, bias_I), target_M)
+        return [loss.detach(), *torch.autograd.grad(loss, (state_MD, weight_ID, bias_I))]
 
     for found, expected in zip(loss_and_gradients(True), loss_and_gradients(False), strict=True):
         torch.testing.assert_close(found, expected)

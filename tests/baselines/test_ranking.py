@@ -61,7 +61,7 @@ def test_the_rows_of_the_catalogue_may_come_in_any_order() -> None:
 
 
 def test_ranks_and_metrics_equal_a_brute_force_sort() -> None:
-    score_BN = torch.randint(0, 6, (200, len(ITEMS))).float()  # many ties
+    score_BI = torch.randint(0, 6, (200, len(ITEMS))).float()  # many ties
     target_B = torch.randint(0, len(ITEMS), (200,))
     index = TitleIndex.of(ITEMS)
     examples = pl.DataFrame(
@@ -69,18 +69,18 @@ def test_ranks_and_metrics_equal_a_brute_force_sort() -> None:
             "example_id": range(200),
             "user_id": range(200),
             "history": [[ITEMS["item_id"][0]]] * 200,
-            "target": index.item_id_N[target_B.numpy()],
+            "target": index.item_id_I[target_B.numpy()],
         }
     )
-    batches = [(score_BN[:90], target_B[:90]), (score_BN[90:], target_B[90:])]
+    batches = [(score_BI[:90], target_B[:90]), (score_BI[90:], target_B[90:])]
     table = predictions_of(examples, batches, index, top_k=10)
-    tie = index.tie_N.tolist()
+    tie = index.tie_I.tolist()
     expected = []
-    for row, target in zip(score_BN.tolist(), target_B.tolist(), strict=True):
+    for row, target in zip(score_BI.tolist(), target_B.tolist(), strict=True):
         order = sorted(range(len(row)), key=lambda item: (-row[item], tie[item]))
         expected.append(order.index(target) + 1)
         assert (
-            index.item_id_N[order[:10]].tolist() == table["top_items"][len(expected) - 1].to_list()
+            index.item_id_I[order[:10]].tolist() == table["top_items"][len(expected) - 1].to_list()
         )
     assert table["target_rank"].to_list() == [r if r <= 10 else None for r in expected]
     metrics = evaluate_predictions(table, ITEMS, ITEMS, (1, 5, 10))
@@ -99,6 +99,6 @@ def test_a_model_that_tells_nothing_apart_ranks_at_random() -> None:
 
 
 def test_scores_that_are_not_numbers_are_refused() -> None:
-    score_BN = torch.full((1, len(ITEMS)), float("nan"))
+    score_BI = torch.full((1, len(ITEMS)), float("nan"))
     with pytest.raises(ValueError, match="must be finite"):
-        target_ranks(score_BN, torch.tensor([0]), TitleIndex.of(ITEMS))
+        target_ranks(score_BI, torch.tensor([0]), TitleIndex.of(ITEMS))

@@ -16,8 +16,8 @@ def test_rows_are_numbers_padded_on_the_right() -> None:
     found = sequences_of(ROWS, ID_ARRAY, 5)
     pad = NUM_ITEMS
     assert found.history_RL.tolist() == [[0, 1, 0, 2, pad], [3, pad, pad, pad, pad]]
-    assert found.length_R.tolist() == [4, 1]
-    assert found.target_R.tolist() == [4, 0]
+    assert found.length_G.tolist() == [4, 1]
+    assert found.target_G.tolist() == [4, 0]
 
 
 def test_long_histories_keep_their_newest_items() -> None:
@@ -34,7 +34,7 @@ def test_every_position_learns_the_item_after_it(
 ) -> None:
     rows = sequences_of(ROWS, ID_ARRAY, 5)
     hidden_BLD = torch.stack([torch.arange(5), 10 + torch.arange(5)])[:, :, None]
-    found = training_states(hidden_BLD, rows.history_RL, rows.length_R, rows.target_R, every)
+    found = training_states(hidden_BLD, rows.history_RL, rows.length_G, rows.target_G, every)
     assert (found[0].tolist(), found[1].tolist()) == (states, targets)
 
 

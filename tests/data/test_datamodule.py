@@ -53,12 +53,12 @@ def test_every_process_does_the_same_number_of_full_micro_batches(
 
 
 def test_users_stay_together_and_are_shuffled() -> None:
-    user_R = np.repeat([5, 3, 9, 1, 7], [4, 12, 2, 16, 3])
+    user_G = np.repeat([5, 3, 9, 1, 7], [4, 12, 2, 16, 3])
     orders = []
     for seed in (1, 2):
-        sampler = MicroBatches(LENGTHS, GLOBAL, 4, 0, 1, seed, lambda: 0, user_R)
+        sampler = MicroBatches(LENGTHS, GLOBAL, 4, 0, 1, seed, lambda: 0, user_G)
         rows = [row for chunk in sampler for row in chunk]
-        users = user_R[rows]
+        users = user_G[rows]
         assert len(set(rows)) == NUM_ROWS // GLOBAL * GLOBAL
         # Each user's rows side by side, in their own order; one may be cut where the epoch begins.
         assert (np.diff(users) != 0).sum() + 1 <= len(set(users)) + 1
@@ -143,7 +143,7 @@ def test_a_loader_yields_the_planned_batches_as_prompts() -> None:
     )  # fmt: skip
     batches = list(loader)
     seen = sorted(int(i) for batch in batches for i in batch.example_id_B)
-    assert seen == examples.example_id_R.tolist()
+    assert seen == examples.example_id_G.tolist()
 
 
 def test_prompt_lengths_are_the_valid_tokens_of_the_batch() -> None:

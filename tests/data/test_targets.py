@@ -39,10 +39,10 @@ def test_every_item_after_the_first_is_supervised_where_it_stands() -> None:
     expected += [(start + i, token) for i, token in enumerate(last)]
     found = zip(batch.target_column_T.tolist(), batch.target_token_T.tolist(), strict=True)
     assert list(found) == expected
-    assert batch.title_item_S.tolist() == [25, 3, 20]
-    assert batch.title_length_S.tolist() == [6, 10, 6]
+    assert batch.title_item_J.tolist() == [25, 3, 20]
+    assert batch.title_length_J.tolist() == [6, 10, 6]
     assert batch.title_T.tolist() == [0] * 6 + [1] * 10 + [2] * 6
-    assert batch.title_weight_S.tolist() == pytest.approx([1 / 3] * 3)
+    assert batch.title_weight_J.tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_no_token_is_added_to_the_prompt() -> None:
@@ -52,7 +52,7 @@ def test_no_token_is_added_to_the_prompt() -> None:
     assert torch.equal(plain.input_ids_BL, every.input_ids_BL)
     assert torch.equal(plain.tokens.segment_BL, every.tokens.segment_BL)
     # A history of one item asks one question, as before.
-    assert every.title_weight_S.tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6, 1.0])
+    assert every.title_weight_J.tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6, 1.0])
 
 
 def test_without_text_before_a_title_no_token_predicts_it_in_place() -> None:
@@ -72,6 +72,6 @@ def test_branches_are_the_prefixes_of_each_history() -> None:
     examples = Examples(np.array([8, 9]), [np.array([1, 2, 3]), np.array([4])], np.array([5, 6]))
     grown, weights = branches_of(examples, np.array([1, 0]), "rising")
     assert [h.tolist() for h in grown.histories] == [[4], [1], [1, 2], [1, 2, 3]]
-    assert grown.target_R.tolist() == [6, 2, 3, 5]
-    assert grown.example_id_R.tolist() == [9, 8, 8, 8]
+    assert grown.target_G.tolist() == [6, 2, 3, 5]
+    assert grown.example_id_G.tolist() == [9, 8, 8, 8]
     assert weights.tolist() == pytest.approx([1.0, 1 / 6, 2 / 6, 3 / 6])

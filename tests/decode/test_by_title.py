@@ -60,12 +60,12 @@ def test_titles_of_one_token_sequence_rank_as_the_baselines_rank_equal_scores(
     own = dict(all_ranked.select("target_item", "target_trie_log_prob").iter_rows())
     score = {TITLES[item].lower(): value for item, value in own.items()}
     score["heat"] += math.log(3)  # of the tokens, which three titles have
-    score_BN = torch.tensor([[score[TITLES[item].lower()] for item in sorted(TITLES)]])
-    score_BN = score_BN.expand(len(TITLES), -1)
+    score_BI = torch.tensor([[score[TITLES[item].lower()] for item in sorted(TITLES)]])
+    score_BI = score_BI.expand(len(TITLES), -1)
     items = pl.DataFrame({"item_id": list(TITLES), "title": list(TITLES.values())})
     frame = toy_frame([HISTORIES[1]] * len(TITLES), list(TITLES))
     expected = predictions_of(
-        frame, [(score_BN, torch.arange(len(TITLES)))], TitleIndex.of(items), top_k
+        frame, [(score_BI, torch.arange(len(TITLES)))], TitleIndex.of(items), top_k
     )
     columns = ["example_id", "target_item", "target_rank", "top_items", "ambiguous"]
     assert table[columns].equals(expected[columns])

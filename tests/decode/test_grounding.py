@@ -20,6 +20,7 @@ from toys import (
 from transformers import LlamaForCausalLM
 
 from hatllm.config import Config
+from hatllm.decode.fast.tree_scorer import TreeScorers
 from hatllm.decode.grounding import (
     embed_texts,
     embed_titles,
@@ -28,7 +29,7 @@ from hatllm.decode.grounding import (
     write_texts,
 )
 from hatllm.decode.predict import predict
-from hatllm.decode.scorer import Scorers
+from hatllm.decode.scorer import PlainScorers
 from hatllm.masks.schedule import build_schedule
 from hatllm.model.backbone import tiny_llama
 from hatllm.model.masked_lm import MaskedLM
@@ -44,7 +45,7 @@ def grounding(compose_config: Compose, *words: str) -> Config:
 @torch.no_grad()
 def written(lm: MaskedLM, config: Config) -> list[list[int]]:
     catalogue = toy_catalogue()
-    scorers = Scorers(lm, catalogue, config.fast)
+    scorers = (TreeScorers if config.fast else PlainScorers)(lm, catalogue)
     num_titles = scorers.trie.num_nodes
     scorers.trie = with_room(scorers.trie, config.decode)
     batch = toy_batch(catalogue.book, lm.schedule.target_is_item, with_target=False)

@@ -39,8 +39,9 @@ from hatllm.decode.beam import beam_search
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.exact import exact_search
 from hatllm.decode.fast.catalogue_states import catalogue_states, states_file, tokens_to_build
+from hatllm.decode.fast.tree_scorer import TreeScorers
 from hatllm.decode.predict import predict, title_log_probs
-from hatllm.decode.scorer import Scorers
+from hatllm.decode.scorer import PlainScorers
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import tiny_llama
 from hatllm.model.masked_lm import MaskedLM
@@ -432,7 +433,7 @@ def test_a_title_that_begins_another_competes_through_its_end_token(
 def scorer_of(lm: MaskedLM) -> tuple[Any, Catalogue]:
     catalogue = toy_catalogue()
     batch = toy_batch(catalogue.book, lm.schedule.target_is_item, with_target=False)
-    return Scorers(lm, catalogue, fast=True).of(batch), catalogue
+    return TreeScorers(lm, catalogue).of(batch), catalogue
 
 
 @torch.no_grad()
@@ -525,10 +526,10 @@ def test_hidden_states_do_not_depend_on_what_was_asked_before(scope: str) -> Non
     nodes = catalogue.trie.num_nodes
     user_M = torch.arange(3).repeat_interleave(nodes)
     node_M = torch.arange(nodes).repeat(3)
-    plain = Scorers(lm, catalogue, fast=False).of(batch).hidden_at
+    plain = PlainScorers(lm, catalogue).of(batch).hidden_at
     expected_MD = plain(user_M, node_M)
     for seed in range(2):
-        tree = Scorers(lm, catalogue, fast=True).of(batch)
+        tree = TreeScorers(lm, catalogue).of(batch)
         generator = torch.Generator().manual_seed(seed)
         order_M = torch.randperm(len(user_M), generator=generator)
         for chosen in order_M.split(23):
@@ -547,14 +548,14 @@ def test_states_of_the_catalogue_change_no_hidden_state(
     batch = toy_batch(catalogue.book, target_is_item, with_target=False)
     askable = (catalogue.trie.num_children_N > 0).nonzero()[:, 0]
     user_M, node_M = torch.arange(3).repeat_interleave(len(askable)), askable.repeat(3)
-    expected_MD = Scorers(lm, catalogue, fast=False).of(batch).hidden_at(user_M, node_M)
+    expected_MD = PlainScorers(lm, catalogue).of(batch).hidden_at(user_M, node_M)
     if letters == "IIII":  # nothing is left to run
         with pytest.raises(ValueError, match="4 of 4 are"):
             catalogue_states(lm, catalogue, tmp_path)
         return
     for _ in range(2):  # built, then read
         states = catalogue_states(lm, catalogue, tmp_path)
-        got = Scorers(lm, catalogue, True, states).of(batch).hidden_at(user_M, node_M)
+        got = TreeScorers(lm, catalogue, states).of(batch).hidden_at(user_M, node_M)
         torch.testing.assert_close(got, expected_MD, rtol=1e-4, atol=1e-4)
 
 
@@ -594,7 +595,7 @@ def test_a_broken_build_leaves_nothing_and_a_damaged_file_is_made_again(
 
     lm, catalogue = toy_lm(schedule_of("IIFC", "segments")), toy_catalogue()
     with monkeypatch.context() as broken:
-        broken.setattr(MaskedLM, "states_after", interrupted)
+        broken.setattr("hatllm.decode.fast.catalogue_states.states_after", interrupted)
         with pytest.raises(KeyboardInterrupt):
             catalogue_states(lm, catalogue, tmp_path)
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.safetensors"))

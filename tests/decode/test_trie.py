@@ -77,8 +77,8 @@ def test_an_illegal_token_leads_nowhere() -> None:
 
 
 def test_a_path_stays_lost_after_an_illegal_token() -> None:
-    node_S = build(HAND).path(*flatten([[7, 3], [7, 4, 0], [], [4, 0, 0]]))
-    assert node_S.tolist() == [2, 4, 2, -1, -1, 1, 3, -1]
+    node_T = build(HAND).path(*flatten([[7, 3], [7, 4, 0], [], [4, 0, 0]]))
+    assert node_T.tolist() == [2, 4, 2, -1, -1, 1, 3, -1]
 
 
 def test_path_to_pads_short_titles_with_minus_one() -> None:

@@ -147,6 +147,8 @@ def test_visible_of_the_wrong_shape_is_refused() -> None:
 
 def test_what_a_pass_shares_is_made_once() -> None:
     masks, _ = masks_of([[PREFIX, 0]], "right")
-    made = [masks.once("name", lambda: object()) for _ in range(2)]
-    assert made[0] is made[1]
     assert masks.of_layer(0, 2) is masks.of_layer(0, 2)
+    mask = masks.mask(0, None)
+    assert mask.bias(torch.float32) is masks.mask(0, None).bias(torch.float32)
+    assert mask.bias(torch.float32).dtype != mask.bias(torch.bfloat16).dtype
+    assert mask.blocks is masks.mask(0, None).blocks

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from hatllm.masks.layer_masks import build_layer_masks, causal_visible
 from hatllm.masks.patterns import PREFIX, RESPONSE
 from hatllm.masks.schedule import Schedule
-from hatllm.model.fast.stages import Band, Stage, Stages
+from hatllm.model.forward_pass import PaddedPass
 from hatllm.model.masked_lm import MaskedLM
 
 # prefix, items, response, title; rows of different lengths, all longer than a sliding window
@@ -218,7 +218,7 @@ def test_a_model_that_keeps_its_sliding_window_to_itself_is_an_error() -> None:
 def test_the_masked_model_does_not_run_without_masks() -> None:
     model = build("Llama")
     MaskedLM(model, schedule_of("FFFF"), "sdpa")
-    with pytest.raises(RuntimeError, match="got no stages; call the model through"):
+    with pytest.raises(RuntimeError, match="got no masks; call the model through"):
         model(input_ids=torch.tensor([[5, 6, 7]]))
 
 
@@ -244,6 +244,7 @@ def test_a_model_without_shared_position_embeddings_refuses_to_restart_positions
     ids_BL, tokens, valid_BL = padded(ROWS, random_ids())
     visible_BQK = causal_visible(valid_BL, valid_BL.shape[1])
     masks = build_layer_masks(lm.schedule, tokens, tokens, visible_BQK)
-    stage = Stage([Band(masks)], tokens.position_BL, tokens.restart_BL)
     with pytest.raises(RuntimeError, match="does not hand position embeddings"):
-        model.model.layers[0](torch.zeros(*ids_BL.shape, 32), stages=Stages([stage]))
+        model.model.layers[0](
+            torch.zeros(*ids_BL.shape, 32), forward_pass=PaddedPass(masks, tokens)
+        )

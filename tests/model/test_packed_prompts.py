@@ -101,7 +101,7 @@ def test_no_token_runs_twice_and_none_after_the_last_one_asked_for() -> None:
         last_B = batch.prompt_length_B - 1 + beyond
         packed = Packed.in_families(batch, PREFIX, last_B, width=32)
         assert len(packed.ids_T) == tokens_by_hand(batch, last_B.tolist())
-    assert packed.valid_FQ.shape[0] == 2  # the families of 3 and of 44, 52
+    assert packed.valid_YQ.shape[0] == 2  # the families of 3 and of 44, 52
 
 
 def test_a_prompt_that_nothing_is_asked_of_does_not_run_unless_another_needs_it() -> None:
@@ -119,8 +119,8 @@ def test_a_family_that_would_pad_all_others_is_not_made() -> None:
     targets = [20, 31, 44, 52] * 10
     batch = toy_batch(toy_book(), True, True, histories, targets)
     last_B = batch.valid_BL.sum(1) - 1
-    assert Packed.in_families(batch, PREFIX, last_B, width=1).valid_FQ.shape[0] == 40
-    assert Packed.in_families(batch, PREFIX, last_B, width=4096).valid_FQ.shape[0] == 6
+    assert Packed.in_families(batch, PREFIX, last_B, width=1).valid_YQ.shape[0] == 40
+    assert Packed.in_families(batch, PREFIX, last_B, width=4096).valid_YQ.shape[0] == 6
 
 
 def test_each_different_segment_runs_once_in_segment_layers() -> None:
@@ -132,5 +132,5 @@ def test_each_different_segment_runs_once_in_segment_layers() -> None:
     different = {tuple(book.response.tolist())}
     different |= {tuple(book.history_item[row_of[i]].tolist()) for h in HISTORIES for i in h}
     different |= {tuple(book.target[row_of[i]][:-1].tolist()) for i in TARGETS}
-    got = [tuple(ids[ids >= 0].tolist()) for ids in segments.ids_SN]
+    got = [tuple(ids[ids >= 0].tolist()) for ids in segments.ids_SL]
     assert sorted(got) == sorted(different)

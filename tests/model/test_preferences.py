@@ -136,9 +136,9 @@ def test_with_fresh_adapters_the_reference_is_the_model_with_adapters_off(
     lm.train()
     assert recommender.reference is not None
     with recommender.reference.instead():
-        got = recommender._title_log_probs(batch)
+        got = recommender.loss.title_log_probs(batch)
     assert lm.training
     assert all(torch.equal(p, before[name]) for name, p in lm.named_parameters())
     with lm.model.disable_adapter():
-        torch.testing.assert_close(got, recommender._title_log_probs(batch), **CLOSE)
-    assert (recommender._title_log_probs(batch) - got).abs().max() > 0.01
+        torch.testing.assert_close(got, recommender.loss.title_log_probs(batch), **CLOSE)
+    assert (recommender.loss.title_log_probs(batch) - got).abs().max() > 0.01

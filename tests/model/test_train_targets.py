@@ -115,14 +115,14 @@ def test_no_title_sees_itself_or_anything_after_it(preset: Words, compose_config
     recommender = recommender_of(compose_config, *preset)
     batch = in_place_batch(recommender)
     row_T, column_T = batch.target_row_T, batch.target_column_T
-    before_TD = recommender._hidden_at(batch, row_T, column_T)
+    before_TD = recommender.loss.hidden_at(batch, row_T, column_T)
     for place in range(0, len(row_T), 3):
         row, column = int(row_T[place]), int(column_T[place])
         changed = in_place_batch(recommender)
         changed.input_ids_BL[row, column + 1 :] = (
             65 + torch.arange(changed.input_ids_BL.shape[1] - column - 1) % 26
         )
-        hidden_TD = recommender._hidden_at(changed, row_T, column_T)
+        hidden_TD = recommender.loss.hidden_at(changed, row_T, column_T)
         torch.testing.assert_close(hidden_TD[place], before_TD[place], rtol=1e-5, atol=1e-5)
         after = place + 3
         if after < len(row_T) and int(row_T[after]) == row:

@@ -63,9 +63,9 @@ def metrics_by_epoch(config: Config, rows: str, num_epochs: int) -> list[dict[st
         frame = pl.concat([frame, valid.select(frame.columns)])
     index = TitleIndex.of(dataset.items)
     train, few, asked = (
-        sequences_of(part, index.item_id_N, length) for part in (frame, valid.head(1), test)
+        sequences_of(part, index.item_id_I, length) for part in (frame, valid.head(1), test)
     )
-    model = build_sequence_model(config.model.kind, len(index.item_id_N), length, settings)
+    model = build_sequence_model(config.model.kind, len(index.item_id_I), length, settings)
     found: list[dict[str, Metrics]] = []
 
     def ask(state: dict[str, Any]) -> None:
@@ -81,9 +81,9 @@ def metrics_of_weights(config: Config, weights: Path) -> dict[str, Metrics]:
     settings, length = config.model.sequence, config.data.max_history_items
     assert settings is not None
     index = TitleIndex.of(dataset.items)
-    model = build_sequence_model(config.model.kind, len(index.item_id_N), length, settings)
+    model = build_sequence_model(config.model.kind, len(index.item_id_I), length, settings)
     model.load_state_dict(load_file(weights))
-    asked = sequences_of(dataset.splits["test"], index.item_id_N, length)
+    asked = sequences_of(dataset.splits["test"], index.item_id_I, length)
     return metrics_by_ranking(model, asked, index, settings.batch_size)
 
 
@@ -92,21 +92,21 @@ def metrics_by_ranking(
 ) -> dict[str, Metrics]:
     """Metrics over the rows asked, for each of RANKINGS."""
     batches = list(scores(model, asked, batch_size))
-    score_RN, target_R = (torch.cat(part) for part in zip(*batches, strict=True))
-    new_RN = without_history(score_RN, asked.history_RL, target_R)
-    ranks = (target_ranks(some_RN, target_R, index)[0] for some_RN in (score_RN, new_RN))
+    score_RN, target_G = (torch.cat(part) for part in zip(*batches, strict=True))
+    new_RN = without_history(score_RN, asked.history_RL, target_G)
+    ranks = (target_ranks(some_RN, target_G, index)[0] for some_RN in (score_RN, new_RN))
     return dict(zip(RANKINGS, map(metrics_of, ranks), strict=True))
 
 
-def without_history(score_RN: Tensor, history_RL: Tensor, target_R: Tensor) -> Tensor:
+def without_history(score_RN: Tensor, history_RL: Tensor, target_G: Tensor) -> Tensor:
     """The scores with the items of the history below all others; the target keeps its own.
 
     Args:
         score_RN: Finite scores of all items. Shape (R, N).
         history_RL: Item numbers, padded with N. Shape (R, L), int64.
-        target_R: Item numbers. Shape (R,), int64.
+        target_G: Item numbers. Shape (R,), int64.
     """
-    target_R1 = target_R[:, None]
+    target_R1 = target_G[:, None]
     lowest = float(score_RN.min()) - 1.0
     padded = torch.cat([score_RN, score_RN.new_zeros(len(score_RN), 1)], dim=1)
     padded.scatter_(1, history_RL, lowest)

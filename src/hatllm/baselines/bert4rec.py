@@ -4,7 +4,7 @@ Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Repr
 Transformer", CIKM 2019, arXiv:1904.06690. The next item is asked for by a hidden item after the
 history. The output layer shares its weights with the item embedding.
 
-Dimension key: B batch, L positions of the history, P = L + 1 positions with the target's, N items,
+Dimension key: B batch, L positions of the history, X = L + 1 positions with the target's, I items,
 D hidden size, M training states.
 """
 
@@ -38,48 +38,48 @@ class BERT4Rec(nn.Module):
         self.head = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.LayerNorm(size))
         self.bias = nn.Parameter(torch.zeros(num_items))
 
-    def forward(self, item_BP: Tensor) -> Tensor:
+    def forward(self, item_BX: Tensor) -> Tensor:
         """The state of each place, shape (B, P, D)."""
-        x_BPD = self.items(item_BP) + self.positions.weight[: item_BP.shape[1]]
-        x_BPD = self.encoder(
-            self.dropout(self.norm(x_BPD)), src_key_padding_mask=item_BP == self.num_items
+        x_BXD = self.items(item_BX) + self.positions.weight[: item_BX.shape[1]]
+        x_BXD = self.encoder(
+            self.dropout(self.norm(x_BXD)), src_key_padding_mask=item_BX == self.num_items
         )
-        state_BPD: Tensor = self.head(x_BPD)
-        return state_BPD
+        state_BXD: Tensor = self.head(x_BXD)
+        return state_BXD
 
     def training_states(
         self, history_BL: Tensor, length_B: Tensor, target_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The states of hidden places and the items that stand there."""
-        item_BP = self._with_target(history_BL, length_B, target_B)
-        hidden_BP = self._places_to_hide(length_B, item_BP)
-        states_BPD = self(item_BP.masked_fill(hidden_BP, self.num_items + 1))
-        return states_BPD[hidden_BP], item_BP[hidden_BP]
+        item_BX = self._with_target(history_BL, length_B, target_B)
+        hidden_BX = self._places_to_hide(length_B, item_BX)
+        states_BXD = self(item_BX.masked_fill(hidden_BX, self.num_items + 1))
+        return states_BXD[hidden_BX], item_BX[hidden_BX]
 
     def next_states(self, history_BL: Tensor, length_B: Tensor) -> Tensor:
         """The state that the next item is predicted from, shape (B, D)."""
         hidden_B = torch.full_like(length_B, self.num_items + 1)
-        state_BPD = self(self._with_target(history_BL, length_B, hidden_B))
+        state_BXD = self(self._with_target(history_BL, length_B, hidden_B))
         row_B = torch.arange(len(length_B), device=length_B.device)
-        state_BD: Tensor = state_BPD[row_B, length_B]
+        state_BD: Tensor = state_BXD[row_B, length_B]
         return state_BD
 
     def output(self) -> tuple[Tensor, Tensor]:
-        """weight_ND and bias_N: the logits of a state are weight state + bias."""
+        """weight_ID and bias_I: the logits of a state are weight state + bias."""
         return self.items.weight[: self.num_items], self.bias
 
     def _with_target(self, history_BL: Tensor, length_B: Tensor, target_B: Tensor) -> Tensor:
         padding_B1 = history_BL.new_full((len(history_BL), 1), self.num_items)
-        item_BP = torch.cat([history_BL, padding_B1], dim=1)
-        return item_BP.scatter(1, length_B[:, None], target_B[:, None])
+        item_BX = torch.cat([history_BL, padding_B1], dim=1)
+        return item_BX.scatter(1, length_B[:, None], target_B[:, None])
 
-    def _places_to_hide(self, length_B: Tensor, item_BP: Tensor) -> Tensor:
+    def _places_to_hide(self, length_B: Tensor, item_BX: Tensor) -> Tensor:
         """True at the places to hide; every row has at least one."""
-        places, device = item_BP.shape[1], item_BP.device
-        place_P = torch.arange(places, device=device)
-        drawn_BP = torch.rand(item_BP.shape, device=device) < self.cloze.mask_prob
-        drawn_BP &= item_BP != self.num_items
-        last_BP = place_P == length_B[:, None]
-        last_only_B = torch.rand(len(item_BP), device=device) < self.cloze.last_only_prob
-        last_only_B |= ~drawn_BP.any(dim=1)
-        return torch.where(last_only_B[:, None], last_BP, drawn_BP)
+        places, device = item_BX.shape[1], item_BX.device
+        place_X = torch.arange(places, device=device)
+        drawn_BX = torch.rand(item_BX.shape, device=device) < self.cloze.mask_prob
+        drawn_BX &= item_BX != self.num_items
+        last_BX = place_X == length_B[:, None]
+        last_only_B = torch.rand(len(item_BX), device=device) < self.cloze.last_only_prob
+        last_only_B |= ~drawn_BX.any(dim=1)
+        return torch.where(last_only_B[:, None], last_BX, drawn_BX)

@@ -4,7 +4,7 @@ Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", I
 arXiv:1511.06939, with item embeddings as input and (``shared_embedding: false``) an output layer of
 its own, as in the code that the MSL line of work starts from (github.com/YangZhengyi98/DROS).
 
-Dimension key: B batch, L positions, N items, D hidden size, M training states.
+Dimension key: B batch, L positions, I items, D hidden size, M training states.
 """
 
 from torch import Tensor, nn
@@ -43,5 +43,5 @@ class GRU4Rec(nn.Module):
         return last_states(self(history_BL), length_B)
 
     def output(self) -> tuple[Tensor, Tensor]:
-        """weight_ND and bias_N: the logits of a state are weight state + bias."""
+        """weight_ID and bias_I: the logits of a state are weight state + bias."""
         return output_weights(self.items, self.answers)

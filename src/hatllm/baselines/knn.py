@@ -7,7 +7,7 @@ Item-KNN of Hidasi et al. (ICLR 2016, arXiv:1511.06939, section 4; `baselines.py
 where a session is here a user's train sequence, and an item counts once in it. An item is no
 neighbour of itself. What is no neighbour scores 0.
 
-Dimension key: B examples of a batch, N items by ascending id.
+Dimension key: B examples of a batch, I items by ascending id.
 """
 
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def knn_answers(
         top_k: As `knn_predictions`.
     """
     index = TitleIndex.of(items)
-    sequences = sequences_of(examples, index.item_id_N, 1)
+    sequences = sequences_of(examples, index.item_id_I, 1)
     return predictions_of(examples, _scores(table, sequences, index), index, top_k)
 
 
@@ -120,15 +120,15 @@ def _nearest(
 def _scores(
     table: pl.DataFrame, sequences: Sequences, index: TitleIndex
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """score_BN and target_B of each batch."""
-    item = np.searchsorted(index.item_id_N, table["item_id"].to_numpy())
-    neighbour = np.searchsorted(index.item_id_N, table["neighbour"].to_numpy())
+    """score_BI and target_B of each batch."""
+    item = np.searchsorted(index.item_id_I, table["item_id"].to_numpy())
+    neighbour = np.searchsorted(index.item_id_I, table["neighbour"].to_numpy())
     similarity = table["similarity"].to_numpy()
     starts = np.searchsorted(item, np.arange(sequences.num_items + 1))  # rows are sorted by item
     for first in range(0, len(sequences), ROWS_A_BATCH):
-        last_B = sequences.history_RL[first : first + ROWS_A_BATCH, 0]
-        score_BN = torch.zeros(len(last_B), sequences.num_items, dtype=torch.float64)
+        last_B = sequences.history_GL[first : first + ROWS_A_BATCH, 0]
+        score_BI = torch.zeros(len(last_B), sequences.num_items, dtype=torch.float64)
         for row, last in enumerate(last_B.tolist()):
             found = slice(starts[last], starts[last + 1])
-            score_BN[row, neighbour[found]] = torch.tensor(similarity[found])
-        yield score_BN, sequences.target_R[first : first + ROWS_A_BATCH]
+            score_BI[row, neighbour[found]] = torch.tensor(similarity[found])
+        yield score_BI, sequences.target_G[first : first + ROWS_A_BATCH]

@@ -5,7 +5,7 @@ output layer is the item embedding, as in the paper, or with ``shared_embedding:
 its own, as in the code that the MSL line of work starts from (github.com/YangZhengyi98/DROS).
 Attention comes from torch, which adds an output projection.
 
-Dimension key: B batch, L positions, N items, D hidden size, M training states.
+Dimension key: B batch, L positions, I items, D hidden size, M training states.
 """
 
 import torch
@@ -53,7 +53,7 @@ class SASRec(nn.Module):
         return last_states(self(history_BL), length_B)
 
     def output(self) -> tuple[Tensor, Tensor]:
-        """weight_ND and bias_N: the logits of a state are weight state + bias."""
+        """weight_ID and bias_I: the logits of a state are weight state + bias."""
         return output_weights(self.items, self.answers)
 
 

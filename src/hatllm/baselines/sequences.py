@@ -3,7 +3,8 @@
 An item's number is its place among the catalogue's ascending item ids; rows are padded on the
 right with the number after the last item.
 
-Dimension key: R rows, B rows of a batch, L positions, N items, D hidden size, M training states.
+Dimension key: G rows of a split, B rows of a batch, L positions, I items, D hidden size, M
+training states.
 """
 
 from dataclasses import dataclass
@@ -22,35 +23,35 @@ class Sequences:
     """Histories and targets.
 
     Attributes:
-        history_RL: Item numbers, oldest first, padded with ``num_items``. Shape (R, L), int64.
-        length_R: Items of each history, at least 1. Shape (R,), int64.
-        target_R: Item number of the target. Shape (R,), int64.
+        history_GL: Item numbers, oldest first, padded with ``num_items``. Shape (G, L), int64.
+        length_G: Items of each history, at least 1. Shape (G,), int64.
+        target_G: Item number of the target. Shape (G,), int64.
         num_items: Items of the catalogue.
     """
 
-    history_RL: Tensor
-    length_R: Tensor
-    target_R: Tensor
+    history_GL: Tensor
+    length_G: Tensor
+    target_G: Tensor
     num_items: int
 
     def __len__(self) -> int:
-        return len(self.length_R)
+        return len(self.length_G)
 
     def rows(self, row_B: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """History, length and target of the chosen rows, on the device."""
         return (
-            self.history_RL[row_B].to(device),
-            self.length_R[row_B].to(device),
-            self.target_R[row_B].to(device),
+            self.history_GL[row_B].to(device),
+            self.length_G[row_B].to(device),
+            self.target_G[row_B].to(device),
         )
 
 
-def sequences_of(examples: pl.DataFrame, item_id_N: IntArray, max_history_items: int) -> Sequences:
+def sequences_of(examples: pl.DataFrame, item_id_I: IntArray, max_history_items: int) -> Sequences:
     """Read examples; keeps the newest items of each history.
 
     Args:
         examples: history (item ids, oldest first, at least one), target.
-        item_id_N: The catalogue's item ids, ascending.
+        item_id_I: The catalogue's item ids, ascending.
         max_history_items: Positions L.
 
     Returns:
@@ -60,18 +61,18 @@ def sequences_of(examples: pl.DataFrame, item_id_N: IntArray, max_history_items:
         ValueError: If an item is not in the catalogue or a history is empty.
     """
     history = examples["history"].list.tail(max_history_items)
-    length_R = history.list.len().to_numpy().astype(np.int64)
-    if len(length_R) and length_R.min() == 0:
+    length_G = history.list.len().to_numpy().astype(np.int64)
+    if len(length_G) and length_G.min() == 0:
         raise ValueError("examples.history=[] must hold at least one item")
-    history_RL = np.full((len(examples), max_history_items), len(item_id_N), np.int64)
-    filled_RL = np.arange(max_history_items) < length_R[:, None]
-    history_RL[filled_RL] = _numbers(history.explode().drop_nulls(), item_id_N, "history")
-    target_R = _numbers(examples["target"], item_id_N, "target")
+    history_GL = np.full((len(examples), max_history_items), len(item_id_I), np.int64)
+    filled_GL = np.arange(max_history_items) < length_G[:, None]
+    history_GL[filled_GL] = _numbers(history.explode().drop_nulls(), item_id_I, "history")
+    target_G = _numbers(examples["target"], item_id_I, "target")
     return Sequences(
-        torch.from_numpy(history_RL),
-        torch.from_numpy(length_R),
-        torch.from_numpy(target_R),
-        len(item_id_N),
+        torch.from_numpy(history_GL),
+        torch.from_numpy(length_G),
+        torch.from_numpy(target_G),
+        len(item_id_I),
     )
 
 
@@ -107,9 +108,9 @@ def learned_items(train: Sequences, every: bool) -> Tensor:
         every: As for :func:`training_states`.
     """
     if not every:
-        return train.target_R
-    later_RL = train.history_RL[:, 1:]
-    return torch.cat([later_RL[later_RL < train.num_items], train.target_R])
+        return train.target_G
+    later_GL = train.history_GL[:, 1:]
+    return torch.cat([later_GL[later_GL < train.num_items], train.target_G])
 
 
 def last_states(hidden_BLD: Tensor, length_B: Tensor) -> Tensor:
@@ -125,18 +126,18 @@ def output_weights(items: nn.Embedding, answers: nn.Linear | None) -> tuple[Tens
         answers: Output layer; None = shared with the embedding.
 
     Returns:
-        weight_ND and bias_N: the logits of a state are weight state + bias.
+        weight_ID and bias_I: the logits of a state are weight state + bias.
     """
     if answers is not None:
         return answers.weight, answers.bias
-    weight_ND = items.weight[:-1]
-    return weight_ND, weight_ND.new_zeros(len(weight_ND))
+    weight_ID = items.weight[:-1]
+    return weight_ID, weight_ID.new_zeros(len(weight_ID))
 
 
-def _numbers(item_ids: pl.Series, item_id_N: IntArray, column: str) -> IntArray:
+def _numbers(item_ids: pl.Series, item_id_I: IntArray, column: str) -> IntArray:
     ids = item_ids.cast(pl.Int64).to_numpy()
-    places = np.searchsorted(item_id_N, ids)
-    known = item_id_N[np.minimum(places, len(item_id_N) - 1)] == ids
+    places = np.searchsorted(item_id_I, ids)
+    known = item_id_I[np.minimum(places, len(item_id_I) - 1)] == ids
     if not known.all():
         raise ValueError(f"examples.{column}={ids[~known][0]} is not an item_id of the catalogue")
     return places.astype(np.int64)

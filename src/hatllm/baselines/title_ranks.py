@@ -4,7 +4,7 @@ Every item of the catalogue is a candidate, the user's own history included, as 
 Equal scores are ordered by a hash of the item id, which knows nothing of the target: a model that
 tells nothing apart ranks at random.
 
-Dimension key: B examples of a batch, N items by ascending id, T titles, K answers, E items whose
+Dimension key: B examples of a batch, I items by ascending id, J titles, W answers, X items whose
 title an item with a lower id has too.
 """
 
@@ -25,18 +25,18 @@ class TitleIndex:
     """Which items make one answer, and who comes first among equals.
 
     Attributes:
-        item_id_N: Ascending item ids.
-        title_N: Title number of each item; titles are numbered in tie order.
-        tie_N: Place of each item in tie order.
-        first_T: The item number with the lowest id of each title.
-        extra_E: Item numbers that are no title's first.
+        item_id_I: Ascending item ids.
+        title_I: Title number of each item; titles are numbered in tie order.
+        tie_I: Place of each item in tie order.
+        first_J: The item number with the lowest id of each title.
+        extra_X: Item numbers that are no title's first.
     """
 
-    item_id_N: NDArray[np.int64]
-    title_N: Tensor
-    tie_N: Tensor
-    first_T: Tensor
-    extra_E: Tensor
+    item_id_I: NDArray[np.int64]
+    title_I: Tensor
+    tie_I: Tensor
+    first_J: Tensor
+    extra_X: Tensor
 
     @classmethod
     def of(cls, items: pl.DataFrame) -> "TitleIndex":
@@ -45,33 +45,33 @@ class TitleIndex:
         number = pl.int_range(pl.len()).alias("number")
         items = items.with_columns(number, tie=scrambled(items["item_id"]))
         by_tie = items.sort("tie", "item_id")
-        tie_N = by_tie.with_columns(place=pl.int_range(pl.len())).sort("number")["place"]
+        tie_I = by_tie.with_columns(place=pl.int_range(pl.len())).sort("number")["place"]
         firsts = items.unique("title", keep="first", maintain_order=True).sort("tie", "item_id")
         titles = firsts.select("title", title_number=pl.int_range(pl.len()))
-        title_N = items.join(titles, on="title", maintain_order="left")["title_number"]
-        first_T = _tensor(firsts["number"])
-        is_extra_N = torch.ones(len(items), dtype=torch.bool)
-        is_extra_N[first_T] = False
+        title_I = items.join(titles, on="title", maintain_order="left")["title_number"]
+        first_J = _tensor(firsts["number"])
+        is_extra_I = torch.ones(len(items), dtype=torch.bool)
+        is_extra_I[first_J] = False
         return cls(
-            items["item_id"].to_numpy(), _tensor(title_N), _tensor(tie_N), first_T,
-            is_extra_N.nonzero().flatten(),
+            items["item_id"].to_numpy(), _tensor(title_I), _tensor(tie_I), first_J,
+            is_extra_I.nonzero().flatten(),
         )  # fmt: skip
 
-    def title_scores(self, score_BN: Tensor) -> Tensor:
-        """The best score among each title's items, shape (B, T)."""
-        score_BT = score_BN[:, self.first_T.to(score_BN.device)]
-        if len(self.extra_E) == 0:
-            return score_BT
-        extra_E = self.extra_E.to(score_BN.device)
-        title_BE = self.title_N.to(score_BN.device)[extra_E].expand(len(score_BN), -1)
-        return score_BT.scatter_reduce(1, title_BE, score_BN[:, extra_E], "amax")
+    def title_scores(self, score_BI: Tensor) -> Tensor:
+        """The best score among each title's items, shape (B, J)."""
+        score_BJ = score_BI[:, self.first_J.to(score_BI.device)]
+        if len(self.extra_X) == 0:
+            return score_BJ
+        extra_X = self.extra_X.to(score_BI.device)
+        title_BX = self.title_I.to(score_BI.device)[extra_X].expand(len(score_BI), -1)
+        return score_BJ.scatter_reduce(1, title_BX, score_BI[:, extra_X], "amax")
 
 
-def target_ranks(score_BN: Tensor, target_B: Tensor, index: TitleIndex) -> tuple[Tensor, Tensor]:
+def target_ranks(score_BI: Tensor, target_B: Tensor, index: TitleIndex) -> tuple[Tensor, Tensor]:
     """Exact ranks of the targets among all titles and among all items.
 
     Args:
-        score_BN: Higher is better. Shape (B, N), float, finite.
+        score_BI: Higher is better. Shape (B, I), float, finite.
         target_B: Item numbers. Shape (B,), int64.
         index: The catalogue.
 
@@ -81,14 +81,14 @@ def target_ranks(score_BN: Tensor, target_B: Tensor, index: TitleIndex) -> tuple
     Raises:
         ValueError: If a score is not finite.
     """
-    if not score_BN.isfinite().all():
-        raise ValueError("score_BN must be finite; was the learning rate too high?")
-    device = score_BN.device
-    tie_N, title_N = index.tie_N.to(device), index.title_N.to(device)
-    score_BT = index.title_scores(score_BN)
-    order_T = torch.arange(score_BT.shape[1], device=device)
-    title_rank_B = _ranks(score_BT, title_N[target_B], order_T)
-    return title_rank_B, _ranks(score_BN, target_B, tie_N)
+    if not score_BI.isfinite().all():
+        raise ValueError("score_BI must be finite; was the learning rate too high?")
+    device = score_BI.device
+    tie_I, title_I = index.tie_I.to(device), index.title_I.to(device)
+    score_BJ = index.title_scores(score_BI)
+    order_J = torch.arange(score_BJ.shape[1], device=device)
+    title_rank_B = _ranks(score_BJ, title_I[target_B], order_J)
+    return title_rank_B, _ranks(score_BI, target_B, tie_I)
 
 
 def predictions_of(
@@ -98,7 +98,7 @@ def predictions_of(
 
     Args:
         examples: Examples to answer: example_id, user_id, history, target.
-        batches: score_BN and target_B of the examples, in their order.
+        batches: score_BI and target_B of the examples, in their order.
         index: The catalogue.
         top_k: Titles answered for each example; ranks beyond it are null.
 
@@ -110,21 +110,21 @@ def predictions_of(
     Raises:
         ValueError: If a score is not finite.
     """
-    parts = [_answers(score_BN, target_B, index, top_k) for score_BN, target_B in batches]
-    title_rank_R, item_rank_R, top_RK, log_prob_RK, ambiguous_R = (
+    parts = [_answers(score_BI, target_B, index, top_k) for score_BI, target_B in batches]
+    title_rank_G, item_rank_G, top_GW, log_prob_GW, ambiguous_G = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
-    ranks = {"target_rank": title_rank_R, "target_item_rank": item_rank_R}
+    ranks = {"target_rank": title_rank_G, "target_item_rank": item_rank_G}
     table = examples.select(
         pl.col("example_id", "user_id").cast(pl.Int64),
         target_item=pl.col("target").cast(pl.Int64),
         history_length=pl.col("history").list.len().cast(pl.Int64),
     )
     table = table.with_columns(
-        *(pl.Series(name, rank_R) for name, rank_R in ranks.items()),
-        pl.Series("top_items", index.item_id_N[top_RK]).cast(pl.List(pl.Int64)),
-        pl.Series("top_log_probs", log_prob_RK).cast(pl.List(pl.Float64)),
-        pl.Series("ambiguous", ambiguous_R),
+        *(pl.Series(name, rank_G) for name, rank_G in ranks.items()),
+        pl.Series("top_items", index.item_id_I[top_GW]).cast(pl.List(pl.Int64)),
+        pl.Series("top_log_probs", log_prob_GW).cast(pl.List(pl.Float64)),
+        pl.Series("ambiguous", ambiguous_G),
     )
     return table.select(
         "example_id",
@@ -141,19 +141,19 @@ def predictions_of(
 
 
 def _answers(
-    score_BN: Tensor, target_B: Tensor, index: TitleIndex, top_k: int
+    score_BI: Tensor, target_B: Tensor, index: TitleIndex, top_k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Title ranks, item ranks, first items and log-probs of the top K, shared titles."""
-    title_rank_B, item_rank_B = target_ranks(score_BN, target_B, index)
-    score_BT = index.title_scores(score_BN)
+    title_rank_B, item_rank_B = target_ranks(score_BI, target_B, index)
+    score_BJ = index.title_scores(score_BI)
     # Stable: columns stand in tie order, so equal scores stay in it.
-    top_BK = score_BT.argsort(dim=1, descending=True, stable=True)[:, :top_k]
-    log_prob_BK = score_BT.double().log_softmax(dim=1).gather(1, top_BK)
-    num_items_T = index.title_N.bincount()
-    title_B = index.title_N[target_B.cpu()]
+    top_BW = score_BJ.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+    log_prob_BW = score_BJ.double().log_softmax(dim=1).gather(1, top_BW)
+    num_items_J = index.title_I.bincount()
+    title_B = index.title_I[target_B.cpu()]
     return (
-        title_rank_B, item_rank_B, index.first_T[top_BK.cpu()], log_prob_BK,
-        num_items_T[title_B] > 1,
+        title_rank_B, item_rank_B, index.first_J[top_BW.cpu()], log_prob_BW,
+        num_items_J[title_B] > 1,
     )  # fmt: skip
 
 

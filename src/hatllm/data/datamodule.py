@@ -30,10 +30,10 @@ IntArray = NDArray[np.int64]
 class Examples:
     """A split as arrays."""
 
-    example_id_R: IntArray
+    example_id_G: IntArray
     histories: list[IntArray]  # item ids, oldest first
-    target_R: IntArray
-    user_R: IntArray | None = None  # where examples have users
+    target_G: IntArray
+    user_G: IntArray | None = None  # where examples have users
 
     @classmethod
     def of(cls, frame: pl.DataFrame, max_history_items: int) -> "Examples":
@@ -46,7 +46,7 @@ class Examples:
         return cls(frame["example_id"].to_numpy(), histories, frame["target"].to_numpy(), users)
 
     def __len__(self) -> int:
-        return len(self.target_R)
+        return len(self.target_G)
 
     def batch(
         self,
@@ -59,9 +59,9 @@ class Examples:
         """The chosen rows as one padded batch, see `build_batch`."""
         return build_batch(
             book,
-            self.example_id_R[rows].tolist(),
+            self.example_id_G[rows].tolist(),
             [self.histories[row] for row in rows],
-            self.target_R[rows].tolist(),
+            self.target_G[rows].tolist(),
             target_is_item,
             with_target,
             in_place,
@@ -71,7 +71,7 @@ class Examples:
         """Tokens of every row's prompt, with or without its title."""
         lengths = np.array([book.prompt_length(book.rows_of(h)) for h in self.histories], np.int64)
         if with_target:
-            lengths += book.target.length[book.rows_of(self.target_R)] - 1
+            lengths += book.target.length[book.rows_of(self.target_G)] - 1
         return lengths
 
 
@@ -92,7 +92,7 @@ class MicroBatches(Sampler[list[int]]):
         world_size: int,
         seed: int,
         steps_done: Callable[[], int],
-        user_R: IntArray | None = None,
+        user_G: IntArray | None = None,
     ) -> None:
         """Plan the epochs.
 
@@ -104,7 +104,7 @@ class MicroBatches(Sampler[list[int]]):
             world_size: Processes.
             seed: Of the permutations.
             steps_done: Optimizer steps done so far, over all epochs.
-            user_R: User of each row: users are shuffled and their rows stay together, in their
+            user_G: User of each row: users are shuffled and their rows stay together, in their
                 order; None = rows are shuffled.
 
         Raises:
@@ -120,7 +120,7 @@ class MicroBatches(Sampler[list[int]]):
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.world_size = rank, world_size
         self.steps_done = steps_done
-        self.user_R = user_R
+        self.user_G = user_G
 
     @property
     def accumulation(self) -> int:
@@ -135,7 +135,7 @@ class MicroBatches(Sampler[list[int]]):
         order = self._order(np.random.default_rng([self.seed, epoch]))
         for step in range(first_step, self.steps_per_epoch):
             rows = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
-            if self.user_R is None:
+            if self.user_G is None:
                 rows = rows[np.argsort(self.lengths[rows], kind="stable")]
             chunks = rows.reshape(-1, self.micro_batch_size)
             # Neighbouring chunks go to different processes, so that these wait little.
@@ -143,10 +143,10 @@ class MicroBatches(Sampler[list[int]]):
                 yield chunk.tolist()
 
     def _order(self, generator: np.random.Generator) -> IntArray:
-        if self.user_R is None:
+        if self.user_G is None:
             return generator.permutation(len(self.lengths))
-        _, user_R = np.unique(self.user_R, return_inverse=True)
-        order = np.argsort(generator.permutation(user_R.max() + 1)[user_R], kind="stable")
+        _, user_G = np.unique(self.user_G, return_inverse=True)
+        order = np.argsort(generator.permutation(user_G.max() + 1)[user_G], kind="stable")
         # Another start each epoch, so that not the same rows sit out where there are few users.
         return np.roll(order, generator.integers(len(order)))
 
@@ -163,7 +163,7 @@ def micro_batches(
     """The micro-batches of a run, see `MicroBatches`."""
     return MicroBatches(
         lengths, config.global_batch_size, config.rows_a_pass, rank, world_size, seed, steps_done,
-        examples.user_R if config.group_by_user else None,
+        examples.user_G if config.group_by_user else None,
     )  # fmt: skip
 
 
@@ -203,12 +203,12 @@ class TrainingBatches:
             rows = np.arange(len(examples))
         batch = examples.batch(self.book, rows, self.target_is_item, True, self.in_place)
         if weights is not None:
-            times = len(batch.title_weight_S) // len(weights)
-            batch.title_weight_S = torch.from_numpy(np.repeat(weights, times))
+            times = len(batch.title_weight_J) // len(weights)
+            batch.title_weight_J = torch.from_numpy(np.repeat(weights, times))
         return batch
 
     def _with_negatives(self, examples: Examples, negatives: Negatives, rows: IntArray) -> Examples:
-        example_id_B, target_B = examples.example_id_R[rows], examples.target_R[rows]
+        example_id_B, target_B = examples.example_id_G[rows], examples.target_G[rows]
         target_rows = self.book.rows_of(target_B).tolist()
         drawn = map(negatives.draw, example_id_B.tolist(), target_rows)
         titles = [(target, *others) for target, others in zip(target_B, drawn, strict=True)]
@@ -233,9 +233,9 @@ def branches_of(
     """
     ids, histories, targets, weights = [], [], [], []
     for row in rows.tolist():
-        items = np.append(examples.histories[row], examples.target_R[row])
+        items = np.append(examples.histories[row], examples.target_G[row])
         num_titles = len(items) - 1
-        ids += [examples.example_id_R[row]] * num_titles
+        ids += [examples.example_id_G[row]] * num_titles
         histories += [items[:end] for end in range(1, len(items))]
         targets += items[1:].tolist()
         weights.append(target_weights(num_titles, how).astype(np.float32))

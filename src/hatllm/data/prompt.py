@@ -2,7 +2,7 @@
 
 Prompt: prefix | history item 0 | ... | history item n-1 | response template | title, end token.
 
-Dimension key: I items, B batch, L sequence, S supervised titles of the batch, T their tokens.
+Dimension key: I items, B batch, L sequence, J supervised titles of the batch, T their tokens.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 IntArray = NDArray[np.int64]
 
-FIRST_ITEM_TOKEN = (
-    2**30
-)  # beyond every vocabulary: from here on a token id is a row of the catalogue
+# Beyond every vocabulary: from here on a token id is a row of the catalogue.
+FIRST_ITEM_TOKEN = 2**30
 
 
 @dataclass(frozen=True)
@@ -114,34 +113,18 @@ def build_prompt_book(
     if end_id is None:
         raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no end token (eos_token)")
     order = np.argsort(np.asarray(item_ids, np.int64), kind="stable")
-    sorted_titles = [titles[i] for i in order]
-
-    def tokens(template: str) -> list[list[int]]:
-        texts = [template.replace("{title}", title) for title in sorted_titles]
-        rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        for i, title, row in zip(order, sorted_titles, rows, strict=True):
-            if not row or end_id in row:
-                wrong = "holds the end token" if row else "has no tokens"
-                raise ValueError(f"item_id {item_ids[i]}: its title {title!r} {wrong}")
-        return rows
-
-    prefix: list[int] = tokenizer(config.prefix)["input_ids"]
-    if prefix and prefix[-1] == end_id:
-        prefix = prefix[:-1]
-    response: list[int] = tokenizer(config.response, add_special_tokens=False)["input_ids"]
-    if not prefix and not response:
-        raise ValueError("data.prompt.prefix and data.prompt.response are both empty")
-    history_items = tokens(config.history_item)
+    catalogue = [(item_ids[i], titles[i]) for i in order]
+    prefix, response = _template(tokenizer, config)
+    history_items = _with_titles(tokenizer, config.history_item, catalogue)
     if item_tokens:
         history_items = [[*ids, FIRST_ITEM_TOKEN + row] for row, ids in enumerate(history_items)]
-    titles_I = [[*row, end_id] for row in tokens(config.target)]
-    opening: list[int] = tokenizer(
-        config.history_item.partition("{title}")[0], add_special_tokens=False
-    )["input_ids"]
+    titles_I = [[*row, end_id] for row in _with_titles(tokenizer, config.target, catalogue)]
+    before_title = config.history_item.partition("{title}")[0]
+    opening: list[int] = tokenizer(before_title, add_special_tokens=False)["input_ids"]
     pad_id = tokenizer.pad_token_id
     return PromptBook(
         np.asarray(item_ids, np.int64)[order],
-        np.unique(np.asarray(sorted_titles, object), return_inverse=True)[1].astype(np.int64),
+        _numbered([title for _, title in catalogue]),
         Ragged.of(history_items),
         Ragged.of(titles_I),
         np.asarray(prefix, np.int64),
@@ -150,6 +133,36 @@ def build_prompt_book(
         len(opening),
         shown_tokens(history_items, titles_I, opening),
     )
+
+
+def _template(tokenizer: Any, config: "PromptConfig") -> tuple[list[int], list[int]]:
+    """Tokens before the history and after it; special tokens, but the end, stand in the first."""
+    prefix: list[int] = tokenizer(config.prefix)["input_ids"]
+    if prefix and prefix[-1] == tokenizer.eos_token_id:
+        prefix = prefix[:-1]
+    response: list[int] = tokenizer(config.response, add_special_tokens=False)["input_ids"]
+    if not prefix and not response:
+        raise ValueError("data.prompt.prefix and data.prompt.response are both empty")
+    return prefix, response
+
+
+def _with_titles(
+    tokenizer: Any, template: str, catalogue: Sequence[tuple[int, str]]
+) -> list[list[int]]:
+    """Tokens of a template around each title of (item id, title)."""
+    texts = [template.replace("{title}", title) for _, title in catalogue]
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    end_id = tokenizer.eos_token_id
+    for (item_id, title), row in zip(catalogue, rows, strict=True):
+        if not row or end_id in row:
+            wrong = "holds the end token" if row else "has no tokens"
+            raise ValueError(f"item_id {item_id}: its title {title!r} {wrong}")
+    return rows
+
+
+def _numbered(titles: Sequence[str]) -> IntArray:
+    """A number for each title, equal ones the same."""
+    return np.unique(np.asarray(titles, object), return_inverse=True)[1].astype(np.int64)
 
 
 @dataclass
@@ -168,9 +181,9 @@ class Batch:
     target_column_T: Tensor
     target_token_T: Tensor
     title_T: Tensor  # which supervised title the token is of
-    title_item_S: Tensor
-    title_length_S: Tensor  # tokens of the title that are supervised, from its first
-    title_weight_S: Tensor  # of the title in the loss; those of one training row sum to 1
+    title_item_J: Tensor
+    title_length_J: Tensor  # tokens of the title that are supervised, from its first
+    title_weight_J: Tensor  # of the title in the loss; those of one training row sum to 1
 
     def to(self, device: torch.device | str, **_: Any) -> "Batch":
         """The same batch on another device."""
@@ -216,44 +229,43 @@ def build_batch(
                  target_is_item, with_target)
         for history, target in zip(histories, targets, strict=True)
     ]  # fmt: skip
-    B, L = len(rows), max(len(ids) for ids, *_ in rows)
-    input_ids_BL = torch.full((B, L), book.pad_id, dtype=torch.int64)
-    segment_BL = torch.full((B, L), RESPONSE, dtype=torch.int64)
-    book_index_BL = torch.full((B, L), -1, dtype=torch.int64)
-    valid_BL = torch.zeros((B, L), dtype=torch.bool)
-    for b, (ids, segment, book_index, _) in enumerate(rows):
-        input_ids_BL[b, : len(ids)] = torch.from_numpy(ids)
-        segment_BL[b, : len(ids)] = torch.from_numpy(segment)
-        book_index_BL[b, : len(ids)] = torch.from_numpy(book_index)
-        valid_BL[b, : len(ids)] = True
+    ids, segments, book_indices, prompt_lengths = zip(*rows, strict=True)
+    segment_BL = _padded(segments, RESPONSE)
+    length_B1 = torch.tensor([[len(row)] for row in ids])
+    valid_BL = torch.arange(segment_BL.shape[1]) < length_B1
     position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
-    prompt_length_B = torch.tensor([length for *_, length in rows])
-    tokens = Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL))
     told = [
         supervised_titles(book, history, target, length, in_place) if with_target else []
-        for history, target, length in zip(
-            histories, targets, prompt_length_B.tolist(), strict=True
-        )
+        for history, target, length in zip(histories, targets, prompt_lengths, strict=True)
     ]
     return Batch(
         torch.tensor(list(example_ids), dtype=torch.int64),
         torch.tensor(list(targets), dtype=torch.int64),
-        input_ids_BL,
+        _padded(ids, book.pad_id),
         valid_BL,
-        tokens,
-        prompt_length_B,
-        book_index_BL,
+        Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL)),
+        torch.tensor(prompt_lengths),
+        _padded(book_indices, -1),
         *_teacher_forcing(book, told),
     )
+
+
+def _padded(rows: Sequence[IntArray], padding: int) -> Tensor:
+    """Rows of different lengths, padded on the right. Shape (B, L), int64."""
+    lengths = [len(row) for row in rows]
+    padded_BL = torch.full((len(rows), max(lengths)), padding, dtype=torch.int64)
+    for row, length, padded_L in zip(rows, lengths, padded_BL, strict=True):
+        padded_L[:length] = torch.from_numpy(row)
+    return padded_BL
 
 
 def _teacher_forcing(book: PromptBook, told: list[list[Supervised]]) -> tuple[Tensor, ...]:
     """The last seven fields of a batch, from the supervised titles of each row."""
     titles = [(row, title) for row, several in enumerate(told) for title in several]
     lengths = np.array([title.num_tokens for _, title in titles], np.int64)
-    first_S = np.cumsum(lengths) - lengths
+    first_J = np.cumsum(lengths) - lengths
     title_T = np.repeat(np.arange(len(titles)), lengths)
-    offset_T = np.arange(len(title_T)) - first_S[title_T]
+    offset_T = np.arange(len(title_T)) - first_J[title_T]
     rows, columns, items, weights = (
         np.array([row for row, _ in titles], np.int64),
         np.array([title.column for _, title in titles], np.int64),
@@ -287,3 +299,23 @@ def _lay_out(
     book_index = np.full(len(ids), -1)
     book_index[len(book.prefix) : length] = np.concatenate(places)
     return ids, segment.astype(np.int64), book_index, length
+
+
+def first_title_token(batch: Batch, target_is_item: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a title would begin after each prompt.
+
+    Args:
+        batch: Right-padded prompts without titles.
+        target_is_item: As `build_batch`.
+
+    Returns:
+        Segment, position and restarted position of its first token; each (B,), int64.
+    """
+    segment_BL = batch.tokens.segment_BL
+    restart_B = ((segment_BL == PREFIX) & batch.valid_BL).sum(1)
+    if target_is_item:
+        segment_B = segment_BL.masked_fill(~batch.valid_BL, RESPONSE).amax(1).clamp(min=-1) + 1
+    else:
+        segment_B = torch.full_like(batch.prompt_length_B, RESPONSE)
+        restart_B = restart_B + ((segment_BL == RESPONSE) & batch.valid_BL).sum(1)
+    return segment_B, batch.prompt_length_B, restart_B

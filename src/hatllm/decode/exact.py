@@ -3,7 +3,7 @@
 Log-probabilities only fall along the trie, so once the best open node cannot beat the K-th finished
 title, nothing can. Each round scores a few open nodes of every unfinished user in one model call.
 
-Dimension key: B users, K titles, M nodes scored in one round, C children (flat).
+Dimension key: B users, W titles, M nodes scored in one round, C children (flat).
 """
 
 import heapq
@@ -115,14 +115,14 @@ def _after_forced(trie: ItemTrie, node_C: Tensor) -> Tensor:
 
 
 def _answers(searches: list[_Search], top_k: int, trie: ItemTrie) -> Answers:
-    leaf_BK = torch.full((len(searches), top_k), -1)
-    log_prob_BK = torch.full((len(searches), top_k), NEVER)
+    leaf_BW = torch.full((len(searches), top_k), -1)
+    log_prob_BW = torch.full((len(searches), top_k), NEVER)
     for user, search in enumerate(searches):
         for rank, (negative, leaf) in enumerate(search.best):
-            leaf_BK[user, rank] = leaf
-            log_prob_BK[user, rank] = -negative
+            leaf_BW[user, rank] = leaf
+            log_prob_BW[user, rank] = -negative
     device = trie.token_N.device
-    return Answers(leaf_BK.to(device), log_prob_BK.to(device), log_prob_BK.to(device))
+    return Answers(leaf_BW.to(device), log_prob_BW.to(device), log_prob_BW.to(device))
 
 
 def _certificate(searches: list[_Search], trie: ItemTrie) -> Certificate:

@@ -6,7 +6,7 @@ itself), read alone, without prompt and mask, and distance is Euclidean over the
 Their code strips the quotes around a title and tokenises it again; here title and text are compared
 as they are written, the closing quote included.
 
-Dimension key: B texts, S tokens, T titles (leaves of the trie in their order), D hidden width, K
+Dimension key: B texts, L tokens, F titles (leaves of the trie in their order), D hidden width, W
 answers.
 """
 
@@ -32,50 +32,50 @@ if TYPE_CHECKING:
 TEXTS_A_PASS = 64
 
 
-def embed_texts(lm: MaskedLM, token_BS: Tensor, end_id: int) -> Tensor:
+def embed_texts(lm: MaskedLM, token_BL: Tensor, end_id: int) -> Tensor:
     """The embedding of each text.
 
     Args:
         lm: The model.
-        token_BS: Tokens without end token, -1 after them. Shape (B, S), int64.
+        token_BL: Tokens without end token, -1 after them. Shape (B, L), int64.
         end_id: Stands for a text without tokens.
 
     Returns:
         embedding_BD: Shape (B, D), float32.
     """
-    token_BS = pad(token_BS, (0, int(token_BS.shape[1] == 0)), value=-1)
-    token_BS[:, 0] = torch.where(token_BS[:, 0] < 0, end_id, token_BS[:, 0])
+    token_BL = pad(token_BL, (0, int(token_BL.shape[1] == 0)), value=-1)
+    token_BL[:, 0] = torch.where(token_BL[:, 0] < 0, end_id, token_BL[:, 0])
     adapters_off = lm.model.disable_adapter() if isinstance(lm.model, PeftModel) else nullcontext()
     with adapters_off:
-        return torch.cat([_last_states(lm, part) for part in torch.split(token_BS, TEXTS_A_PASS)])
+        return torch.cat([_last_states(lm, part) for part in torch.split(token_BL, TEXTS_A_PASS)])
 
 
-def _last_states(lm: MaskedLM, token_BS: Tensor) -> Tensor:
-    valid_BS = token_BS >= 0
-    valid_BS = valid_BS[:, : int(valid_BS.sum(1).max())]
-    token_BS = token_BS[:, : valid_BS.shape[1]]
-    position_BS = torch.arange(token_BS.shape[1], device=token_BS.device).expand_as(token_BS)
+def _last_states(lm: MaskedLM, token_BL: Tensor) -> Tensor:
+    valid_BL = token_BL >= 0
+    valid_BL = valid_BL[:, : int(valid_BL.sum(1).max())]
+    token_BL = token_BL[:, : valid_BL.shape[1]]
+    position_BL = torch.arange(token_BL.shape[1], device=token_BL.device).expand_as(token_BL)
     # As template text it is causal in every layer of every schedule.
-    tokens = Tokens(torch.full_like(token_BS, PREFIX), position_BS, position_BS)
-    hidden_BSD = lm.hidden_of_prompts(token_BS.clamp(min=0), tokens, valid_BS)
-    rows_B = torch.arange(len(token_BS), device=token_BS.device)
-    return hidden_BSD[rows_B, valid_BS.sum(1) - 1].float()
+    tokens = Tokens(torch.full_like(token_BL, PREFIX), position_BL, position_BL)
+    hidden_BLD = lm.hidden_of_prompts(token_BL.clamp(min=0), tokens, valid_BL)
+    rows_B = torch.arange(len(token_BL), device=token_BL.device)
+    return hidden_BLD[rows_B, valid_BL.sum(1) - 1].float()
 
 
 def embed_titles(lm: MaskedLM, trie: ItemTrie, end_id: int) -> Tensor:
-    """The embedding of every title of the catalogue, shape (T, D), float32."""
-    path_TS = trie.path_to(trie.leaf_F)
-    token_TS = trie.token_N[path_TS.clamp(min=0)]
-    return embed_texts(lm, token_TS.masked_fill((path_TS < 0) | (token_TS == end_id), -1), end_id)
+    """The embedding of every title of the catalogue, shape (F, D), float32."""
+    path_FL = trie.path_to(trie.leaf_F)
+    token_FL = trie.token_N[path_FL.clamp(min=0)]
+    return embed_texts(lm, token_FL.masked_fill((path_FL < 0) | (token_FL == end_id), -1), end_id)
 
 
-def nearest_titles(trie: ItemTrie, text_BD: Tensor, title_TD: Tensor, top_k: int) -> Answers:
+def nearest_titles(trie: ItemTrie, text_BD: Tensor, title_FD: Tensor, top_k: int) -> Answers:
     """The titles nearest to each text.
 
     Args:
         trie: All titles.
         text_BD: Embedding of each text. Shape (B, D), float32.
-        title_TD: Embedding of each title. Shape (T, D), float32.
+        title_FD: Embedding of each title. Shape (F, D), float32.
         top_k: Titles for each text.
 
     Returns:
@@ -83,10 +83,10 @@ def nearest_titles(trie: ItemTrie, text_BD: Tensor, title_TD: Tensor, top_k: int
         it falls along the list but is no probability of the model's.
     """
     # Through a matrix product a text that is a title would not lie at distance 0.
-    distance_BT = torch.cdist(text_BD, title_TD, compute_mode="donot_use_mm_for_euclid_dist")
-    order_BK = distance_BT.sort(dim=1, stable=True).indices[:, :top_k]
-    log_prob_BK = (-distance_BT).log_softmax(1).gather(1, order_BK)
-    return Answers(trie.leaf_F[order_BK], log_prob_BK, -distance_BT.gather(1, order_BK))
+    distance_BF = torch.cdist(text_BD, title_FD, compute_mode="donot_use_mm_for_euclid_dist")
+    order_BW = distance_BF.sort(dim=1, stable=True).indices[:, :top_k]
+    log_prob_BW = (-distance_BF).log_softmax(1).gather(1, order_BW)
+    return Answers(trie.leaf_F[order_BW], log_prob_BW, -distance_BF.gather(1, order_BW))
 
 
 def with_room(trie: ItemTrie, config: "DecodeConfig") -> ItemTrie:
@@ -124,15 +124,15 @@ def write_texts(scorer: Scorer, config: "DecodeConfig", num_titles: int, end_id:
         end_id: The end token.
 
     Returns:
-        token_BS: The tokens without the end token, -1 after them; S is the longest, at least 1.
-            Shape (B, S), int64.
+        token_BL: The tokens without the end token, -1 after them; L is the longest, at least 1.
+            Shape (B, L), int64.
     """
     trie = scorer.trie
     ask = _asking_the_vocabulary(scorer, config.beam_width, num_titles, end_id)
     leaf_B = beam_search(scorer, config, ask).leaf_BW[:, 0]
-    path_BS = trie.path_to(leaf_B)
-    token_BS = trie.token_N[path_BS.clamp(min=0)]
-    return token_BS.masked_fill((path_BS < 0) | (token_BS == end_id), -1)
+    path_BL = trie.path_to(leaf_B)
+    token_BL = trie.token_N[path_BL.clamp(min=0)]
+    return token_BL.masked_fill((path_BL < 0) | (token_BL == end_id), -1)
 
 
 def _asking_the_vocabulary(scorer: Scorer, beam_width: int, num_titles: int, end_id: int) -> Ask:

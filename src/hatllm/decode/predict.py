@@ -1,6 +1,6 @@
 """From examples to the predictions table: one row an example, however it was batched.
 
-Dimension key: B users of a batch, K titles a user, T target tokens of a batch (flat), P path nodes.
+Dimension key: B users of a batch, W titles a user, T target tokens of a batch (flat), P path nodes.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import Batch
 from hatllm.decode.beam import Answers, beam_search
-from hatllm.decode.by_title import ranked_titles, ranks_of
+from hatllm.decode.by_title import RankedTitle, ranked_titles, ranks_of
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.exact import Certificate
 from hatllm.decode.legal import path_log_probs
@@ -175,30 +175,46 @@ def _rows_of(
         share_B = torch.tensor([len(titles) for titles in sharing], device=leaf_B.device).log()
         sums = title_log_probs(scorer, leaf_B)
         trie, vocab = ((log_prob_B - share_B).tolist() for log_prob_B in sums)
-    beam = beam_search(scorer, config) if certificate is not None else None
+    proofs: list[dict[str, Any]] = [{}] * batch.num_rows
+    if certificate is not None:
+        proofs = _proofs(answers, beam_search(scorer, config), certificate)
     rows = []
     for user in range(batch.num_rows):
-        titles = ranked_titles(catalogue, answers, user, config.top_k)
         target = int(batch.target_item_B[user])
-        rank, item_rank = ranks_of(target, titles) or (None, None)
-        row: dict[str, Any] = {
+        row = {
             "example_id": int(batch.example_id_B[user]),
-            "target_item": target,
-            "target_rank": rank,
-            "target_item_rank": item_rank,
-            "top_items": [title.item_ids[0] for title in titles],
-            "top_log_probs": [title.log_prob for title in titles],
+            **_ranking(target, ranked_titles(catalogue, answers, user, config.top_k)),
             "target_trie_log_prob": trie[user],
             "target_vocab_log_prob": vocab[user],
             "ambiguous": any(target in items and len(items) > 1 for items in sharing[user]),
         }
-        if certificate is not None and beam is not None:
-            row["certified"] = bool(certificate.exact_B[user])
-            row["gap"] = float(certificate.gap_B[user])
-            found, by_beam = (a.leaf_BW[user].tolist() for a in (answers, beam))
-            row["beam_missed"] = len(set(found) - set(by_beam) - {-1})
-        rows.append(row)
+        rows.append(row | proofs[user])
     return rows
+
+
+def _ranking(target: int, titles: list[RankedTitle]) -> dict[str, Any]:
+    rank, item_rank = ranks_of(target, titles) or (None, None)
+    return {
+        "target_item": target,
+        "target_rank": rank,
+        "target_item_rank": item_rank,
+        "top_items": [title.item_ids[0] for title in titles],
+        "top_log_probs": [title.log_prob for title in titles],
+    }
+
+
+def _proofs(answers: Answers, beam: Answers, certificate: Certificate) -> list[dict[str, Any]]:
+    """Of each user of `decode=exact`: what is certain, and what the beam did not find."""
+    return [
+        {
+            "certified": bool(certificate.exact_B[user]),
+            "gap": float(certificate.gap_B[user]),
+            "beam_missed": len(set(found) - set(by_beam) - {-1}),
+        }
+        for user, (found, by_beam) in enumerate(
+            zip(answers.leaf_BW.tolist(), beam.leaf_BW.tolist(), strict=True)
+        )
+    ]
 
 
 def title_log_probs(scorer: Scorer, leaf_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from hatllm.data.prompt import Batch, PromptBook, Ragged, build_batch
 from hatllm.decode.catalogue import Catalogue
-from hatllm.decode.scorer import Scorers
+from hatllm.decode.fast.tree_scorer import TreeScorers
+from hatllm.decode.scorer import PlainScorers
 from hatllm.files import write_json
 from hatllm.masks.schedule import Schedule
 from hatllm.model.backbone import load_masked_lm
@@ -158,8 +159,8 @@ def _own_log_probs(lm: MaskedLM, batch: Batch, backend: str) -> Tensor:
 
 def _packed_gap(lm: MaskedLM, batch: Batch, catalogue: Catalogue) -> float:
     row_T, column_T = batch.target_row_T, batch.target_column_T
-    prefix_P = torch.from_numpy(catalogue.book.prefix).to(row_T.device)
-    packed_TD = hidden_at(lm, batch, prefix_P, row_T, column_T)
+    prefix_A = torch.from_numpy(catalogue.book.prefix).to(row_T.device)
+    packed_TD = hidden_at(lm, batch, prefix_A, row_T, column_T)
     return _gap(_log_probs(lm, packed_TD), _log_probs(lm, _plain(lm, batch)[row_T, column_T]))
 
 
@@ -167,7 +168,7 @@ def _decoded_gap(lm: MaskedLM, catalogue: Catalogue) -> float:
     """Titles token by token, as a search asks for them: first the root, then all inner nodes."""
     batch = probe_batch(catalogue.book, lm.schedule.target_is_item, with_target=False)
     batch = batch.to(lm.output_embedding_VD.device)
-    fast, plain = (Scorers(lm, catalogue, fast).of(batch) for fast in (True, False))
+    fast, plain = TreeScorers(lm, catalogue).of(batch), PlainScorers(lm, catalogue).of(batch)
     node_N = (fast.trie.num_children_N > 0).nonzero()[:, 0]
     gaps = []
     for nodes in (node_N[:1], node_N[1:]):

@@ -45,10 +45,10 @@ class Search:
         self.config, self.assistant = config, catalogue.assistant
         if config.name == "grounding":
             end_id = int(catalogue.book.target[0][-1])
-            title_TD = embed_titles(scorers.lm, scorers.trie, end_id)
+            title_FD = embed_titles(scorers.lm, scorers.trie, end_id)
             num_titles = scorers.trie.num_nodes
             scorers.trie = with_room(scorers.trie, config)
-            self.grounded = partial(_grounded, config, title_TD, num_titles, end_id)
+            self.grounded = partial(_grounded, config, title_FD, num_titles, end_id)
 
     def __call__(
         self, scorer: Scorer, histories: list[IntArray]
@@ -74,8 +74,8 @@ class Search:
 
 
 def _grounded(
-    config: "DecodeConfig", title_TD: Tensor, num_titles: int, end_id: int, scorer: Scorer
+    config: "DecodeConfig", title_FD: Tensor, num_titles: int, end_id: int, scorer: Scorer
 ) -> Answers:
-    token_BS = write_texts(scorer, config, num_titles, end_id)
-    text_BD = embed_texts(scorer.lm, token_BS, end_id)
-    return nearest_titles(scorer.trie, text_BD, title_TD, config.top_k)
+    token_BL = write_texts(scorer, config, num_titles, end_id)
+    text_BD = embed_texts(scorer.lm, token_BL, end_id)
+    return nearest_titles(scorer.trie, text_BD, title_FD, config.top_k)

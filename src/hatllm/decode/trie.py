@@ -1,7 +1,8 @@
 """The item trie: which tokens may follow a prefix of a title, as flat arrays.
 
-Dimension key: N trie nodes, F leaves, I items, S tokens of all sequences in one flat tensor,
-M queries, C answers of all queries in one flat tensor, D depth, R rows still growing in ``build``.
+Dimension key: N trie nodes, F leaves, I items, T tokens of all sequences in one flat tensor,
+M queries, C answers of all queries in one flat tensor, P places on a path, X sequences still
+growing in ``build``.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -58,7 +59,7 @@ class ItemTrie:
 
         Args:
             tokens: Tokens of all titles, one title after the other, each ending in the same end
-                token. Shape (S,), integer, >= 0.
+                token. Shape (T,), integer, >= 0.
             offsets: Title i is ``tokens[offsets[i]:offsets[i + 1]]``. Shape (I + 1,), int64.
             item_ids: Catalogue id of each title. Shape (I,), int64, no id twice.
 
@@ -167,23 +168,23 @@ class ItemTrie:
         """Walk token sequences down from the root.
 
         Args:
-            tokens: Tokens of all sequences, one after the other. Shape (S,), int64.
+            tokens: Tokens of all sequences, one after the other. Shape (T,), int64.
             offsets: Sequence m is ``tokens[offsets[m]:offsets[m + 1]]``. Shape (M + 1,), int64.
 
         Returns:
-            node_S: Node after each token; -1 from a sequence's first illegal token on. Shape (S,),
+            node_T: Node after each token; -1 from a sequence's first illegal token on. Shape (T,),
                 int64.
         """
         _check_offsets(tokens, offsets)
-        node_S = torch.full_like(tokens, -1, dtype=torch.int64)
-        at_R, end_R = offsets[:-1], offsets[1:]
-        node_R = torch.zeros_like(at_R)
-        while (growing_R := at_R < end_R).any():
-            at_R, end_R, node_R = at_R[growing_R], end_R[growing_R], node_R[growing_R]
-            node_R = self.child(node_R, tokens[at_R])
-            node_S[at_R] = node_R
-            at_R = at_R + 1
-        return node_S
+        node_T = torch.full_like(tokens, -1, dtype=torch.int64)
+        at_X, end_X = offsets[:-1], offsets[1:]
+        node_X = torch.zeros_like(at_X)
+        while (growing_X := at_X < end_X).any():
+            at_X, end_X, node_X = at_X[growing_X], end_X[growing_X], node_X[growing_X]
+            node_X = self.child(node_X, tokens[at_X])
+            node_T[at_X] = node_X
+            at_X = at_X + 1
+        return node_T
 
     def path_to(self, leaf_M: Tensor) -> Tensor:
         """List the nodes from below the root down to each leaf (or any other node).
@@ -192,18 +193,18 @@ class ItemTrie:
             leaf_M: Nodes. Shape (M,), int64, >= 0.
 
         Returns:
-            node_MD: Node at depth 1, 2, ... of each path, -1 after its end; D is the largest depth
-                among ``leaf_M``. Shape (M, D), int64.
+            node_MP: Node at depth 1, 2, ... of each path, -1 after its end; P is the largest depth
+                among ``leaf_M``. Shape (M, P), int64.
         """
         _check_rank("leaf_M", leaf_M)
         max_depth = int(self.depth_N[leaf_M].max()) if leaf_M.numel() else 0
-        node_MD = leaf_M.new_full((leaf_M.shape[0], max_depth), -1)
+        node_MP = leaf_M.new_full((leaf_M.shape[0], max_depth), -1)
         node_M = leaf_M
         for depth in range(max_depth, 0, -1):
             here_M = self.depth_N[node_M] == depth
-            node_MD[:, depth - 1] = node_M.masked_fill(~here_M, -1)
+            node_MP[:, depth - 1] = node_M.masked_fill(~here_M, -1)
             node_M = torch.where(here_M, self.parent_N[node_M], node_M)
-        return node_MD
+        return node_MP
 
     def leaf_of_item(self, item_id_M: Tensor) -> Tensor:
         """Look up the leaf at which each item's title ends.
@@ -262,20 +263,20 @@ def _grow(tokens: Tensor, offsets: Tensor, vocab_size: int) -> tuple[Tensor, Ten
     """
     length_I = offsets.diff()
     end_node_I = torch.empty_like(length_I)
-    row_R = torch.arange(length_I.numel(), device=tokens.device)
-    node_R = torch.zeros_like(row_R)
-    levels, num_nodes = [row_R.new_full((1,), -1)], 1
+    row_X = torch.arange(length_I.numel(), device=tokens.device)
+    node_X = torch.zeros_like(row_X)
+    levels, num_nodes = [row_X.new_full((1,), -1)], 1
     for depth in range(1, int(length_I.max()) + 1):
-        token_R = tokens[offsets[row_R] + (depth - 1)]
-        key_R, order_R = (node_R * vocab_size + token_R).sort()
-        row_R = row_R[order_R]
-        key_level, child_R = torch.unique_consecutive(key_R, return_inverse=True)
-        node_R = child_R.add_(num_nodes)
+        token_X = tokens[offsets[row_X] + (depth - 1)]
+        key_X, order_X = (node_X * vocab_size + token_X).sort()
+        row_X = row_X[order_X]
+        key_level, child_X = torch.unique_consecutive(key_X, return_inverse=True)
+        node_X = child_X.add_(num_nodes)
         levels.append(key_level)
         num_nodes += key_level.numel()
-        ended_R = length_I[row_R] == depth
-        end_node_I[row_R[ended_R]] = node_R[ended_R]
-        row_R, node_R = row_R[~ended_R], node_R[~ended_R]
+        ended_X = length_I[row_X] == depth
+        end_node_I[row_X[ended_X]] = node_X[ended_X]
+        row_X, node_X = row_X[~ended_X], node_X[~ended_X]
     sizes = torch.tensor([level.numel() for level in levels], device=tokens.device)
     depth_N = torch.arange(len(levels), device=tokens.device).repeat_interleave(sizes)
     return torch.cat(levels), depth_N, end_node_I

@@ -5,15 +5,14 @@ Dimension key: B batch, Q query position, K key position (the last Q keys are th
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from hatllm.masks import patterns
 from hatllm.masks.schedule import Schedule
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -42,16 +41,41 @@ class Tokens:
 
 
 @dataclass
+class Mask:
+    """Who may attend to whom, and the forms of it that attention functions want, each made once."""
+
+    allowed_B1QK: Tensor  # True = query may attend to key
+    biases: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """What is added to logits of that type: 0 where allowed, else -inf. Shape (B, 1, Q, K)."""
+        if dtype not in self.biases:
+            zeros_B1QK = torch.zeros_like(self.allowed_B1QK, dtype=dtype)
+            self.biases[dtype] = zeros_B1QK.masked_fill_(~self.allowed_B1QK, float("-inf"))
+        return self.biases[dtype]
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """As FlexAttention wants it."""
+        allowed_B1QK = self.allowed_B1QK
+
+        def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return allowed_B1QK[b, 0, q, k]
+
+        B, _, Q, K = allowed_B1QK.shape
+        return create_block_mask(mask_mod, B, None, Q, K, device=allowed_B1QK.device)
+
+
+@dataclass
 class LayerMasks:
-    """The masks that a run of layers needs."""
+    """The masks that a run of layers needs: one a pattern, and one a pattern under a window."""
 
     schedule: Schedule
     allowed: dict[str, Tensor]  # pattern -> (B, 1, Q, K) bool, True = query may attend to key
     query: Tokens
     key: Tokens
     own_BQK: Tensor  # True where the key is the query itself
-    # Per-pass results that several layers share: windowed masks, rotary tables, block masks.
-    shared: dict[object, object] = field(default_factory=dict)
+    masks: dict[tuple[str, int | None], Mask] = field(default_factory=dict)  # by pattern and window
 
     def of_layer(self, layer: int, sliding_window: int | None = None) -> Tensor:
         """The mask of one layer, intersected with the layer's own sliding window.
@@ -59,15 +83,22 @@ class LayerMasks:
         Args:
             layer: Index from 0.
             sliding_window: Keys at most this many positions back are visible, the query itself
-                counted; null = no window.
+                counted; None = no window.
 
         Returns:
             allowed_B1QK: True where attention is allowed. Shape (B, 1, Q, K), bool.
         """
+        return self.mask(layer, sliding_window).allowed_B1QK
+
+    def mask(self, layer: int, sliding_window: int | None) -> Mask:
+        """As `of_layer`, with its other forms; one for all layers of this pattern and window."""
         pattern = self.schedule.patterns[layer]
-        if sliding_window is None:
-            return self.allowed[pattern]
-        return self.once((pattern, sliding_window), lambda: self._windowed(layer, sliding_window))
+        if (pattern, sliding_window) not in self.masks:
+            allowed_B1QK = self.allowed[pattern]
+            if sliding_window is not None:
+                allowed_B1QK = self._windowed(layer, sliding_window)
+            self.masks[pattern, sliding_window] = Mask(allowed_B1QK)
+        return self.masks[pattern, sliding_window]
 
     def _windowed(self, layer: int, sliding_window: int) -> Tensor:
         # Where positions restart the window follows them: else it would depend on the other items.
@@ -79,12 +110,6 @@ class LayerMasks:
         back_BQK = query_BQ[:, :, None] - key_BK[:, None, :]
         allowed_BQK = self.allowed[self.schedule.patterns[layer]][:, 0]
         return _never_empty(allowed_BQK & (back_BQK < sliding_window), self.own_BQK)[:, None]
-
-    def once(self, name: object, make: Callable[[], T]) -> T:
-        """The value of that name, made at its first use in this pass."""
-        if name not in self.shared:
-            self.shared[name] = make()
-        return self.shared[name]  # type: ignore[return-value]
 
 
 def causal_visible(valid_BK: Tensor, num_queries: int) -> Tensor:
@@ -136,20 +161,19 @@ def build_layer_masks(
     layers = range(len(schedule.patterns)) if layers is None else layers
     allowed = {}
     for pattern in sorted({schedule.patterns[layer] for layer in layers}):
-        related_BQK = _relation(schedule, pattern)(query.segment_BL, key.segment_BL)
-        allowed_BQK = related_BQK & visible_BQK
-        if pattern == "cross" and schedule.cross_sees_self:
-            allowed_BQK |= visible_BQK & own_BQK
-        allowed[pattern] = _never_empty(allowed_BQK, own_BQK)[:, None]
+        related_BQK = _relation(schedule, pattern, own_BQK)(query.segment_BL, key.segment_BL)
+        allowed[pattern] = _never_empty(related_BQK & visible_BQK, own_BQK)[:, None]
     return LayerMasks(schedule, allowed, query, key, own_BQK)
 
 
-def _relation(schedule: Schedule, pattern: str) -> Callable[[Tensor, Tensor], Tensor]:
+def _relation(
+    schedule: Schedule, pattern: str, own_BQK: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
     match pattern:
         case "full":
             return patterns.full
         case "cross":
-            return patterns.cross
+            return partial(patterns.cross, self_BQK=own_BQK if schedule.cross_sees_self else None)
         case "intra" if schedule.intra_scope == "segments":
             return patterns.intra_segments
         case "intra":

@@ -47,13 +47,24 @@ def intra_segments(query_segment_BQ: Tensor, key_segment_BK: Tensor) -> Tensor:
     return (k_B1K == PREFIX) | (q_BQ1 == k_B1K)
 
 
-def cross(query_segment_BQ: Tensor, key_segment_BK: Tensor) -> Tensor:
-    """Block an item's tokens from each other (the token itself too); template tokens are free.
+def cross(
+    query_segment_BQ: Tensor, key_segment_BK: Tensor, self_BQK: Tensor | None = None
+) -> Tensor:
+    """Block an item's tokens from each other; template tokens are free.
 
-    Args, Returns: As `full`.
+    Args:
+        query_segment_BQ: As `full`.
+        key_segment_BK: As `full`.
+        self_BQK: True where the key is the query itself, which it then may see
+            (`cross_sees_self`); None = it is blocked like the rest of its item. Shape (B, Q, K) or
+            (Q, K), bool.
+
+    Returns:
+        related_BQK: As `full`.
     """
     q_BQ1, k_B1K = _pairs(query_segment_BQ, key_segment_BK)
-    return (q_BQ1 < 0) | (q_BQ1 != k_B1K)
+    related_BQK = (q_BQ1 < 0) | (q_BQ1 != k_B1K)
+    return related_BQK if self_BQK is None else related_BQK | self_BQK
 
 
 def restart_positions(segment_BL: Tensor, valid_BL: Tensor) -> Tensor:

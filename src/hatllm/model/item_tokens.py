@@ -9,7 +9,7 @@ which the curriculum begins, an item's token is 0: it says nothing but stands wh
 authors' code has an untrained token there).
 
 Dimension key: I items by ascending id, E width of their vectors, D hidden width, U different items
-of a pass, X tokens of items in it.
+of a pass, T tokens of items in it.
 """
 
 import torch
@@ -54,8 +54,8 @@ class ItemTokens(nn.Module):
         """
         is_item = token_ids >= FIRST_ITEM_TOKEN
         embedded: Tensor = embedding(token_ids.masked_fill(is_item, 0))
-        row_U, place_X = torch.unique(token_ids[is_item] - FIRST_ITEM_TOKEN, return_inverse=True)
+        row_U, place_T = torch.unique(token_ids[is_item] - FIRST_ITEM_TOKEN, return_inverse=True)
         projected_UD = self.projector(self.vector_IE[row_U])
         if self.text_only:
             projected_UD = projected_UD * 0.0  # still in the graph, which DDP waits for
-        return embedded.index_put((is_item,), projected_UD[place_X].to(embedded.dtype))
+        return embedded.index_put((is_item,), projected_UD[place_T].to(embedded.dtype))

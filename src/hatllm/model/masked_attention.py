@@ -1,29 +1,29 @@
 """Injection: the attention functions that apply a layer's mask, and their registration.
 
 transformers hands every keyword of the forward pass down to the attention function, so the masks
-travel as ``stages=...`` and no model class is patched. The caller's own ``attention_mask``
+travel as ``forward_pass=...`` and no model class is patched. The caller's own ``attention_mask``
 does not arrive here; padding is part of the masks.
 
 Dimension key: B batch, H heads, Q query position, K key position, D head width.
 """
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from hatllm.model.fast.stages import Band, Place, Stage, Stages
+from hatllm.masks.layer_masks import LayerMasks
+from hatllm.model.forward_pass import ForwardPass
 from hatllm.model.suitability import slides
 
 Attention = Any  # an attention module of some model family: has layer_idx, config, training
 
 
 def install(model: PreTrainedModel, backend: str) -> None:
-    """Make a causal LM read its ``stages`` in every layer; call once, before peft wraps it.
+    """Make a causal LM read its ``forward_pass`` in every layer; call once, before peft wraps it.
 
     Args:
         model: A causal LM that `hatllm.model.suitability` has not refused.
@@ -54,78 +54,41 @@ def constant_positions(config: Any) -> int | None:
 
 
 def _entry_hook(rotary: nn.Module, layer_idx: int, config: Any) -> Any:
-    """Hand a layer the tokens of its stage, and the positions it is to see them at.
-
-    Layers of `intra_scope: segments` have positions that restart in every segment.
-    """
+    """Hand a layer the tokens that it is to work on, and the positions it is to see them at."""
     by_type = "layer_type" in inspect.signature(rotary.forward).parameters
-    extra = (config.layer_types[layer_idx],) if by_type else ()
+    layer_type = config.layer_types[layer_idx] if by_type else None
 
     def enter(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        stages: Stages | None = kwargs.get("stages")
-        if stages is None:
+        forward_pass: ForwardPass | None = kwargs.get("forward_pass")
+        if forward_pass is None:
             return None
-        stages.read[layer_idx] = 0
-        stage = stages.of_layer(layer_idx)
-        if layer_idx == stage.first_layer:
-            args = (stage.enter(args[0]), *args[1:])
-        restarts = stage.schedule.restarts(layer_idx)
-        if not restarts and stage is stages.stages[0] and stage.entering is None:
-            return args, kwargs  # the model's own positions are the right ones
+        forward_pass.read[layer_idx] = 0
+        args = (forward_pass.enter(layer_idx, args[0]), *args[1:])
+        positions = forward_pass.positions(layer_idx)
+        if positions is None:
+            return args, kwargs
         if "position_embeddings" not in kwargs:
             raise RuntimeError("this model does not hand position embeddings to its layers")
-        position = stage.restart_T if restarts else stage.position_T
-        position_BQ = position if position.ndim == 2 else position[None]
         if kwargs.get("position_ids") is not None:  # Ministral 3 scales its queries by them
-            kwargs["position_ids"] = position_BQ
+            kwargs["position_ids"] = positions.position_BL
         if kwargs["position_embeddings"] is None:  # a layer without positions
             return args, kwargs
         like = kwargs["position_embeddings"][0]
-        kwargs["position_embeddings"] = stage.once(
-            ("rotary", restarts, *extra), lambda: rotary(like, position_BQ, *extra)
-        )
+        kwargs["position_embeddings"] = positions.rotary(rotary, like, layer_type)
         return args, kwargs
 
     return enter
 
 
-def _stage_of(module: Attention, kwargs: dict[str, Any]) -> tuple[Stage, Place]:
-    stages: Stages | None = kwargs.pop("stages", None)
-    if stages is None:
+def _pass_of(kwargs: dict[str, Any]) -> ForwardPass:
+    forward_pass: ForwardPass | None = kwargs.pop("forward_pass", None)
+    if forward_pass is None:
         raise RuntimeError(
-            "the forward pass got no stages; call the model through hatllm.model.MaskedLM"
+            "the forward pass got no masks; call the model through hatllm.model.MaskedLM"
         )
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("attention sinks (s_aux) are not supported")
-    layer = module.layer_idx
-    place = layer, stages.read[layer]
-    stages.read[layer] += 1
-    return stages.of_layer(layer), place
-
-
-def _in_bands(
-    stage: Stage,
-    place: Place,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attend: Callable[[Band, Tensor, Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Each band's padded rows attend on their own; the packed output of all, (1, T, H, D).
-
-    Args:
-        stage: Its bands may put keys before a row's own.
-        place: Layer, and which of its attentions.
-        query: Shape (1, H, T, D), or (B, H, Q, D) where nothing is packed.
-        key: Shape as `query`, with H or fewer heads.
-        value: Shape as `key`, of any width.
-        attend: From a band's queries, keys and values in rows, (B, H, Q or K, D), to (B, Q, H, D).
-    """
-    outs = [
-        band.pack_output(attend(band, band.pad_query(own), *band.join(place, *own_keys)))
-        for band, own, *own_keys in stage.split(query, key, value)
-    ]
-    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+    return forward_pass
 
 
 def _window_of(module: Attention, kwargs: dict[str, Any]) -> int | None:
@@ -153,39 +116,32 @@ def masked_sdpa(
 
     Args:
         module: The attention module; its ``layer_idx`` picks the pattern.
-        query: Shape (B, H, Q, D), or (1, H, T, D) where the tokens are packed.
+        query: Shape (B, H, L, D).
         key: Shape as `query`, with H or fewer heads.
         value: Shape as `key`, of any width.
         attention_mask: Ignored (transformers passes none to custom attention).
         dropout: Probability, 0 outside training.
         scaling: Factor on the logits.
-        **kwargs: ``stages`` and what the model family adds (``sliding_window``, ...).
+        **kwargs: ``forward_pass`` and what the model family adds (``sliding_window``, ...).
 
     Returns:
-        The output, shape (B, Q, H, D) or (1, T, H, D), and no weights.
+        The output, shape (B, L, H, D), and no weights.
     """
-    (stage, place), window = _stage_of(module, kwargs), _window_of(module, kwargs)
+    forward_pass, window = _pass_of(kwargs), _window_of(module, kwargs)
     layer, dtype = module.layer_idx, query.dtype
-    pattern = stage.schedule.patterns[layer]
     if query.device.type == "cpu" and dtype == torch.bfloat16:
         # torch's CPU kernel is 2x (forward) to 3x (with backward) slower in bfloat16 than float32.
         query, key, value = query.float(), key.float(), value.float()
 
-    def attend(band: Band, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        allowed_B1QK = band.masks.of_layer(layer, window)
-        bias_B1QK = band.masks.once(
-            ("bias", pattern, window, query.dtype),
-            lambda: torch.zeros_like(allowed_B1QK, dtype=query.dtype).masked_fill_(
-                ~allowed_B1QK, float("-inf")
-            ),
-        )
+    def attend(masks: LayerMasks, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        bias_B1QK = masks.mask(layer, window).bias(query.dtype)
         out = nn.functional.scaled_dot_product_attention(
             query, key, value, bias_B1QK, dropout, scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         return out.transpose(1, 2)
 
-    return _in_bands(stage, place, query, key, value, attend).to(dtype), None
+    return forward_pass.attend(layer, query, key, value, attend).to(dtype), None
 
 
 def masked_eager(
@@ -203,26 +159,26 @@ def masked_eager(
     Args: As `masked_sdpa`.
 
     Returns:
-        The output, shape (B, Q, H, D), and the weights, shape (B, H, Q, K), of a single band.
+        The output, shape (B, L, H, D), and the weights, shape (B, H, Q, K), where all rows attend
+        together.
     """
-    (stage, place), window = _stage_of(module, kwargs), _window_of(module, kwargs)
+    forward_pass, window = _pass_of(kwargs), _window_of(module, kwargs)
     layer, softcap = module.layer_idx, kwargs.get("softcap")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     weights = []
 
-    def attend(band: Band, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        allowed_B1QK = band.masks.of_layer(layer, window)
+    def attend(masks: LayerMasks, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         logit_BHQK = query @ key.transpose(2, 3) * scale
         if softcap is not None:
             logit_BHQK = torch.tanh(logit_BHQK / softcap) * softcap
-        logit_BHQK = logit_BHQK.masked_fill(~allowed_B1QK, float("-inf"))
+        logit_BHQK = logit_BHQK.masked_fill(~masks.of_layer(layer, window), float("-inf"))
         weight_BHQK = logit_BHQK.softmax(-1, dtype=torch.float32).to(query.dtype)
         weights.append(nn.functional.dropout(weight_BHQK, p=dropout, training=module.training))
         return (weights[-1] @ value).transpose(1, 2)
 
-    out = _in_bands(stage, place, query, key, value, attend)
+    out = forward_pass.attend(layer, query, key, value, attend)
     return out, weights[0] if len(weights) == 1 else None
 
 
@@ -240,35 +196,23 @@ def masked_flex(
 
     Args, Returns: As `masked_sdpa`.
     """
-    (stage, place), window = _stage_of(module, kwargs), _window_of(module, kwargs)
+    forward_pass, window = _pass_of(kwargs), _window_of(module, kwargs)
     layer, softcap = module.layer_idx, kwargs.get("softcap") or 0.0
-    pattern = stage.schedule.patterns[layer]
     kernel: Any = _compiled_flex() if query.is_cuda else flex_attention
 
     def soft_capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return torch.tanh(score / softcap) * softcap
 
-    def attend(band: Band, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        allowed_B1QK = band.masks.of_layer(layer, window)
+    def attend(masks: LayerMasks, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out: Tensor = kernel(
             query, key, value,
             score_mod=soft_capped if softcap else None,
-            block_mask=band.masks.once(
-                ("block mask", pattern, window), lambda: _block_mask(allowed_B1QK)
-            ),
+            block_mask=masks.mask(layer, window).blocks,
             scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         return out.transpose(1, 2)
 
-    return _in_bands(stage, place, query, key, value, attend), None
-
-
-def _block_mask(allowed_B1QK: Tensor) -> Any:
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return allowed_B1QK[b, 0, q, k]
-
-    B, _, Q, K = allowed_B1QK.shape
-    return create_block_mask(mask_mod, B, None, Q, K, device=allowed_B1QK.device)
+    return forward_pass.attend(layer, query, key, value, attend), None
 
 
 _COMPILED: list[Any] = []

@@ -1,10 +1,9 @@
 """A causal LM whose layers see what a mask schedule allows: the one way the project calls a model.
 
-Dimension key: B batch, L sequence, T packed tokens, P prefix tokens, D hidden width, V vocabulary.
+Dimension key: B batch, L sequence, T tokens (flat), C candidates (flat), D hidden width, V
+vocabulary.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hatllm.masks.layer_masks import Tokens, build_layer_masks, causal_visible
-from hatllm.masks.patterns import PREFIX
 from hatllm.masks.schedule import Schedule
 from hatllm.model import masked_attention as attention
-from hatllm.model.fast.stages import Band, PrefixStates, Rows, Stage, Stages
+from hatllm.model.forward_pass import ForwardPass, PaddedPass
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.suitability import check_config, check_structure
 
@@ -51,15 +49,6 @@ class MaskedLM(nn.Module):
         self.final_softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.num_positions = attention.constant_positions(config)
 
-    def _check_positions(self, position: Tensor) -> None:
-        """Refuse positions from which on the rotary table depends on the whole call's length."""
-        if self.num_positions is not None and int(position.max()) >= self.num_positions:
-            raise ValueError(
-                f"a prompt of {int(position.max()) + 1} tokens is longer than the "
-                f"{self.num_positions} up to which this model's rotary positions are constant; "
-                "lower data.max_history_items"
-            )
-
     @property
     def num_layers(self) -> int:
         """Decoder layers."""
@@ -91,86 +80,52 @@ class MaskedLM(nn.Module):
         Raises:
             RuntimeError: If a layer did not read its mask.
         """
-        visible_BQK = causal_visible(valid_BL, valid_BL.shape[1])
-        masks = build_layer_masks(self.schedule, tokens, tokens, visible_BQK)
-        stage = Stage([Band(masks)], tokens.position_BL, tokens.restart_BL)
-        return self._run(input_ids_BL, [stage], range(self.num_layers))
+        visible_BLL = causal_visible(valid_BL, valid_BL.shape[1])
+        masks = build_layer_masks(self.schedule, tokens, tokens, visible_BLL)
+        return self.run(input_ids_BL, tokens.position_BL, PaddedPass(masks, tokens))
 
-    def hidden(
-        self, input_ids_T: Tensor, stages: list[Stage], layers: range | None = None
-    ) -> Tensor:
-        """Final hidden states of packed tokens.
+    def run(self, input_ids_BL: Tensor, position_BL: Tensor, forward_pass: ForwardPass) -> Tensor:
+        """Embed tokens, run transformers' own layers over them, each under its mask, and normalise.
 
         Args:
-            input_ids_T: Token ids of the first stage. Shape (T,), int64; any ids where that stage
-                is given its hidden states.
-            stages: By first layer.
-            layers: The layers to run; None = all.
+            input_ids_BL: Token ids. Shape (B, L), int64.
+            position_BL: Where they stand in their prompts. Shape (B, L), int64.
+            forward_pass: What the layers get to know.
 
         Returns:
-            hidden_TD: Of the last stage's tokens, normalised. Shape (T, D).
+            hidden_BLD: Shape (B, L, D).
 
         Raises:
+            ValueError: If a position is beyond what the model's rotary table is constant for.
             RuntimeError: If a layer did not read its mask.
         """
-        return self._run(input_ids_T[None], stages, layers or range(self.num_layers))[0]
-
-    def states_after(self, input_ids_T: Tensor, stage: Stage, num_layers: int) -> Tensor:
-        """Hidden states of packed tokens after the first layers, not normalised.
-
-        Args:
-            input_ids_T: Token ids. Shape (T,), int64.
-            stage: Their masks and rows.
-            num_layers: Layers to run, at least 1.
-
-        Returns:
-            hidden_TD: Shape (T, D).
-        """
-        layers: Any = self.decoder.layers
-        found: list[Any] = []
-        hook = layers[num_layers - 1].register_forward_hook(lambda _, __, out: found.append(out))
-        try:
-            self._run(input_ids_T[None], [stage], range(num_layers))
-        finally:
-            hook.remove()
-        hidden_1TD: Tensor = found[0][0] if isinstance(found[0], tuple) else found[0]
-        return hidden_1TD[0]
-
-    def run_prefix(self, prefix_ids_P: Tensor) -> PrefixStates:
-        """Keys and values of the constant prompt prefix in every layer.
-
-        Args:
-            prefix_ids_P: Token ids, possibly none. Shape (P,), int64.
-
-        Returns:
-            The states; gradients flow back through them.
-        """
-        states = PrefixStates()
-        if len(prefix_ids_P):
-            band = prefix_band(self.schedule, states, prefix_ids_P)
-            position_P = torch.arange(len(prefix_ids_P), device=prefix_ids_P.device)
-            self.hidden(prefix_ids_P, [Stage([band], position_P, position_P)])
-        return states
-
-    def _run(self, input_ids: Tensor, stages: list[Stage], layers: range) -> Tensor:
-        position = stages[0].position_T
-        for stage in stages:
-            self._check_positions(stage.position_T)
-        passed = Stages(stages)
-        with _only(self.decoder, layers):
-            out = self.decoder(
-                **self._embedded(input_ids),
-                position_ids=position if position.ndim == 2 else position[None],
-                use_cache=False,
-                stages=passed,
-            )
-        if missing := sorted(layer for layer in layers if not passed.read[layer]):
+        self.check_positions(position_BL)
+        out = self.decoder(
+            **self._embedded(input_ids_BL),
+            position_ids=position_BL,
+            use_cache=False,
+            forward_pass=forward_pass,
+        )
+        if missing := [layer for layer in forward_pass.layers if not forward_pass.read[layer]]:
             raise RuntimeError(
                 f"layers {missing} did not read their mask; this model's attention does not go "
                 "through transformers' AttentionInterface"
             )
         hidden_BLD: Tensor = out.last_hidden_state
         return hidden_BLD
+
+    def check_positions(self, position: Tensor) -> None:
+        """Refuse positions from which on the rotary table depends on the whole call's length.
+
+        Raises:
+            ValueError: If there is one; says what to lower.
+        """
+        if self.num_positions is not None and int(position.max()) >= self.num_positions:
+            raise ValueError(
+                f"a prompt of {int(position.max()) + 1} tokens is longer than the "
+                f"{self.num_positions} up to which this model's rotary positions are constant; "
+                "lower data.max_history_items"
+            )
 
     def _embedded(self, input_ids: Tensor) -> dict[str, Tensor]:
         """What every pass begins with: token ids, or their embeddings where items have tokens."""
@@ -225,27 +180,3 @@ class MaskedLM(nn.Module):
         if self.final_softcap is None:
             return logit
         return torch.tanh(logit / self.final_softcap) * self.final_softcap
-
-
-def prefix_band(schedule: Schedule, states: PrefixStates, prefix_ids_P: Tensor) -> Band:
-    """The prefix as the one row of a band that leaves its keys and values in ``states``."""
-    position_1P = torch.arange(len(prefix_ids_P), device=prefix_ids_P.device)[None]
-    tokens = Tokens(torch.full_like(position_1P, PREFIX), position_1P, position_1P)
-    valid_1P = torch.ones_like(position_1P, dtype=torch.bool)
-    visible_1PP = causal_visible(valid_1P, valid_1P.shape[1])
-    masks = build_layer_masks(schedule, tokens, tokens, visible_1PP)
-    return Band(masks, Rows.of(valid_1P), states)
-
-
-@contextmanager
-def _only(decoder: Any, layers: range) -> Iterator[None]:
-    """Run some of the layers only; those before and after are skipped."""
-    every = decoder.layers
-    if len(layers) == len(every):
-        yield
-        return
-    decoder.layers = every[layers.start : layers.stop]
-    try:
-        yield
-    finally:
-        decoder.layers = every

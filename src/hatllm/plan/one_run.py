@@ -9,8 +9,7 @@ import torch
 
 from hatllm.config import Config
 from hatllm.data.prepare import cache_root, load_dataset
-from hatllm.decode.fast.catalogue_states import states_file, tokens_to_build
-from hatllm.decode.scorer import states_pay
+from hatllm.decode.fast.catalogue_states import states_file, states_pay, tokens_to_build
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.plan.forecast_table import (
     NO_TIME,

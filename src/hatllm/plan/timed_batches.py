@@ -212,10 +212,10 @@ def seconds_an_epoch(config: Config, dataset: Dataset) -> float:
     train, valid = rows_to_fit(config, dataset)
     index, length = TitleIndex.of(dataset.items), config.data.max_history_items
     once = replace(settings, max_epochs=1)
-    model = build_sequence_model(config.model.kind, len(index.item_id_N), length, settings)
+    model = build_sequence_model(config.model.kind, len(index.item_id_I), length, settings)
 
     def seconds_of(train: pl.DataFrame, valid: pl.DataFrame) -> float:
-        first, second = (sequences_of(f, index.item_id_N, length) for f in (train, valid))
+        first, second = (sequences_of(f, index.item_id_I, length) for f in (train, valid))
         start = time.perf_counter()
         with redirect_stderr(io.StringIO()):  # its bar would speak of a training
             fit(model, first, second, index, once, lambda metrics, step: None)

@@ -35,7 +35,7 @@ class IdAnswerer:
         """
         assert config.task.run_folder is not None
         folder, index = Path(config.task.run_folder), TitleIndex.of(items)
-        self.anything = int(index.item_id_N[0])
+        self.anything = int(index.item_id_I[0])
         self.answer: Answered
         match config.model.kind:
             case "popularity":
@@ -46,7 +46,7 @@ class IdAnswerer:
                 )
                 self.answer = partial(_of_knn, table, items, config.decode.top_k)
             case _:
-                model, _ = load_sequence_run(str(folder), index.item_id_N, "task.run_folder", {})
+                model, _ = load_sequence_run(str(folder), index.item_id_I, "task.run_folder", {})
                 self.answer = partial(_of_model, model, index, config)
 
     def __call__(self, histories: list[list[int]]) -> list[list[Answer]]:
@@ -93,6 +93,6 @@ def _of_model(
     model: SequenceModel, index: TitleIndex, config: Config, examples: pl.DataFrame
 ) -> pl.DataFrame:
     assert config.model.sequence is not None
-    rows = sequences_of(examples, index.item_id_N, config.data.max_history_items)
+    rows = sequences_of(examples, index.item_id_I, config.data.max_history_items)
     batches = scores(model, rows, config.model.sequence.batch_size)
     return predictions_of(examples, batches, index, config.decode.top_k)

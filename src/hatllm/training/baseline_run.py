@@ -32,6 +32,7 @@ from hatllm.training.checkpoints import load_checkpoint
 from hatllm.training.finite_loss import stop_at_non_finite_loss
 from hatllm.training.id_model import (
     MONITOR,
+    Fitted,
     NonFiniteLossError,
     SequenceModel,
     build_sequence_model,
@@ -157,39 +158,20 @@ def _trained(
     loggers: list[Any],
     signals: StopSignals,
 ) -> tuple[SequenceModel, dict[str, Any]]:
+    """Fit a model of SEQUENCE_KINDS and write its weights; what chose them comes with it."""
     settings = config.model.sequence
     assert settings is not None
     train, valid = rows_to_fit(config, dataset)
-    rows = {"train": train, "valid": valid}
-    sequences = {name: _sequences(config, frame, index) for name, frame in rows.items()}
     model = build_sequence_model(
-        config.model.kind, len(index.item_id_N), config.data.max_history_items, settings
+        config.model.kind, len(index.item_id_I), config.data.max_history_items, settings
     )
     model.to(_device(config))
     console.print(f"[bold]{folder.name}[/] {len(train)} rows, {len(valid)} valid rows")
-
-    def log(metrics: dict[str, float], step: int) -> None:
-        for logger in loggers:
-            logger.log_metrics(metrics, step)
-
-    checkpoint = folder / CHECKPOINT_FILE
-    if checkpoint.exists():
-        console.print(f"resuming from {checkpoint}")
-    saver = _Saver(checkpoint, config.trainer.checkpoint_every_seconds, signals)
+    saver = _Saver(folder / CHECKPOINT_FILE, config.trainer.checkpoint_every_seconds, signals)
     signals.finish_first()
     try:
         with naming_what_to_lower(config, decoding=False):
-            fitted = fit(
-                model,
-                sequences["train"],
-                sequences["valid"],
-                index,
-                settings,
-                log,
-                save=saver,
-                is_due=saver.is_due,
-                saved=load_checkpoint(checkpoint) if checkpoint.exists() else None,
-            )
+            fitted = _fitted(model, (train, valid), index, config, loggers, saver)
     except NonFiniteLossError as error:
         column = "example_id" if "example_id" in train.columns else "user_id"
         ids = {f"{column}s": train[column].gather(error.row_B.tolist()).sort().to_list()}
@@ -202,6 +184,33 @@ def _trained(
         save_file(model.state_dict(), partial)
     signals.at_once("after training")
     return model, chosen
+
+
+def _fitted(
+    model: SequenceModel,
+    rows: tuple[pl.DataFrame, pl.DataFrame],
+    index: TitleIndex,
+    config: Config,
+    loggers: list[Any],
+    saver: "_Saver",
+) -> Fitted:
+    """Fit on train rows, stopped by valid ones; goes on where a stopped run left its checkpoint."""
+    settings = config.model.sequence
+    assert settings is not None
+    train, valid = (_sequences(config, frame, index) for frame in rows)
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        for logger in loggers:
+            logger.log_metrics(metrics, step)
+
+    saved = None
+    if saver.path.exists():
+        console.print(f"resuming from {saver.path}")
+        saved = load_checkpoint(saver.path)
+    return fit(
+        model, train, valid, index, settings, log,
+        save=saver, is_due=saver.is_due, saved=saved,
+    )  # fmt: skip
 
 
 class _Saver:
@@ -236,7 +245,7 @@ def _answers(
 
 
 def _sequences(config: Config, examples: pl.DataFrame, index: TitleIndex) -> Sequences:
-    return sequences_of(examples, index.item_id_N, config.data.max_history_items)
+    return sequences_of(examples, index.item_id_I, config.data.max_history_items)
 
 
 def _device(config: Config) -> torch.device:

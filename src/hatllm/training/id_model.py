@@ -1,6 +1,6 @@
 """Training of the id-based baselines, stopped early on valid NDCG@10.
 
-Dimension key: R rows, B rows of a batch, N items, D hidden size, M training states.
+Dimension key: G rows of a split, B rows of a batch, I items, D hidden size, M training states.
 """
 
 from collections.abc import Callable, Iterator
@@ -108,18 +108,13 @@ def fit(
     for name, rows in (("train", train), ("valid", valid)):
         if len(rows) == 0:
             raise ValueError(f"the {name} split has no rows: model=sasrec and its like need some")
-    optimizer = _optimizer(model, config)
-    nominal_N = None
-    if config.dros is not None:
-        asked = learned_items(train, config.every_position or config.cloze is not None)
-        nominal_N = nominal_distribution(asked, train.num_items, config.dros)
-        nominal_N = nominal_N.to(_device(model))
+    optimizer, nominal_I = _optimizer(model, config), _nominal(train, config, _device(model))
     done = _Progress(deepcopy(model.state_dict()))
     if saved is not None:
         done = _restore(saved, model, optimizer)
     bar = tqdm(total=config.max_epochs, initial=done.epoch, desc="train", unit="epoch")
     while not done.is_done(config):
-        for _ in _steps(model, optimizer, train, config, nominal_N, done):
+        for _ in _steps(model, optimizer, train, config, nominal_I, done):
             if is_due():
                 save(_all_of(done, model, optimizer) | {"is_done": False})
         loss = done.end_epoch()
@@ -141,13 +136,13 @@ def fit(
 def scores(
     model: SequenceModel, sequences: Sequences, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """score_BN of all items and target_B, batch by batch in the rows' order."""
+    """score_BI of all items and target_B, batch by batch in the rows' order."""
     model.eval()
-    weight_ND, bias_N = model.output()
+    weight_ID, bias_I = model.output()
     for row_B in torch.split(torch.arange(len(sequences)), batch_size):
         history_BL, length_B, target_B = sequences.rows(row_B, _device(model))
         state_BD = model.next_states(history_BL, length_B)
-        yield F.linear(state_BD, weight_ND, bias_N), target_B
+        yield F.linear(state_BD, weight_ID, bias_I), target_B
 
 
 @dataclass
@@ -158,7 +153,7 @@ class _Progress:
     validations: list[Validation] = field(default_factory=list)  # one an epoch
     epoch: int = 0  # epochs done
     steps: int = 0  # optimizer steps done
-    order_R: Tensor | None = None  # of the rows in the epoch under way
+    order_G: Tensor | None = None  # of the rows in the epoch under way
     losses: list[float] = field(default_factory=list)  # of its steps so far
 
     @property
@@ -170,7 +165,7 @@ class _Progress:
     def end_epoch(self) -> float:
         """Every row was seen; returns the mean loss of the steps."""
         loss = sum(self.losses) / len(self.losses)
-        self.epoch, self.order_R, self.losses = self.epoch + 1, None, []
+        self.epoch, self.order_G, self.losses = self.epoch + 1, None, []
         return loss
 
     def is_done(self, config: SequenceConfig) -> bool:
@@ -208,14 +203,14 @@ def _steps(
     optimizer: torch.optim.Optimizer,
     train: Sequences,
     config: SequenceConfig,
-    nominal_N: Tensor | None,
+    nominal_I: Tensor | None,
     done: _Progress,
 ) -> Iterator[None]:
     """The steps that are left of an epoch: all rows once, in a new order."""
-    if done.order_R is None:
-        done.order_R = torch.randperm(len(train))
-    for row_B in torch.split(done.order_R, config.batch_size)[len(done.losses) :]:
-        loss = _step(model, optimizer, train, row_B, config, nominal_N)
+    if done.order_G is None:
+        done.order_G = torch.randperm(len(train))
+    for row_B in torch.split(done.order_G, config.batch_size)[len(done.losses) :]:
+        loss = _step(model, optimizer, train, row_B, config, nominal_I)
         if not isfinite(loss):
             raise NonFiniteLossError(loss, done.steps, row_B)
         done.losses.append(loss)
@@ -229,12 +224,12 @@ def _step(
     train: Sequences,
     row_B: Tensor,
     config: SequenceConfig,
-    nominal_N: Tensor | None,
+    nominal_I: Tensor | None,
 ) -> float:
     """One optimizer step; returns its loss."""
     model.train()
     state_MD, target_M = model.training_states(*train.rows(row_B, _device(model)))
-    loss = next_item_loss(state_MD, target_M, model.output(), config, nominal_N)
+    loss = next_item_loss(state_MD, target_M, model.output(), config, nominal_I)
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     optimizer.step()
@@ -245,9 +240,17 @@ def _valid_ndcg(
     model: SequenceModel, valid: Sequences, index: TitleIndex, config: SequenceConfig
 ) -> float:
     ndcg = NDCG(VALID_K)
-    for score_BN, target_B in scores(model, valid, config.batch_size):
-        ndcg.update(target_ranks(score_BN, target_B, index)[0])
+    for score_BI, target_B in scores(model, valid, config.batch_size):
+        ndcg.update(target_ranks(score_BI, target_B, index)[0])
     return float(ndcg.compute())
+
+
+def _nominal(train: Sequences, config: SequenceConfig, device: torch.device) -> Tensor | None:
+    """What DROS takes the items' distribution for, (I,); None without it."""
+    if config.dros is None:
+        return None
+    asked = learned_items(train, config.every_position or config.cloze is not None)
+    return nominal_distribution(asked, train.num_items, config.dros).to(device)
 
 
 def _optimizer(model: SequenceModel, config: SequenceConfig) -> torch.optim.Optimizer:

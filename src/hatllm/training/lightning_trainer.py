@@ -8,13 +8,13 @@ from typing import Any
 import pytorch_lightning as lightning
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, RichProgressBar
-from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from pytorch_lightning.strategies import DDPStrategy
 
 from hatllm.config import Config, TrainerConfig
 from hatllm.training.checkpoints import WholeCheckpoints
 from hatllm.training.finite_loss import FiniteLoss
 from hatllm.training.loggers import KeepCurve, LearningRate
+from hatllm.training.sharding import ShardedStrategy
 from hatllm.training.training_state import TrainingState
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice between our lines
@@ -121,14 +121,3 @@ def _strategy(config: TrainerConfig) -> Any:
             )
         case _:
             return "auto"
-
-
-class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 whose checkpoints are those of one process: what is tuned, put together."""
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Tuned weights and buffers, whole, on the first process; nothing on the others."""
-        options = StateDictOptions(
-            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
-        )
-        return get_model_state_dict(self.model, options=options)

@@ -1,35 +1,25 @@
-"""The LightningModule: a masked LLM, its loss and its validation.
-
-Dimension key: B rows, R rows each with one of an example's J titles, L prompt length, T target
-tokens, M chosen ones of them, C legal tokens (all flat), D hidden width.
-"""
+"""The LightningModule: a masked LLM, its training steps and its validation."""
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytorch_lightning as lightning
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from hatllm.data.prompt import Batch
 from hatllm.decode.catalogue import Catalogue
-from hatllm.decode.legal import legal_logits
 from hatllm.decode.predict import predict
-from hatllm.losses.lml import lml_loss
-from hatllm.losses.msl import ats_temperature, legal_statistics, msl_loss, smooth
-from hatllm.losses.sdpo import sdpo_loss
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.from_predictions import NLL_COLUMNS, ranks_and_nlls
 from hatllm.metrics.rank_metrics import NDCG, ExampleMean, HitRate
-from hatllm.model.fast.packed_prompts import hidden_at
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.processes import process_rank
-from hatllm.training.reference import Reference
 from hatllm.training.sharding import shard_layers, whole
+from hatllm.training.title_loss import FirstChoices, Reference, TitleLoss, adapted_temperature
 
 if TYPE_CHECKING:
     from hatllm.config import Config
@@ -60,7 +50,6 @@ class Recommender(lightning.LightningModule):
         """
         super().__init__()
         self.lm = lm
-        # Not parameters: kept out of the module tree.
         self.catalogue, self.config, self.num_steps = catalogue, config, num_steps
         self.valid, self.decode_valid = valid, decode_valid
         cut_offs = config.validation_cut_offs
@@ -92,95 +81,17 @@ class Recommender(lightning.LightningModule):
             self.log("train/loss", mean, prog_bar=True, sync_dist=True, batch_size=1)
         return loss
 
+    @property
+    def loss(self) -> TitleLoss:
+        """The run's loss under the model and catalogue of now."""
+        return TitleLoss(self.lm, self.catalogue, self.config, self.reference, self._adapt)
+
     def title_loss(self, batch: Batch) -> Tensor:
-        """Loss of the batch's titles: summed over a title's tokens, averaged over rows.
+        """Loss of the batch's titles, as `TitleLoss`."""
+        return self.loss(batch)
 
-        A row of several supervised titles counts with their weighted mean.
-
-        Args:
-            batch: Prompts with titles; under sdpo a row for each title of an example.
-
-        Returns:
-            Scalar, float32.
-        """
-        match self.config.loss.name:
-            case "sdpo":
-                return self._sdpo(batch)
-            case "lml":
-                nll_T, title_T = self._lml(batch), batch.title_T
-            case _:
-                nll_T, title_T = self._msl(batch)
-        weight_S = batch.title_weight_S
-        return (weight_S[title_T] * nll_T).sum() / weight_S.sum()
-
-    def _lml(self, batch: Batch) -> Tensor:
-        hidden_TD = self._hidden_at(batch, batch.target_row_T, batch.target_column_T)
-        return lml_loss(self.lm.logits(hidden_TD), batch.target_token_T)
-
-    def _sdpo(self, batch: Batch) -> Tensor:
-        loss = self.config.loss
-        assert self.reference is not None and loss.beta is not None
-        with self.reference.instead():
-            reference_BJ = self._title_log_probs(batch)
-        loss_B = sdpo_loss(self._title_log_probs(batch), reference_BJ, loss.beta)
-        weight_B = batch.title_weight_S.view(reference_BJ.shape)[:, 0]
-        return (weight_B * loss_B).sum() / weight_B.sum()
-
-    def _title_log_probs(self, batch: Batch) -> Tensor:
-        """Log-probability of each example's target and negatives, (B, J)."""
-        assert self.config.loss.num_negatives is not None
-        nll_T = self._lml(batch)
-        nll_R = nll_T.new_zeros(batch.num_rows).index_add(0, batch.target_row_T, nll_T)
-        return -nll_R.view(-1, 1 + self.config.loss.num_negatives)
-
-    def _hidden_at(self, batch: Batch, row_M: Tensor, column_M: Tensor) -> Tensor:
-        """Hidden states of chosen tokens, the fast or the plain way. Shape (M, D)."""
-        # The fast way hands keys and values of the prefix on beside the layers' outputs, where FSDP
-        # does not see that a layer's weights are still needed.
-        is_fast = self.config.fast and self.config.trainer.strategy != "fsdp"
-        if is_fast and len(row_M):  # no choice in any title: the plain way has a graph
-            prefix_P = torch.from_numpy(self.catalogue.book.prefix).to(row_M.device)
-            return hidden_at(self.lm, batch, prefix_P, row_M, column_M)
-        hidden_BLD = self.lm.hidden_of_prompts(batch.input_ids_BL, batch.tokens, batch.valid_BL)
-        return hidden_BLD[row_M, column_M]
-
-    def _msl(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss of every supervised token that is a choice, and the title each is of."""
-        trie = self.catalogue.trie = self.catalogue.trie.to(batch.input_ids_BL.device)
-        path_SP = trie.path_to(trie.leaf_of_item(batch.title_item_S))
-        step_P = torch.arange(path_SP.shape[1], device=path_SP.device)
-        node_T = path_SP[(path_SP >= 0) & (step_P < batch.title_length_S[:, None])]
-        parent_T = trie.parent_N[node_T]
-        chosen_T = trie.is_branching_N[parent_T]  # forced tokens have no loss and no gradient
-        hidden_MD = self._hidden_at(
-            batch, batch.target_row_T[chosen_T], batch.target_column_T[chosen_T]
-        )
-        row_C, child_C, logit_C = legal_logits(self.lm, trie, hidden_MD, parent_T[chosen_T])
-        positive_T = logit_C[child_C == node_T[chosen_T][row_C]]
-        tau: float | Tensor = self.config.loss.tau
-        if self.config.loss.name == "msl_ats":
-            is_first_T = parent_T[chosen_T] == self._first_choice()
-            tau = self._adapted_tau(positive_T, logit_C, row_C, is_first_T)
-        return msl_loss(positive_T, logit_C, row_C, tau), batch.title_T[chosen_T]
-
-    def _first_choice(self) -> Tensor:
-        """The first branching node below the root, the same for every title."""
-        is_branching_N = self.catalogue.trie.is_branching_N
-        return is_branching_N.int().argmax()  # nodes are numbered breadth first
-
-    def _adapted_tau(
-        self, positive_T: Tensor, logit_C: Tensor, row_C: Tensor, is_first_T: Tensor
-    ) -> Tensor:
-        chosen_C = is_first_T[row_C]
-        renumbered_T = is_first_T.cumsum(0) - 1
-        sums_5 = legal_statistics(
-            positive_T[is_first_T], logit_C[chosen_C], renumbered_T[row_C[chosen_C]]
-        )
-        if process_rank()[1] > 1:
-            dist.all_reduce(sums_5)
-        loss = self.config.loss
-        tau = ats_temperature(sums_5, loss.eta, loss.min_tau, loss.max_tau)
-        self.tau = tau if self.tau.isnan() else smooth(self.tau, tau, loss.ema)
+    def _adapt(self, first: FirstChoices) -> Tensor:
+        self.tau = adapted_temperature(self.tau, first, self.config.loss)
         self.log("train/tau", self.tau)
         return self.tau
 
@@ -195,14 +106,9 @@ class Recommender(lightning.LightningModule):
             torch.manual_seed(self.config.seed * 1_000_003 + step)
 
     def _set_text_only(self) -> None:
-        """LLaRA's curriculum: item tokens with a probability that grows to 1 at the last step.
-
-        Drawn for an optimizer step (in the authors' code for a micro-batch).
-        """
         assert self.lm.item_tokens is not None
         step = self.trainer.global_step
-        draw = random.Random(f"item_curriculum {self.config.seed} {step}").random()
-        self.lm.item_tokens.text_only = draw >= (step + 1) / self.num_steps
+        self.lm.item_tokens.text_only = shows_text_only(self.config.seed, step, self.num_steps)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Whatever is not a training batch sees item tokens."""
@@ -239,12 +145,7 @@ class Recommender(lightning.LightningModule):
         optimizer = torch.optim.AdamW(
             tuned, lr=trainer.learning_rate, weight_decay=trainer.weight_decay
         )
-
-        def factor(step: int) -> float:
-            warmed = min(1.0, (step + 1) / max(1, trainer.warmup_steps))
-            left = (self.num_steps - step) / max(1, self.num_steps - trainer.warmup_steps)
-            return max(0.0, min(warmed, left))
-
+        factor = partial(share_of_rate, warmup=trainer.warmup_steps, num_steps=self.num_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,
@@ -257,3 +158,30 @@ class Recommender(lightning.LightningModule):
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in tuned
         }
+
+
+def share_of_rate(step: int, warmup: int, num_steps: int) -> float:
+    """What an optimizer step has of the learning rate: linear warm-up, then linear decay to 0.
+
+    Args:
+        step: Optimizer steps done before.
+        warmup: Steps until it has all of it.
+        num_steps: Of the whole run; the decay ends there.
+    """
+    warmed = min(1.0, (step + 1) / max(1, warmup))
+    left = (num_steps - step) / max(1, num_steps - warmup)
+    return max(0.0, min(warmed, left))
+
+
+def shows_text_only(seed: int, step: int, num_steps: int) -> bool:
+    """LLaRA's curriculum: item tokens with a probability that grows to 1 at the last step.
+
+    Drawn for an optimizer step (in the authors' code for a micro-batch).
+
+    Args:
+        seed: Of the run.
+        step: Optimizer steps done before.
+        num_steps: Of the whole run.
+    """
+    draw = random.Random(f"item_curriculum {seed} {step}").random()
+    return draw >= (step + 1) / num_steps

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -46,3 +48,14 @@ def whole(lm: MaskedLM) -> Iterator[None]:
         for module in sharded:
             module.reshard()
             module.set_reshard_after_forward(True, recurse=False)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 whose checkpoints are those of one process: what is tuned, put together."""
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Tuned weights and buffers, whole, on the first process; nothing on the others."""
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+        )
+        return get_model_state_dict(self.model, options=options)

@@ -11,10 +11,11 @@ S segments of one batch, L tokens of the longest of them.
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,7 +29,13 @@ from hatllm.decode.catalogue import Catalogue
 from hatllm.files import damaged_file, record_checksums
 from hatllm.masks.schedule import Schedule
 from hatllm.model.fast.packed_prompts import segment_stage
+from hatllm.model.fast.prefix import run_prefix
+from hatllm.model.fast.stages import states_after
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.processes import process_rank
+
+if TYPE_CHECKING:
+    from hatllm.config import Config
 
 FORMAT = b"1"  # another one, and files made by older code are no longer used
 ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
@@ -52,9 +59,9 @@ class CatalogueStates:
         """States of prompt tokens, by `Batch.book_index_BL`. Shape (T, D)."""
         return _gather(self.book_TD, book_index_T)
 
-    def of_nodes(self, node_C: Tensor) -> Tensor:
-        """States of title tokens, by trie node. Shape (C, D)."""
-        return _gather(self.node_ND, node_C)
+    def of_nodes(self, node_T: Tensor) -> Tensor:
+        """States of title tokens, by trie node. Shape (T, D)."""
+        return _gather(self.node_ND, node_T)
 
 
 def _gather(table_XD: Tensor, index_T: Tensor) -> Tensor:
@@ -67,6 +74,46 @@ def tokens_to_build(catalogue: Catalogue, target_is_item: bool) -> int:
     lead = 0 if target_is_item else len(book.response)
     titles = int((trie.depth_N[trie.leaf_F] - 1).sum()) + lead * trie.num_leaves
     return len(book.history_item.flat) + len(book.response) + titles
+
+
+def states_for_run(
+    lm: MaskedLM, catalogue: Catalogue, config: "Config", prompt_lengths: IntArray
+) -> CatalogueStates | None:
+    """The states, where the run asks for them or they pay.
+
+    Args:
+        lm: Model under its schedule, on its device.
+        catalogue: Tokenised titles and their trie.
+        config: The run.
+        prompt_lengths: Tokens of every prompt to come.
+
+    Raises:
+        ValueError: If it asks for them and they cannot be written, or the schedule has none.
+    """
+    folder, wanted = Path(config.cache_root).expanduser() / "states", config.decode.state_cache
+    if wanted is False or not (wanted or states_pay(lm, catalogue, prompt_lengths, folder)):
+        return None
+    try:
+        return catalogue_states(lm, catalogue, folder)
+    except OSError as error:
+        if wanted:
+            raise ValueError(
+                f"decode.state_cache=true cannot write to {folder}: {error.strerror}; free "
+                "room, choose another cache_root, or decode.state_cache=false"
+            ) from error
+        warnings.warn(f"no catalogue states in {folder}: {error.strerror}", stacklevel=2)
+        return None
+
+
+def states_pay(lm: MaskedLM, catalogue: Catalogue, prompt_lengths: IntArray, folder: Path) -> bool:
+    """Whether the catalogue's states lie ready, or cost fewer tokens than the prompts hold."""
+    if lm.schedule.num_segment_layers in (0, lm.num_layers) or process_rank()[1] > 1:
+        return False
+    own = prompt_lengths.sum() - len(prompt_lengths) * len(catalogue.book.prefix)
+    return (
+        own > tokens_to_build(catalogue, lm.schedule.target_is_item)
+        or states_file(lm, catalogue, folder).exists()
+    )
 
 
 def check_states(schedule: Schedule) -> None:
@@ -189,7 +236,7 @@ def _build(lm: MaskedLM, catalogue: Catalogue, path: Path) -> None:
 
 def _fill(lm: MaskedLM, catalogue: Catalogue, tables: dict[str, Tensor]) -> None:
     book, device, schedule = catalogue.book, lm.output_embedding_VD.device, lm.schedule
-    prefix = lm.run_prefix(torch.from_numpy(book.prefix).to(device))
+    prefix = run_prefix(lm, torch.from_numpy(book.prefix).to(device))
     total = tokens_to_build(catalogue, schedule.target_is_item)
     with tqdm(total=total, desc="catalogue states", unit="token") as bar:
         for name, segments, places in (
@@ -200,7 +247,7 @@ def _fill(lm: MaskedLM, catalogue: Catalogue, tables: dict[str, Tensor]) -> None
                 ids_SL = _padded([segments[i] for i in chosen]).to(device)
                 stage = segment_stage(schedule, ids_SL >= 0, len(book.prefix), prefix)
                 ids_T = ids_SL[ids_SL >= 0]
-                hidden_TD = lm.states_after(ids_T, stage, schedule.num_segment_layers)
+                hidden_TD = states_after(lm, ids_T, stage, schedule.num_segment_layers)
                 place_SL = _padded([places[i] for i in chosen], -2)
                 place_T = place_SL[place_SL > -2]
                 kept_T = place_T >= 0

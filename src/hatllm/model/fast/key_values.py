@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hatllm.model.fast.stages import Place, PrefixStates, Rows
+from hatllm.model.fast.prefix import PrefixStates
+from hatllm.model.fast.stages import Place, Rows
 
 
 @dataclass
 class _Layer:
-    key_BCX: Tensor  # C: capacity
-    value_BCX: Tensor
+    key_BKX: Tensor  # K: capacity
+    value_BKX: Tensor
 
 
 class KeyValueStore:
@@ -43,8 +44,8 @@ class KeyValueStore:
     def _grow(self, capacity: int) -> None:
         more = capacity - self.capacity
         for layer in self.layers.values():
-            layer.key_BCX = pad(layer.key_BCX, (0, 0, 0, more))
-            layer.value_BCX = pad(layer.value_BCX, (0, 0, 0, more))
+            layer.key_BKX = pad(layer.key_BKX, (0, 0, 0, more))
+            layer.value_BKX = pad(layer.value_BKX, (0, 0, 0, more))
         self.capacity = capacity
 
     def join(
@@ -54,9 +55,9 @@ class KeyValueStore:
         if place not in self.layers:
             self.layers[place] = self._empty(place, key_TX, value_TX)
         store = self.layers[place]
-        for held, new_TX in ((store.key_BCX, key_TX), (store.value_BCX, value_TX)):
+        for held, new_TX in ((store.key_BKX, key_TX), (store.value_BKX, value_TX)):
             held.view(-1, held.shape[2]).index_copy_(0, self.place_T, new_TX)
-        return store.key_BCX[:, : self.num_keys], store.value_BCX[:, : self.num_keys]
+        return store.key_BKX[:, : self.num_keys], store.value_BKX[:, : self.num_keys]
 
     def _empty(self, place: Place, *like: Tensor) -> _Layer:
         # Zeros, not garbage: a blocked key has weight 0, and 0 times nan is nan.

@@ -6,8 +6,8 @@ Where one row's history begins another's (prompts of one user, `all_prefixes`), 
 hangs its response and title under the longer one's history. Under `intra_scope: segments` the
 shallow layers run each different segment once.
 
-Dimension key: B prompts, L columns, P prefix tokens, F families of prompts, Q places in a family,
-K keys, T packed tokens, S segments of all rows, U different segments, N tokens of the longest
+Dimension key: B prompts, L columns, A prefix tokens, Y families of prompts, Q places in a family,
+K keys, T packed tokens, S segments of all rows, U different segments, L tokens of the longest
 segment, M tokens asked for, D hidden width.
 """
 
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from hatllm.data.prompt import Batch
-from hatllm.masks.layer_masks import LayerMasks, Tokens, build_layer_masks, causal_visible
-from hatllm.masks.patterns import PREFIX
+from hatllm.masks.layer_masks import Tokens, causal_visible
 from hatllm.masks.schedule import Schedule
-from hatllm.model.fast.stages import AfterPrefix, Band, PrefixStates, Rows, Stage, bands_of
-from hatllm.model.masked_lm import MaskedLM, prefix_band
+from hatllm.model.fast.prefix import PrefixStates, bands_after_prefix, prefix_band
+from hatllm.model.fast.stages import Stage, hidden_of_stages
+from hatllm.model.masked_lm import MaskedLM
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Packed:
     """The tokens of a batch after the prefix that have to run, in families of prompts."""
 
     ids_T: Tensor
-    tokens: Tokens  # padded, (F, Q)
-    valid_FQ: Tensor
-    visible_FQQ: Tensor  # which tokens of the family each could see under full attention
+    tokens: Tokens  # padded, (Y, Q)
+    valid_YQ: Tensor
+    visible_YQQ: Tensor  # which tokens of the family each could see under full attention
     index_BL: Tensor  # packed index of each token of the batch; without meaning where none runs
 
     @classmethod
@@ -77,14 +77,15 @@ class Packed:
         """The stage of all these tokens after a prefix, from its first layer without segments."""
         first = schedule.num_segment_layers
         layers = range(first, len(schedule.patterns))
-        bands = _bands(schedule, self.tokens, self.valid_FQ, self.visible_FQQ, prefix, num_prefix,
-                       layers)  # fmt: skip
+        bands = bands_after_prefix(
+            schedule, self.tokens, self.valid_YQ, self.visible_YQQ, prefix, num_prefix, layers
+        )
         return Stage(bands, *self.positions, first_layer=first)
 
     @property
     def positions(self) -> tuple[Tensor, Tensor]:
         """Position and restarted position of every token; each (T,)."""
-        return self.tokens.position_BL[self.valid_FQ], self.tokens.restart_BL[self.valid_FQ]
+        return self.tokens.position_BL[self.valid_YQ], self.tokens.restart_BL[self.valid_YQ]
 
 
 @dataclass(frozen=True)
@@ -125,47 +126,47 @@ class _Families:
 
     def packed(self, batch: Batch) -> Packed:
         """The tokens that run, family by family, a guest's after its host's."""
-        row_T, column_T, row_FQ, column_FQ = self._layout()
+        row_T, column_T, row_YQ, column_YQ = self._layout()
         index_BL = torch.zeros_like(batch.input_ids_BL)
         index_BL[row_T, column_T] = torch.arange(len(row_T), device=row_T.device)
         index_BL = torch.where(self.shared_BL, index_BL[self.host_B], index_BL)
-        at = row_FQ.clamp(min=0), column_FQ
+        at = row_YQ.clamp(min=0), column_YQ
         tokens = Tokens(
             batch.tokens.segment_BL[at], batch.tokens.position_BL[at], batch.tokens.restart_BL[at]
         )
         ids_T = batch.input_ids_BL[row_T, column_T]
-        return Packed(ids_T, tokens, row_FQ >= 0, self._visible(row_FQ, column_FQ), index_BL)
+        return Packed(ids_T, tokens, row_YQ >= 0, self._visible(row_YQ, column_YQ), index_BL)
 
     def _layout(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Row and column in the batch of every token that runs: packed, and in families.
 
         Returns:
-            Two of shape (T,) and two of shape (F, Q), where padding has row -1 and column 0.
+            Two of shape (T,) and two of shape (Y, Q), where padding has row -1 and column 0.
         """
         row_T, column_T = self.runs_BL.nonzero(as_tuple=True)
         host_T = self.host_B[row_T]
         order_T = (self.size_B[host_T] * len(self.host_B) + host_T).sort(stable=True).indices
         row_T, column_T, host_T = row_T[order_T], column_T[order_T], host_T[order_T]
-        _, family_T, size_F = torch.unique_consecutive(
+        _, family_T, size_Y = torch.unique_consecutive(
             host_T, return_inverse=True, return_counts=True
         )
-        start_F = size_F.cumsum(0) - size_F
-        place_T = torch.arange(len(row_T), device=row_T.device) - start_F[family_T]
-        row_FQ = row_T.new_full((len(size_F), int(size_F.max())), -1)
-        column_FQ = torch.zeros_like(row_FQ)
-        row_FQ[family_T, place_T], column_FQ[family_T, place_T] = row_T, column_T
-        return row_T, column_T, row_FQ, column_FQ
+        start_Y = size_Y.cumsum(0) - size_Y
+        place_T = torch.arange(len(row_T), device=row_T.device) - start_Y[family_T]
+        row_YQ = row_T.new_full((len(size_Y), int(size_Y.max())), -1)
+        column_YQ = torch.zeros_like(row_YQ)
+        row_YQ[family_T, place_T], column_YQ[family_T, place_T] = row_T, column_T
+        return row_T, column_T, row_YQ, column_YQ
 
-    def _visible(self, row_FQ: Tensor, column_FQ: Tensor) -> Tensor:
+    def _visible(self, row_YQ: Tensor, column_YQ: Tensor) -> Tensor:
         """A token sees its own prompt so far, and a guest's its part of the host's history."""
-        host_FQ = self.host_B[row_FQ.clamp(min=0)]
-        own_FQQ = (row_FQ[:, :, None] == row_FQ[:, None]) & (
-            column_FQ[:, :, None] >= column_FQ[:, None]
+        host_YQ = self.host_B[row_YQ.clamp(min=0)]
+        own_YQQ = (row_YQ[:, :, None] == row_YQ[:, None]) & (
+            column_YQ[:, :, None] >= column_YQ[:, None]
         )
-        is_hosts_FQ, history_FQ = row_FQ == host_FQ, self.history_B[row_FQ.clamp(min=0)]
-        below_FQQ = is_hosts_FQ[:, None] & (column_FQ[:, None] < history_FQ[:, :, None])
-        is_guest_FQ1 = ~is_hosts_FQ[:, :, None]
-        return (own_FQQ | (below_FQQ & is_guest_FQ1)) & (row_FQ >= 0)[:, None]
+        is_hosts_YQ, history_YQ = row_YQ == host_YQ, self.history_B[row_YQ.clamp(min=0)]
+        below_YQQ = is_hosts_YQ[:, None] & (column_YQ[:, None] < history_YQ[:, :, None])
+        is_guest_YQ1 = ~is_hosts_YQ[:, :, None]
+        return (own_YQQ | (below_YQQ & is_guest_YQ1)) & (row_YQ >= 0)[:, None]
 
 
 def _hosts(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -187,121 +188,72 @@ def _hosts(batch: Batch) -> tuple[Tensor, Tensor]:
     return history_B, host_B
 
 
-def masks_after_prefix(
-    schedule: Schedule,
-    num_prefix: int,
-    tokens: Tokens,
-    visible_FQQ: Tensor,
-    layers: range | None = None,
-) -> LayerMasks:
-    """Masks of rows whose keys are the prefix and themselves.
-
-    Args:
-        schedule: One pattern for each layer.
-        num_prefix: Prefix tokens, P.
-        tokens: The rows' own tokens. Shape (F, Q).
-        visible_FQQ: Which of a row's tokens could see which under full attention. Bool.
-        layers: The layers the masks are for; None = all.
-
-    Returns:
-        Masks with P + Q keys.
-    """
-    F, Q = tokens.segment_BL.shape
-    position_FP = torch.arange(num_prefix, device=visible_FQQ.device).expand(F, -1)
-    prefix = Tokens(torch.full_like(position_FP, PREFIX), position_FP, position_FP)
-    sees_prefix_FQP = visible_FQQ.new_ones(F, Q, num_prefix)
-    visible_FQK = torch.cat([sees_prefix_FQP, visible_FQQ], 2)
-    return build_layer_masks(schedule, tokens, prefix.append(tokens), visible_FQK, layers=layers)
-
-
 def hidden_at(
-    lm: MaskedLM, batch: Batch, prefix_ids_P: Tensor, row_M: Tensor, column_M: Tensor
+    lm: MaskedLM, batch: Batch, prefix_ids_A: Tensor, row_M: Tensor, column_M: Tensor
 ) -> Tensor:
     """Hidden states of chosen tokens; equal to the padded way, gradients included.
 
     Args:
         lm: The model under its schedule.
         batch: Right-padded prompts, each beginning with the prefix.
-        prefix_ids_P: Token ids of the prefix. Shape (P,), int64.
+        prefix_ids_A: Token ids of the prefix. Shape (A,), int64.
         row_M: Prompt of each token asked for. Shape (M,), int64.
-        column_M: Its column, prefix included, >= P. Shape (M,), int64.
+        column_M: Its column, prefix included, >= A. Shape (M,), int64.
 
     Returns:
         hidden_MD: Shape (M, D).
     """
     last_B = torch.full_like(batch.prompt_length_B, -1).scatter_reduce(0, row_M, column_M, "amax")
     width = lm.output_embedding_VD.shape[1]
-    packed = Packed.in_families(batch, len(prefix_ids_P), last_B, width)
-    return hidden_of_packed(lm, packed, prefix_ids_P)[packed.index_BL[row_M, column_M]]
+    packed = Packed.in_families(batch, len(prefix_ids_A), last_B, width)
+    return hidden_of_packed(lm, packed, prefix_ids_A)[packed.index_BL[row_M, column_M]]
 
 
-def hidden_of_packed(lm: MaskedLM, packed: Packed, prefix_ids_P: Tensor) -> Tensor:
+def hidden_of_packed(lm: MaskedLM, packed: Packed, prefix_ids_A: Tensor) -> Tensor:
     """Hidden states of all packed tokens. Shape (T, D)."""
-    num_prefix, states = len(prefix_ids_P), PrefixStates()
+    num_prefix, states = len(prefix_ids_A), PrefixStates()
     whole, ids_T = packed.stage(lm.schedule, num_prefix, states), packed.ids_T
     stages = [whole]
     if lm.schedule.num_segment_layers:
         segments = Segments.of(packed)
-        whole.from_T, ids_T = segments.from_T, segments.ids_SN[segments.valid_SN]
-        once = segment_stage(lm.schedule, segments.valid_SN, num_prefix, states)
+        whole.from_T, ids_T = segments.from_T, segments.ids_SL[segments.valid_SL]
+        once = segment_stage(lm.schedule, segments.valid_SL, num_prefix, states)
         stages = [once, whole] if whole.first_layer < lm.num_layers else [once]
-    stages = [_with_prefix(stage, lm.schedule, prefix_ids_P, states) for stage in stages]
-    hidden_TD = lm.hidden(torch.cat([prefix_ids_P, ids_T]), stages)[num_prefix:]
+    stages = [_with_prefix(stage, lm.schedule, prefix_ids_A, states) for stage in stages]
+    hidden_TD = hidden_of_stages(lm, torch.cat([prefix_ids_A, ids_T]), stages)[num_prefix:]
     return hidden_TD if stages[-1].first_layer or whole.from_T is None else hidden_TD[whole.from_T]
 
 
 def _with_prefix(
-    stage: Stage, schedule: Schedule, prefix_ids_P: Tensor, states: PrefixStates
+    stage: Stage, schedule: Schedule, prefix_ids_A: Tensor, states: PrefixStates
 ) -> Stage:
     """A stage with the prefix's tokens in front of its own; they leave their keys in `states`."""
-    if not len(prefix_ids_P):
+    if not len(prefix_ids_A):
         return stage
-    position_P = torch.arange(len(prefix_ids_P), device=prefix_ids_P.device)
+    position_A = torch.arange(len(prefix_ids_A), device=prefix_ids_A.device)
     from_T = stage.from_T
     return replace(
         stage,
-        bands=[prefix_band(schedule, states, prefix_ids_P), *stage.bands],
-        position_T=torch.cat([position_P, stage.position_T]),
-        restart_T=torch.cat([position_P, stage.restart_T]),
-        from_T=None if from_T is None else torch.cat([position_P, len(position_P) + from_T]),
+        bands=[prefix_band(schedule, states, prefix_ids_A), *stage.bands],
+        position_T=torch.cat([position_A, stage.position_T]),
+        restart_T=torch.cat([position_A, stage.restart_T]),
+        from_T=None if from_T is None else torch.cat([position_A, len(position_A) + from_T]),
     )
-
-
-def _bands(
-    schedule: Schedule,
-    tokens: Tokens,
-    valid_FQ: Tensor,
-    visible_FQQ: Tensor,
-    prefix: PrefixStates,
-    num_prefix: int,
-    layers: range,
-) -> list[Band]:
-    """Right-padded rows after the prefix, cut into bands where that pays: on a CPU."""
-    size_F = valid_FQ.sum(1)
-    cuts = [slice(0, len(size_F))] if valid_FQ.is_cuda else bands_of(size_F.tolist(), num_prefix)
-    bands = []
-    for rows in cuts:
-        Q = int(size_F[rows].max())
-        own = Tokens(*(x_FQ[rows, :Q] for x_FQ in
-                       (tokens.segment_BL, tokens.position_BL, tokens.restart_BL)))  # fmt: skip
-        masks = masks_after_prefix(schedule, num_prefix, own, visible_FQQ[rows, :Q, :Q], layers)
-        bands.append(Band(masks, Rows.of(valid_FQ[rows, :Q]), AfterPrefix(prefix)))
-    return bands
 
 
 @dataclass(frozen=True)
 class Segments:
     """Different segments, each once, as rows of their own, the shortest first."""
 
-    ids_SN: Tensor  # -1 on padding
-    valid_SN: Tensor
+    ids_SL: Tensor  # -1 on padding
+    valid_SL: Tensor
     from_T: Tensor  # where each token of the prompts stands among the packed segments' tokens
 
     @classmethod
     def of(cls, packed: Packed) -> "Segments":
         """Cut packed prompts into segments and keep one of those with equal tokens."""
-        row_T = packed.valid_FQ.nonzero()[:, 0]
-        label_T = packed.tokens.segment_BL[packed.valid_FQ]
+        row_T = packed.valid_YQ.nonzero()[:, 0]
+        label_T = packed.tokens.segment_BL[packed.valid_YQ]
         _, restart_T = packed.positions
         starts_T = torch.ones_like(label_T, dtype=torch.bool)
         # A title ends one prompt of a family; the next begins with a response of its own.
@@ -310,36 +262,36 @@ class Segments:
         segment_T = starts_T.cumsum(0) - 1
         start_S = starts_T.nonzero()[:, 0]
         offset_T = torch.arange(len(label_T), device=label_T.device) - start_S[segment_T]
-        ids_SN = label_T.new_full((len(start_S), int(offset_T.max()) + 1), -1)
-        ids_SN[segment_T, offset_T] = packed.ids_T
-        ids_UN, unique_S = torch.unique(ids_SN, dim=0, return_inverse=True)
-        order_U = (ids_UN >= 0).sum(1).sort(stable=True).indices
-        ids_UN, unique_S = ids_UN[order_U], order_U.argsort()[unique_S]
-        valid_UN = ids_UN >= 0
-        length_U = valid_UN.sum(1)
+        ids_SL = label_T.new_full((len(start_S), int(offset_T.max()) + 1), -1)
+        ids_SL[segment_T, offset_T] = packed.ids_T
+        ids_UL, unique_S = torch.unique(ids_SL, dim=0, return_inverse=True)
+        order_U = (ids_UL >= 0).sum(1).sort(stable=True).indices
+        ids_UL, unique_S = ids_UL[order_U], order_U.argsort()[unique_S]
+        valid_UL = ids_UL >= 0
+        length_U = valid_UL.sum(1)
         start_U = length_U.cumsum(0) - length_U
-        return cls(ids_UN, valid_UN, start_U[unique_S[segment_T]] + offset_T)
+        return cls(ids_UL, valid_UL, start_U[unique_S[segment_T]] + offset_T)
 
 
 def segment_stage(
-    schedule: Schedule, valid_SN: Tensor, num_prefix: int, prefix: PrefixStates
+    schedule: Schedule, valid_SL: Tensor, num_prefix: int, prefix: PrefixStates
 ) -> Stage:
     """Segments as rows of their own, right after the prefix: each sees it and itself.
 
     Args:
         schedule: Has at least one segment layer.
-        valid_SN: False on padding, which stands on the right. Shape (S, N), bool.
+        valid_SL: False on padding, which stands on the right. Shape (S, L), bool.
         num_prefix: Prefix tokens.
         prefix: Their keys and values.
 
     Returns:
         The stage of the schedule's segment layers.
     """
-    offset_SN = torch.arange(valid_SN.shape[1], device=valid_SN.device).expand_as(valid_SN)
-    position_SN = num_prefix + offset_SN
-    tokens = Tokens(torch.zeros_like(offset_SN), position_SN, position_SN)
-    visible_SNN = causal_visible(valid_SN, valid_SN.shape[1])
+    offset_SL = torch.arange(valid_SL.shape[1], device=valid_SL.device).expand_as(valid_SL)
+    position_SL = num_prefix + offset_SL
+    tokens = Tokens(torch.zeros_like(offset_SL), position_SL, position_SL)
+    visible_SLL = causal_visible(valid_SL, valid_SL.shape[1])
     layers = range(schedule.num_segment_layers)
-    bands = _bands(schedule, tokens, valid_SN, visible_SNN, prefix, num_prefix, layers)
-    position_T = position_SN[valid_SN]
+    bands = bands_after_prefix(schedule, tokens, valid_SL, visible_SLL, prefix, num_prefix, layers)
+    position_T = position_SL[valid_SL]
     return Stage(bands, position_T, position_T)

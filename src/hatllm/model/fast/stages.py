@@ -10,18 +10,21 @@ may have another than keys).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from hatllm.masks.layer_masks import LayerMasks
 from hatllm.masks.schedule import Schedule
+from hatllm.model.forward_pass import Attend, Positions
+from hatllm.model.masked_lm import MaskedLM
 
 A_BAND = 10_000  # what one more band costs, in pairs of query and key; measured on 2 CPU cores
-V = TypeVar("V")
 
 # A layer, and which of its attentions: one for almost all, two for DiffLlama, whose keys serve two
 # sets of values.
@@ -99,66 +102,19 @@ class Past(Protocol):
         ...
 
 
-class PrefixStates:
-    """Keys and values of the constant prompt prefix: written once, read by every row.
-
-    As the past of the prefix's own pass it keeps what it is given; gradients flow back to it.
-    """
-
-    def __init__(self) -> None:
-        self.pairs: dict[Place, tuple[Tensor, Tensor]] = {}  # (1, P, X) each
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the prefix; 0 for a template without one."""
-        return self.pairs[0, 0][0].shape[1] if self.pairs else 0
-
-    def join(
-        self, place: Place, key_TX: Tensor, value_TX: Tensor, rows: Rows
-    ) -> tuple[Tensor, Tensor]:
-        """As `Past.join`, for the prefix itself."""
-        self.pairs[place] = rows.pad(key_TX), rows.pad(value_TX)
-        return self.pairs[place]
-
-
-class AfterPrefix:
-    """Every row begins with the same prefix, whose states are known."""
-
-    def __init__(self, prefix: PrefixStates) -> None:
-        self.prefix = prefix
-
-    def join(
-        self, place: Place, key_TX: Tensor, value_TX: Tensor, rows: Rows
-    ) -> tuple[Tensor, Tensor]:
-        """As `Past.join`."""
-        own = rows.pad(key_TX), rows.pad(value_TX)
-        if not self.prefix.pairs:  # a template without a prefix
-            return own
-        key, value = (
-            torch.cat([before.expand(rows.num_rows, -1, -1), new], 1)
-            for before, new in zip(self.prefix.pairs[place], own, strict=True)
-        )
-        return key, value
-
-
 @dataclass
 class Band:
     """Packed rows of near lengths, which attention pads to the longest of them."""
 
     masks: LayerMasks  # of the padded rows
-    rows: Rows | None = None  # None: the model runs padded rows as they are
-    past: Past | None = None
+    rows: Rows
+    past: Past
 
     def join(self, place: Place, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values of a layer, (B, H, K, D), from the band's own, (1, H, T, D)."""
-        if self.rows is None:
-            return key, value
         num_heads = key.shape[1], value.shape[1]
         key_TX, value_TX = (x[0].transpose(0, 1).flatten(1) for x in (key, value))
-        if self.past is None:
-            joined = self.rows.pad(key_TX), self.rows.pad(value_TX)
-        else:
-            joined = self.past.join(place, key_TX, value_TX, self.rows)
+        joined = self.past.join(place, key_TX, value_TX, self.rows)
         key, value = (
             _heads(x, heads).transpose(1, 2) for x, heads in zip(joined, num_heads, strict=True)
         )
@@ -166,15 +122,11 @@ class Band:
 
     def pad_query(self, query: Tensor) -> Tensor:
         """Queries in rows, (B, H, Q, D), from packed ones, (1, H, T, D)."""
-        if self.rows is None:
-            return query
         padded_BQX = self.rows.pad(query[0].transpose(0, 1).flatten(1))
         return _heads(padded_BQX, query.shape[1]).transpose(1, 2)
 
     def pack_output(self, out_BQHD: Tensor) -> Tensor:
         """Attention's output of the packed tokens, (1, T, H, D)."""
-        if self.rows is None:
-            return out_BQHD.contiguous()
         return _heads(self.rows.pack(out_BQHD.flatten(2))[None], out_BQHD.shape[2])
 
 
@@ -210,8 +162,8 @@ class Stage:
     """Tokens that a run of layers works on."""
 
     bands: list[Band]  # their tokens one after another
-    position_T: Tensor  # (T,), or (B, Q) where nothing is packed
-    restart_T: Tensor  # `patterns.restart_positions`, same shape
+    position_T: Tensor
+    restart_T: Tensor  # `patterns.restart_positions`
     first_layer: int = 0
     entering: Tensor | None = None  # hidden states of its tokens where no layer before made them
     from_T: Tensor | None = None  # its tokens among those of the stage before
@@ -221,9 +173,15 @@ class Stage:
         """The schedule its masks follow."""
         return self.bands[0].masks.schedule
 
-    def once(self, name: object, make: Callable[[], V]) -> V:
-        """The value of that name, made at its first use in this pass."""
-        return self.bands[0].masks.once(name, make)
+    @cached_property
+    def own(self) -> Positions:
+        """Where its tokens stand in their prompts."""
+        return Positions(self.position_T[None])
+
+    @cached_property
+    def restarted(self) -> Positions:
+        """Where they stand for layers whose positions restart."""
+        return Positions(self.restart_T[None])
 
     def enter(self, hidden: Tensor) -> Tensor:
         """Hidden states of this stage's tokens, given those of the stage before, (1, T, D)."""
@@ -238,7 +196,7 @@ class Stage:
         if len(self.bands) == 1:
             yield self.bands[0], query, key, value
             return
-        sizes = [len(band.rows.place_T) for band in self.bands if band.rows is not None]
+        sizes = [len(band.rows.place_T) for band in self.bands]
         parts = (torch.split(x, sizes, dim=2) for x in (query, key, value))
         yield from zip(self.bands, *parts, strict=True)
 
@@ -248,14 +206,100 @@ def _heads(packed: Tensor, num_heads: int) -> Tensor:
     return packed.reshape(*packed.shape[:-1], num_heads, -1)
 
 
-@dataclass
 class Stages:
-    """What the hooks and attention functions of all layers read; a keyword of the forward pass."""
+    """The `ForwardPass` of packed tokens."""
 
-    stages: list[Stage]  # by first layer
-    # How often each layer has read its mask: once an attention, counted from the layer's entry.
-    read: Counter[int] = field(default_factory=Counter)
+    def __init__(self, stages: list[Stage], layers: range) -> None:
+        self.stages, self.layers = stages, layers  # stages by first layer
+        self.schedule = stages[0].schedule
+        self.read: Counter[int] = Counter()
 
     def of_layer(self, layer: int) -> Stage:
         """The stage a layer belongs to."""
         return [stage for stage in self.stages if stage.first_layer <= layer][-1]
+
+    def enter(self, layer: int, hidden_1TD: Tensor) -> Tensor:
+        """As `ForwardPass.enter`."""
+        stage = self.of_layer(layer)
+        return stage.enter(hidden_1TD) if layer == stage.first_layer else hidden_1TD
+
+    def positions(self, layer: int) -> Positions | None:
+        """As `ForwardPass.positions`."""
+        stage = self.of_layer(layer)
+        if self.schedule.restarts(layer):
+            return stage.restarted
+        # What the model was told are the positions of the first stage's tokens.
+        is_told = stage is self.stages[0] and stage.entering is None
+        return None if is_told else stage.own
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, do: Attend) -> Tensor:
+        """As `ForwardPass.attend`: each band's padded rows on their own. Shape (1, T, H, D)."""
+        place = layer, self.read[layer]
+        self.read[layer] += 1
+        outs = [
+            band.pack_output(do(band.masks, band.pad_query(own), *band.join(place, *own_keys)))
+            for band, own, *own_keys in self.of_layer(layer).split(query, key, value)
+        ]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+
+
+def hidden_of_stages(
+    lm: MaskedLM, input_ids_T: Tensor, stages: list[Stage], layers: range | None = None
+) -> Tensor:
+    """Final hidden states of packed tokens.
+
+    Args:
+        lm: The model under its schedule.
+        input_ids_T: Token ids of the first stage. Shape (T,), int64; any ids where that stage is
+            given its hidden states.
+        stages: By first layer.
+        layers: The layers to run; None = all.
+
+    Returns:
+        hidden_TD: Of the last stage's tokens, normalised. Shape (T, D).
+
+    Raises:
+        RuntimeError: If a layer did not read its mask.
+    """
+    layers = layers or range(lm.num_layers)
+    for stage in stages[1:]:
+        lm.check_positions(stage.position_T)
+    with _only(lm.decoder, layers):
+        return lm.run(input_ids_T[None], stages[0].position_T[None], Stages(stages, layers))[0]
+
+
+def states_after(lm: MaskedLM, input_ids_T: Tensor, stage: Stage, num_layers: int) -> Tensor:
+    """Hidden states of packed tokens after the first layers, not normalised.
+
+    Args:
+        lm: The model under its schedule.
+        input_ids_T: Token ids. Shape (T,), int64.
+        stage: Their masks and rows.
+        num_layers: Layers to run, at least 1.
+
+    Returns:
+        hidden_TD: Shape (T, D).
+    """
+    layers: Any = lm.decoder.layers
+    found: list[Any] = []
+    hook = layers[num_layers - 1].register_forward_hook(lambda _, __, out: found.append(out))
+    try:
+        hidden_of_stages(lm, input_ids_T, [stage], range(num_layers))
+    finally:
+        hook.remove()
+    hidden_1TD: Tensor = found[0][0] if isinstance(found[0], tuple) else found[0]
+    return hidden_1TD[0]
+
+
+@contextmanager
+def _only(decoder: Any, layers: range) -> Iterator[None]:
+    """Run some of the layers only; those before and after are skipped."""
+    every = decoder.layers
+    if len(layers) == len(every):
+        yield
+        return
+    decoder.layers = every[layers.start : layers.stop]
+    try:
+        yield
+    finally:
+        decoder.layers = every
