@@ -54,10 +54,7 @@ def one_step(config: Config) -> str:
     parts = assemble(config)
     dataset = parts.dataset
     lm = parts.load_model(config)
-    recommender = Recommender(
-        lm, parts.catalogue, config, 1,
-        dataset.items, dataset.train_interactions, dataset.splits["valid"],
-    )  # fmt: skip
+    recommender = Recommender(lm, parts.catalogue, config, 1, dataset.splits["valid"])
     rows = Examples.of(dataset.splits["train"][:2], config.data.max_history_items)
     batches = TrainingBatches(rows, parts.catalogue.book, config)
     loss = recommender.title_loss(batches.batch(np.arange(len(rows))))

@@ -200,9 +200,7 @@ class Bench:
         return plain_msl_loss(logit_BLV, batch, self.field_trie, config.loss.tau)
 
     def _recommender(self, lm: Any, config: Any) -> Recommender:
-        empty = pl.DataFrame()
-        catalogue = self.workload.parts.catalogue
-        return Recommender(lm, catalogue, config, 1, empty, empty, empty)
+        return Recommender(lm, self.workload.parts.catalogue, config, 1, pl.DataFrame())
 
     def gradients(self, variant: Variant, batches: Sequence[Batch]) -> tuple[float, dict[str, Any]]:
         """Loss of some rows, in one batch or several, and the gradient of every adapter."""

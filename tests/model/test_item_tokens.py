@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -42,9 +41,7 @@ def lm_with_items(schedule: Schedule) -> MaskedLM:
 def recommender_of(compose_config: Compose, *words: str) -> Recommender:
     config = compose_config(*words)
     lm = lm_with_items(build_schedule(config.mask, 4))
-    items = pl.DataFrame({"item_id": list(TITLES), "title": list(TITLES.values())})
-    frame = toy_frame()
-    return Recommender(lm, Catalogue.of(book_with_items()), config, 4, items, frame, frame)
+    return Recommender(lm, Catalogue.of(book_with_items()), config, 4, toy_frame())
 
 
 def image_of(lm: MaskedLM, row: int) -> Tensor:

@@ -3,7 +3,6 @@
 from copy import deepcopy
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -25,9 +24,7 @@ CLOSE = {"rtol": 1e-5, "atol": 2e-4}  # as in test_recommender
 def recommender_of(compose_config: Compose, *words: str) -> Recommender:
     config = compose_config("loss=sdpo", "loss.num_negatives=2", "loss.beta=0.3", *words)
     lm = MaskedLM(tiny_llama(), build_schedule(config.mask, 4), config.model.backend).eval()
-    items = pl.DataFrame({"item_id": list(TITLES), "title": list(TITLES.values())})
-    frame = toy_frame()
-    return Recommender(lm, toy_catalogue(), config, 1, items, frame, frame)
+    return Recommender(lm, toy_catalogue(), config, 1, toy_frame())
 
 
 def batch_of(recommender: Recommender) -> Batch:
@@ -132,9 +129,7 @@ def test_with_fresh_adapters_the_reference_is_the_model_with_adapters_off(
         lm.backbone[0], LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"])
     )
     recommender = recommender_of(compose_config)
-    recommender = Recommender(
-        lm, recommender.catalogue, config, 1, recommender.items, toy_frame(), toy_frame()
-    )
+    recommender = Recommender(lm, recommender.catalogue, config, 1, toy_frame())
     batch = batch_of(recommender)
     nudge(lm)
     before = {name: p.clone() for name, p in lm.named_parameters()}

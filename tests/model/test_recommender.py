@@ -5,11 +5,13 @@ import pytest
 import pytorch_lightning as lightning
 import torch
 from reference import Reference, byte_ids, dict_trie, prompt_pieces, title_ids, title_log_prob
+from report.frames import predictions_frame
 from torch import Tensor
 from torch.utils.data import DataLoader
 from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, toy_batch, toy_catalogue, toy_frame
 
 from hatllm.masks.schedule import build_schedule
+from hatllm.metrics.from_predictions import evaluate_predictions
 from hatllm.model.backbone import tiny_llama
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.training.recommender import Recommender
@@ -25,9 +27,7 @@ TRIE = dict_trie([title_ids(PROMPT, title) for title in TITLES.values()])
 def recommender_of(compose_config: Compose, *words: str) -> Recommender:
     config = compose_config(*words)
     lm = MaskedLM(tiny_llama(), build_schedule(config.mask, 4), config.model.backend).eval()
-    items = pl.DataFrame({"item_id": list(TITLES), "title": list(TITLES.values())})
-    frame = toy_frame()
-    return Recommender(lm, toy_catalogue(), config, 1, items, frame, frame)
+    return Recommender(lm, toy_catalogue(), config, 1, toy_frame())
 
 
 def expected_loss(logits: list[Tensor], loss: str, targets: list[int]) -> Tensor:
@@ -148,6 +148,26 @@ def test_the_adaptive_temperature_reads_the_first_choice_of_every_title(
     trainer.fit(recommender, DataLoader([batch], batch_size=None))
     torch.testing.assert_close(float(recommender.tau), expected, rtol=1e-4, atol=0.0)
     assert float(trainer.callback_metrics["train/tau"]) == float(recommender.tau)
+
+
+def test_a_validation_logs_the_numbers_of_its_table_and_forgets_those_before(
+    compose_config: Compose,
+) -> None:
+    recommender = recommender_of(compose_config, "mask=causal")
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    items = pl.DataFrame({"item_id": [0, 1], "title": ["A", "B"]})
+    for ranks in ([7, 4, None], [2, None, 9]):
+        table = predictions_frame(ranks, [-1.5, -2.25, -3.1])
+        # Another process's repetition of a row counts once, whatever the order.
+        recommender.decode_valid = lambda _, t=table: pl.concat([t.reverse(), t.head(1)])
+        trainer.validate(recommender, DataLoader([0], batch_size=None), verbose=False)
+        expected = evaluate_predictions(table, items, items, (10,))
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        names = ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL")
+        assert found == {f"val/{name}": expected[name] for name in names}
 
 
 def test_a_checkpoint_holds_what_is_tuned_and_tau(compose_config: Compose) -> None:

@@ -11,10 +11,11 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from hatllm.tables.comparison import Comparison, compare_runs, load_run
-from hatllm.tables.comparison_table import comparison_frame, rich_table, write_comparison
+from hatllm.tables.alike_runs import cells_of, load_run
+from hatllm.tables.comparison import Comparison, compare_runs
 from hatllm.tables.example_users import example_users
 from hatllm.tables.pairing import NO_SEED
+from hatllm.tables.writers import comparison_frame, rich_table, write_comparison
 
 from .run_folders import make_run
 
@@ -45,14 +46,14 @@ def _ndcg(folder: Path) -> list[float]:
 
 
 def test_rows_stand_in_the_order_of_the_folders(comparison: Comparison) -> None:
-    assert [row.label for row in comparison.rows] == ["causal", "hatllm", "reversed", "popularity"]
-    assert [len(row.seeds) for row in comparison.rows] == [3, 3, 3, 1]
-    assert comparison.rows[0].num_users == 200
+    assert [row.label for row in comparison.arms] == ["causal", "hatllm", "reversed", "popularity"]
+    assert [len(row.seeds) for row in comparison.arms] == [3, 3, 3, 1]
+    assert comparison.num_users == 200
 
 
 def test_a_cell_is_the_mean_over_seeds_with_its_spread(folders: list[Path]) -> None:
     means = [sum(_ndcg(folder)) / 200 for folder in folders[3:6]]
-    cell = compare_runs(folders, None).rows[1].cells["NDCG@10"]
+    cell = compare_runs(folders, None).arms[1].numbers["NDCG@10"]
     assert cell.mean == pytest.approx(sum(means) / 3)
     assert cell.std == pytest.approx(pl.Series(means).std())
     by_user = pl.Series([sum(x) / 3 for x in zip(*map(_ndcg, folders[3:6]), strict=True)])
@@ -62,7 +63,7 @@ def test_a_cell_is_the_mean_over_seeds_with_its_spread(folders: list[Path]) -> N
 def test_difference_to_the_reference_is_paired_over_shared_seeds(folders: list[Path]) -> None:
     # Seed 3 of hatllm has no partner: its values must not enter the difference.
     comparison = compare_runs([*folders[:2], *folders[3:6]], "causal")
-    difference = comparison.rows[1].differences["NDCG@10"]
+    difference = comparison.arms[1].tests["NDCG@10"].difference
     sums = [sum(_ndcg(folder)) for folder in folders]
     assert difference.mean == pytest.approx((sums[3] + sums[4] - sums[0] - sums[1]) / 400)
     assert difference.low < difference.mean < difference.high
@@ -71,10 +72,10 @@ def test_difference_to_the_reference_is_paired_over_shared_seeds(folders: list[P
 def test_arms_that_share_no_seed_are_not_compared(folders: list[Path], tmp_path: Path) -> None:
     # Seed 1 of causal, seeds 2 and 3 of hatllm, which is far better.
     found = compare_runs([folders[0], *folders[4:6]], "causal")
-    assert not found.rows[1].differences and not found.best
+    assert not found.arms[1].tests and not found.best
     table = write_comparison(found, tmp_path).read_text()
     row = next(line for line in table.splitlines() if line.startswith("| hatllm"))
-    assert [cell.strip() for cell in row.split("|")[8:10]] == ["–", "–"]
+    assert [cell.strip() for cell in row.split("|")[10:12]] == ["–", "–"]
     numbers = pl.read_csv(tmp_path / "table.csv")
     assert numbers["NDCG@10_difference"].null_count() == 2
     Console(file=StringIO(), width=80).print(rich_table(found))
@@ -86,7 +87,7 @@ def test_a_baseline_without_a_seed_is_compared_with_the_mean_of_all(
 ) -> None:
     # An experiment gives it the first seed, though no seed can change it.
     knn = make_run(tmp_path / "knn", "knn", seed, skill=0.5, kind="knn")
-    difference = compare_runs([*folders[:3], knn], "causal").rows[1].differences["NDCG@10"]
+    difference = compare_runs([*folders[:3], knn], "causal").arms[1].tests["NDCG@10"].difference
     sums = [sum(_ndcg(folder)) for folder in (*folders[:3], knn)]
     assert difference.mean == pytest.approx(sums[3] / 200 - sum(sums[:3]) / 600)
 
@@ -111,7 +112,7 @@ def test_a_run_has_a_seed_where_one_can_change_it(
         name, _, value = setting.partition(": ")
         OmegaConf.update(config, name, int(value) if name == "trainer.max_steps" else value)
     OmegaConf.save(config, folder / "config.yaml")
-    assert load_run(folder, (10,)).seed == (7 if is_seeded else NO_SEED)
+    assert load_run(folder, (10,), "run").seed == (7 if is_seeded else NO_SEED)
 
 
 def test_of_runs_that_differ_in_a_seed_that_changes_nothing_the_first_counts(
@@ -121,9 +122,9 @@ def test_of_runs_that_differ_in_a_seed_that_changes_nothing_the_first_counts(
     for folder, seed in zip(knn, ("1", "2"), strict=True):
         config = folder / "config.yaml"
         config.write_text(config.read_text().replace("seed: 1", f"seed: {seed}\nrun_name: k{seed}"))
-    rows = compare_runs([*knn, *folders[:3]], "causal").rows
+    rows = compare_runs([*knn, *folders[:3]], "causal").arms
     assert [row.label for row in rows] == ["knn", "causal"]
-    assert rows[0].cells["NDCG@10"].mean == pytest.approx(sum(_ndcg(knn[0])) / 200)
+    assert rows[0].numbers["NDCG@10"].mean == pytest.approx(sum(_ndcg(knn[0])) / 200)
     # Other settings make another run of it.
     config.write_text(config.read_text().replace("name: toys", "name: toys, train_rows: 9"))
     with pytest.raises(ValueError, match=r"knn-1 and .*knn-2 are both label 'knn', seed -1"):
@@ -133,9 +134,9 @@ def test_of_runs_that_differ_in_a_seed_that_changes_nothing_the_first_counts(
 def test_an_arm_without_nll_is_compared_by_its_ranks_alone(tmp_path: Path) -> None:
     beam = make_run(tmp_path / "beam", "beam")
     d3 = make_run(tmp_path / "d3", "d3", has_nll=False)
-    rows = compare_runs([beam, d3], "beam").rows
-    assert "trie_NLL" in rows[0].cells and "trie_NLL" not in rows[1].cells
-    assert set(rows[1].differences) == {"NDCG@10"}
+    rows = compare_runs([beam, d3], "beam").arms
+    assert "trie_NLL" in rows[0].numbers and "trie_NLL" not in rows[1].numbers
+    assert set(rows[1].tests) == {"NDCG@10"}
 
 
 def test_the_nll_of_weights_that_are_decoded_twice_counts_once(tmp_path: Path) -> None:
@@ -146,21 +147,21 @@ def test_the_nll_of_weights_that_are_decoded_twice_counts_once(tmp_path: Path) -
         model = f"kind: llm, tuning: lora, start_from: /runs/{start}"
         config = config.replace("kind: llm", model) + f"trainer: {{max_steps: {steps}}}\n"
         (folder / "config.yaml").write_text(config)
-    rows = compare_runs([msl, *folders], "msl").rows
-    assert [row.label for row in rows if "trie_NLL" in row.cells] == ["msl", "further", "other"]
-    assert all("NDCG@10" in row.cells for row in rows)
-    assert [len(row.differences) for row in rows] == [0, 1, 2, 2]
+    rows = compare_runs([msl, *folders], "msl").arms
+    assert [row.label for row in rows if "trie_NLL" in row.numbers] == ["msl", "further", "other"]
+    assert all("NDCG@10" in row.numbers for row in rows)
+    assert [len(row.tests) for row in rows] == [0, 1, 2, 2]
     # Alone it is the only one that tells.
-    assert "trie_NLL" in compare_runs(folders[:1], None).rows[0].cells
+    assert "trie_NLL" in compare_runs(folders[:1], None).arms[0].numbers
 
 
 def test_lists_of_another_length_are_not_put_under_one_name(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / "ten", "ten"), make_run(tmp_path / "four", "four", top_k=4)]
     comparison = compare_runs(folders, "ten", cut_offs=(1, 3, 10))
-    ten, four = comparison.rows
-    assert {"HR@3", "HR@10", "NDCG@10"} <= set(ten.cells)
-    assert "HR@3" in four.cells and not {"HR@10", "NDCG@10"} & set(four.cells)
-    assert set(four.differences) == {"trie_NLL"}
+    ten, four = comparison.arms
+    assert {"HR@3", "HR@10", "NDCG@10"} <= set(ten.numbers)
+    assert "HR@3" in four.numbers and not {"HR@10", "NDCG@10"} & set(four.numbers)
+    assert set(four.tests) == {"trie_NLL"}
     text = write_comparison(comparison, tmp_path / "table").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| four"))
     assert [cell.strip() for cell in row.split("|")][3] == "–"
@@ -174,7 +175,7 @@ def test_lists_of_another_length_are_not_put_under_one_name(tmp_path: Path) -> N
 
 
 def test_other_cut_offs_are_measured_of_the_same_answers(folders: list[Path]) -> None:
-    cell = compare_runs(folders[:1], None, cut_offs=(7,)).rows[0].cells["HR@7"]
+    cell = compare_runs(folders[:1], None, cut_offs=(7,)).arms[0].numbers["HR@7"]
     ranks = pl.read_parquet(folders[0] / "predictions.parquet")["target_rank"].to_list()
     assert cell.mean == sum(rank is not None and rank <= 7 for rank in ranks) / 200
 
@@ -185,7 +186,7 @@ def test_one_seed_has_its_error_over_users_and_nothing_over_seeds(
     comparison = compare_runs([*folders[:3], folders[9]], None)
     text = write_comparison(comparison, tmp_path).read_text()
     causal, popularity = text.splitlines()[2:4]
-    cell = comparison.rows[1].cells["HR@10"]
+    cell = comparison.arms[1].numbers["HR@10"]
     assert f"| {cell.mean:.4f} ± {cell.standard_error:.4f} |" in popularity
     assert "(" not in popularity and causal.count("(") == 6
     assert text.count("± is the standard error over users") == 1
@@ -216,16 +217,16 @@ def test_bold_needs_the_better_side_on_shared_seeds(tmp_path: Path) -> None:
     ):
         make_run(folder, label, seed=seed, skill=skill)
     found = compare_runs(folders, "a")
-    mean = {row.label: row.cells["NDCG@10"].mean for row in found.rows}
+    mean = {row.label: row.numbers["NDCG@10"].mean for row in found.arms}
     assert mean["a"] > mean["bb"]
-    assert found.rows[1].differences["NDCG@10"].low > 0
+    assert found.arms[1].tests["NDCG@10"].difference.low > 0
     assert found.best == {}
 
 
 def test_lower_nll_is_better(folders: list[Path]) -> None:
     comparison = compare_runs(folders[:6], "causal")
     assert comparison.best["trie_NLL"] == "hatllm"
-    assert comparison.rows[1].differences["trie_NLL"].mean < 0
+    assert comparison.arms[1].tests["trie_NLL"].difference.mean < 0
 
 
 def test_a_label_without_log_probabilities_shows_a_dash(
@@ -235,8 +236,8 @@ def test_a_label_without_log_probabilities_shows_a_dash(
     row = next(line for line in table.splitlines() if line.startswith("| popularity"))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[5:7] == ["–", "–"]  # trie_NLL, vocab_NLL
-    assert cells[7].startswith("-0.")
-    assert cells[8:] == ["–", "200", "1"]
+    assert cells[7] == "causal" and cells[8].startswith("-") and cells[9].startswith("-0.")
+    assert cells[10:] == ["–", "1"]
 
 
 def test_comparison_is_written_as_text_numbers_and_figure(
@@ -248,7 +249,7 @@ def test_comparison_is_written_as_text_numbers_and_figure(
     assert "NLL in nats a title; a uniform guess among 30 titles has 3.401. Split" in text
     numbers = pl.read_csv(tmp_path / "table.csv")
     assert numbers["NDCG@10"].to_list() == pytest.approx(
-        [row.cells["NDCG@10"].mean for row in comparison.rows]
+        [row.numbers["NDCG@10"].mean for row in comparison.arms]
     )
     assert numbers["trie_NLL"].null_count() == 1
     height, width, _ = imread(tmp_path / "comparison.png").shape
@@ -257,9 +258,9 @@ def test_comparison_is_written_as_text_numbers_and_figure(
 
 def test_without_a_reference_there_are_no_differences(folders: list[Path], tmp_path: Path) -> None:
     comparison = compare_runs(folders, None)
-    assert not any(row.differences for row in comparison.rows)
+    assert not any(row.tests for row in comparison.arms)
     assert "Δ" not in write_comparison(comparison, tmp_path).read_text()
-    assert comparison_frame(comparison)["NDCG@10_difference"].null_count() == 4
+    assert comparison_frame([comparison])["NDCG@10_difference"].null_count() == 4
 
 
 def test_terminal_table_fits_eighty_columns(comparison: Comparison) -> None:
@@ -313,7 +314,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_example_users_list_the_answers_of_the_last_label(folders: list[Path]) -> None:
-    text = example_users(folders, ["causal", "hatllm"], n=2)
+    text = example_users(cells_of(folders), ["causal", "hatllm"], n=2)
     assert text.count("top 5 by hatllm") == 2
     first = int(text.split("example ")[1].split()[0])
     ranks = {}
@@ -322,4 +323,4 @@ def test_example_users_list_the_answers_of_the_last_label(folders: list[Path]) -
         ranks[json.loads((folder / "run.json").read_text())["label"]] = row["target_rank"] or "–"
     assert f"its rank: causal {ranks['causal']}, hatllm {ranks['hatllm']}" in text
     with pytest.raises(ValueError, match="must be among"):
-        example_users(folders, ["nobody"])
+        example_users(cells_of(folders), ["nobody"])

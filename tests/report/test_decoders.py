@@ -27,9 +27,10 @@ def evaluated(run: Path, words: str, skill: float, seed: int, rows: int = 120) -
     return folder
 
 
-def hit_rate(folder: Path) -> float:
+def hits(folder: Path) -> list[float]:
+    """Of every example; each has a user of its own."""
     ranks = pl.read_parquet(folder / "predictions.parquet").head(120)["target_rank"].to_list()
-    return mean(rank is not None and rank <= 10 for rank in ranks)
+    return [float(rank is not None and rank <= 10) for rank in ranks]
 
 
 def cells(text: str, *first: str) -> list[str]:
@@ -53,14 +54,18 @@ def test_decoders_stand_side_by_side_on_the_rows_that_were_evaluated(
     )
     decoders.main()
     text = (tmp_path / "decoders.md").read_text()
-    own, generate = [hit_rate(run) for run in runs], [hit_rate(folder) for folder in found]
+    own, generate = [mean(hits(run)) for run in runs], [mean(hits(folder)) for folder in found]
 
-    def spread(values: list[float]) -> str:
-        return f"{mean(values):.4f} ± {stdev(values):.4f}"
+    def written(folders: list[Path]) -> str:
+        error = stdev(map(mean, zip(*map(hits, folders), strict=True))) / 120**0.5
+        means = [mean(hits(folder)) for folder in folders]
+        spread = f" ({stdev(means):.4f})" if len(means) > 1 else ""
+        return f"{mean(means):.4f} ± {error:.4f}{spread}"
 
-    assert cells(text, "causal", "the run's own")[1] == spread(own[:2])
-    assert cells(text, "causal", "decode=generate")[1] == spread(generate[:2])
-    assert cells(text, "hatllm", "decode=generate")[1] == f"{generate[2]:.4f}"
+    assert cells(text, "causal", "the run's own")[1] == written(runs[:2])
+    assert cells(text, "causal", "decode=generate")[1] == written(found[:2])
+    assert cells(text, "hatllm", "decode=generate")[1] == written(found[2:3])
+    assert "± is the standard error over users" in text
     assert cells(text, "causal", "decode=generate")[-1] == "2"
     firsts = pl.read_parquet(found[3] / "predictions.parquet")["top_items"].list.first()
     longer = cells(text, "causal", "decode=beam decode.length_penalty=1.0")
@@ -79,7 +84,7 @@ def test_what_does_not_fit_is_told_in_one_line(
 ) -> None:
     run = make_run(tmp_path / "run", "causal")
     message = {
-        "unfinished": "run is not a finished run",
+        "unfinished": "has no run.json: the run is not finished",
         "never evaluated": "run task=evaluate on it first",
         "other rows": "give them one data.test_rows",
     }[case]

@@ -1,27 +1,29 @@
 """One rule for what stands behind a number, against cells written by hand."""
 
-import math
-
+import polars as pl
 import pytest
 
 from hatllm.tables.numbers import (
+    Number,
+    columns_of,
     cut_offs_of,
     format_value,
     no_hits_note,
+    over_seeds,
     paired_metrics,
     ranking_metrics,
     users_without_a_hit,
 )
-from hatllm.tables.terminal import metrics_table
+from hatllm.tables.pairing import numbers_of
+from hatllm.tables.run_report import metrics_table
 
 
 @pytest.mark.parametrize(
     ("error", "spread", "expected"),
     [
         (0.036, 0.012, "0.0680 ± 0.0360 (0.0120)"),
-        (0.036, math.nan, "0.0680 ± 0.0360"),  # one seed has no deviation over seeds
-        (0.036, None, "0.0680 ± 0.0360"),
-        (math.nan, 0.012, "0.0680 (0.0120)"),  # one user has no error over users
+        (0.036, None, "0.0680 ± 0.0360"),  # one seed has no deviation over seeds
+        (None, 0.012, "0.0680 (0.0120)"),  # one user has no error over users
         (None, None, "0.0680"),
     ],
 )
@@ -31,9 +33,19 @@ def test_users_stand_behind_the_sign_and_seeds_in_parentheses(
     assert format_value("HR@10", 0.068, error, spread) == expected
 
 
+def test_one_seed_has_no_deviation_over_seeds_and_one_user_no_error_over_users() -> None:
+    frame = pl.DataFrame({"example_id": [0, 1], "user_id": [7, 7], "HR@10": [0.0, 1.0]})
+    number = numbers_of({1: frame}, ["HR@10", "trie_NLL"])
+    assert number == {"HR@10": Number(0.5, None, None, {1: 0.5})}
+    assert over_seeds({1: 0.25, 2: 0.75}).std == pytest.approx(0.125**0.5)
+    assert columns_of("HR@10", number["HR@10"]) == {
+        "HR@10": 0.5, "HR@10_se": None, "HR@10_std": None,
+    }  # fmt: skip
+
+
 def test_a_number_that_is_alike_for_all_users_stands_alone() -> None:
     assert format_value("HR@10", 0.0, 0.0, 0.0) == "0.0000"
-    assert format_value("NDCG@10", 0.0, 1e-19, math.nan) == "0.0000"
+    assert format_value("NDCG@10", 0.0, 1e-19) == "0.0000"
     assert format_value("HR@10", 0.1, 0.02, 0.0) == "0.1000 ± 0.0200 (0.0000)"
 
 

@@ -12,7 +12,8 @@ from hatllm.figures.curves import draw_curves
 from hatllm.metrics.from_predictions import evaluate_predictions
 from hatllm.tables.example_users import describe_examples, pick_examples
 from hatllm.tables.numbers import format_value
-from hatllm.tables.run_report import markdown_table, write_run_report
+from hatllm.tables.run_report import write_run_report
+from hatllm.tables.writers import markdown_table
 
 from .frames import predictions_frame
 from .run_folders import curves_frame, make_run

@@ -51,7 +51,7 @@ def test_times_and_rates_are_means_over_the_seeds(tmp_path: Path) -> None:
     assert (row["rows_per_s"], row["users_per_s"]) == (7.5, 7.5)  # of 10 and 5, twice
     for name, std in (("train_s", 50), ("evaluate_s", 8), ("rows_per_s", 12.5)):
         assert row[f"{name}_std"] == pytest.approx(std**0.5)
-    assert frame_markdown(frame, 2).splitlines() == [
+    assert frame_markdown(frame).splitlines() == [
         "| data | label | hardware | num_seeds | train_s | evaluate_s | rows_per_s | users_per_s |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
         "| toys | causal | Zen | 2 | 15.00 (7.07) | 6.00 (2.83) | 7.50 (3.54) | 7.50 (3.54) |",
@@ -70,7 +70,7 @@ def test_a_resumed_run_has_no_times(tmp_path: Path) -> None:
     assert [rows["one"][name] for name in times] == [10.0, 4.0, 10.0, 10.0]
     assert [rows["all"][name] for name in times] == [None] * 4
     assert (rows["one"]["num_seeds"], rows["all"]["num_seeds"]) == (1, 0)
-    text = frame_markdown(efficiency_frame("toys", runs[2:], {}), 2)
+    text = frame_markdown(efficiency_frame("toys", runs[2:], {}))
     assert text.splitlines()[-1] == "| toys | all | Zen | 0 | – | – | – | – |"
 
 
@@ -109,7 +109,7 @@ def test_slices_are_means_over_the_seeds_and_what_a_run_lacks_is_null(tmp_path: 
     assert [msl[name] for name in ("HR@10", "NDCG@10", "trie_NLL")] == pytest.approx([0.3, 0.15, 6])
     assert msl["trie_NLL_std"] == pytest.approx(2**0.5)
     assert (d3["HR@10"], d3["HR@10_std"], d3["trie_NLL"]) == (0.6, None, None)
-    lines = frame_markdown(frame, 4).splitlines()
+    lines = frame_markdown(frame).splitlines()
     assert lines[2] == "| toys | msl | unseen | 0 | – | – | – |"
-    assert lines[5].endswith("| 3 | 0.3000 (0.1414) | 0.1500 (0.0707) | 6.0000 (1.4142) |")
+    assert lines[5].endswith("| 3 | 0.3000 (0.1414) | 0.1500 (0.0707) | 6.000 (1.414) |")
     assert lines[9] == "| toys | d3 | head | 3 | 0.6000 | 0.3000 | – |"

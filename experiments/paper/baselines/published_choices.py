@@ -27,7 +27,7 @@ from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.baselines.title_ranks import TitleIndex, target_ranks
 from hatllm.config import Config
 from hatllm.data.prepare import load_dataset
-from hatllm.metrics.ranking import hit_rate, ndcg
+from hatllm.metrics.rank_metrics import NDCG, HitRate
 from hatllm.runs.folder import load_config
 from hatllm.runs.run_files import WEIGHTS_FILE
 from hatllm.training.baseline_run import all_of_train
@@ -116,8 +116,8 @@ def without_history(score_RN: Tensor, history_GL: Tensor, target_G: Tensor) -> T
 
 def metrics_of(rank_R: Tensor) -> Metrics:
     """HR and NDCG at 5 and 10 of ranks from 1. Shape (R,), int64."""
-    return {f"HR@{k}": float(hit_rate(rank_R, k)) for k in (5, 10)} | {
-        f"NDCG@{k}": float(ndcg(rank_R, k)) for k in (5, 10)
+    return {f"HR@{k}": float(HitRate(k)(rank_R)) for k in (5, 10)} | {
+        f"NDCG@{k}": float(NDCG(k)(rank_R)) for k in (5, 10)
     }
 
 

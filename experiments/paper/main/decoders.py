@@ -4,12 +4,11 @@
     python experiments/paper/main/decoders.py --output decoders.md outputs/RUN [outputs/RUN ...]
 
 Rows: every label of the runs under every decoder, the run's own predictions cut to the rows that
-were evaluated. Means and standard deviations over the seeds that were evaluated with that decoder;
-differences are paired by example over the seeds that both have, with 95 % intervals over users.
+were evaluated, over the seeds that were evaluated with that decoder. Differences are paired by
+example over the seeds that both have, with 95 % intervals over users.
 """
 
 import argparse
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +16,17 @@ from pathlib import Path
 import polars as pl
 
 from hatllm.metrics.from_predictions import example_metrics
-from hatllm.metrics.uncertainty import mean_and_std_over_seeds, summarize_differences
-from hatllm.tables.pairing import paired_examples
-from hatllm.tables.run_report import markdown_table
+from hatllm.metrics.uncertainty import summarize_differences
+from hatllm.runs.run_files import (
+    EVALUATIONS,
+    METRICS_FILE,
+    read_environment,
+    read_identity,
+    read_predictions,
+)
+from hatllm.tables.numbers import MEANS, arrow, columns_of, format_difference, format_row
+from hatllm.tables.pairing import numbers_of, paired_examples
+from hatllm.tables.writers import markdown_table
 
 METRICS = ("HR@5", "HR@10", "NDCG@10")
 OWN = "the run's own"
@@ -35,17 +42,15 @@ def read_runs(runs: list[Path]) -> Tables:
     """
     found: Tables = {}
     for run in runs:
-        if not (run / "run.json").exists():
-            raise ValueError(f"{run} is not a finished run")
-        identity = json.loads((run / "run.json").read_text())
+        identity = read_identity(run, "label", "seed")
         label, seed = identity["label"], identity["seed"]
-        found.setdefault((label, OWN), {})[seed] = pl.read_parquet(run / "predictions.parquet")
-        evaluations = sorted(run.glob("evaluations/*/metrics.json"))
+        found.setdefault((label, OWN), {})[seed] = read_predictions(run)
+        evaluations = sorted(run.glob(f"{EVALUATIONS}/*/{METRICS_FILE}"))
         if not evaluations:
             raise ValueError(f"{run} has no evaluations/: run task=evaluate on it first")
         for path in evaluations:
-            table = pl.read_parquet(path.parent / "predictions.parquet")
-            found.setdefault((label, _decoder(path.parent)), {})[seed] = table
+            decoder = _decoder(path.parent)
+            found.setdefault((label, decoder), {})[seed] = read_predictions(path.parent)
     tables = [table for by_seed in found.values() for table in by_seed.values()]
     rows = min(tables, key=len).select("example_id")
     cut = {
@@ -59,7 +64,7 @@ def read_runs(runs: list[Path]) -> Tables:
 
 def _decoder(evaluation: Path) -> str:
     """The words of the evaluation's command that name its decoder."""
-    command = json.loads((evaluation / "environment.json").read_text())["command"]
+    command = read_environment(evaluation)["command"]
     return " ".join(word for word in shlex.split(command) if word.startswith("decode"))
 
 
@@ -67,14 +72,13 @@ def table_of(tables: Tables) -> str:
     """One row a label and decoder: metrics, and how many titles stand in first place."""
     rows = []
     for (label, decoder), by_seed in sorted(tables.items(), key=lambda entry: entry[0]):
+        values = {seed: example_metrics(table, (5, 10)) for seed, table in by_seed.items()}
+        numbers = numbers_of(values, METRICS)
         cells = [label, decoder]
-        values = [example_metrics(table, (5, 10)) for table in by_seed.values()]
-        for metric in METRICS:
-            mean, std = mean_and_std_over_seeds([_mean(frame, metric) for frame in values])
-            cells.append(f"{mean:.4f}" + (f" ± {std:.4f}" if len(values) > 1 else ""))
+        cells += [format_row(columns_of(name, numbers[name]), name) for name in METRICS]
         firsts = [table["top_items"].list.first().n_unique() for table in by_seed.values()]
         rows.append([*cells, f"{sum(firsts) / len(firsts):.0f}", str(len(by_seed))])
-    head = ["masks", "decoder", *(f"{metric} ↑" for metric in METRICS), "first titles", "seeds"]
+    head = ["masks", "decoder", *map(arrow, METRICS), "first titles", "seeds"]
     return markdown_table(head, rows)
 
 
@@ -108,12 +112,8 @@ def _differences(
         if examples is None:
             return None
         found = summarize_differences(examples)
-        cells.append(f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
+        cells.append(format_difference(metric, found))
     return [*cells, str(len(one.keys() & other.keys()))]
-
-
-def _mean(frame: pl.DataFrame, metric: str) -> float:
-    return float(frame.select(pl.col(metric).mean()).item())
 
 
 def main() -> None:
@@ -128,7 +128,7 @@ def main() -> None:
         parser.error(str(error))
     one = next(iter(next(iter(tables.values())).values()))
     size = f"{len(one):,} rows of {one['user_id'].n_unique():,} users"
-    text = f"{size}.\n\n{table_of(tables)}\n\n{differences_of(tables)}\n"
+    text = f"{size}.\n\n{table_of(tables)}\n\n{MEANS}.\n\n{differences_of(tables)}\n"
     print(text)
     if args.output is not None:
         args.output.write_text(text)

@@ -1,6 +1,5 @@
 """Arms side by side: the dots of a comparison, the bars of an experiment."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,15 +23,15 @@ def draw_comparison(comparison: "Comparison") -> Figure:
     A large dot is the mean over seeds, its bar one standard error over users to either side, the
     small dots are the single seeds; the reference is orange, with a line through its mean.
     """
-    longest = max(len(row.label) for row in comparison.rows)
+    longest = max(len(arm.label) for arm in comparison.arms)
     width = 2.6 + 0.07 * longest + 2 * 3.1
-    figure = Figure(figsize=(width, 1.35 + 0.36 * len(comparison.rows)), layout="constrained")
-    panels = figure.subplots(1, len(comparison.paired_metrics), sharey=True)
-    for axes, metric in zip(panels, comparison.paired_metrics, strict=True):
+    figure = Figure(figsize=(width, 1.35 + 0.36 * len(comparison.arms)), layout="constrained")
+    panels = figure.subplots(1, len(comparison.tested_metrics), sharey=True)
+    for axes, metric in zip(panels, comparison.tested_metrics, strict=True):
         _draw_metric(axes, comparison, metric)
-    labels = [row.label for row in comparison.rows]
+    labels = [arm.label for arm in comparison.arms]
     panels[0].set_yticks(range(len(labels)), labels, parse_math=False)
-    panels[0].set_ylim(len(comparison.rows) - 0.4, -0.6)
+    panels[0].set_ylim(len(comparison.arms) - 0.4, -0.6)
     figure.supxlabel(
         "mean over seeds ± standard error over users; small dots: single seeds",
         fontsize=8.5,
@@ -50,15 +49,15 @@ def _draw_metric(axes: Axes, comparison: "Comparison", metric: str) -> None:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=9.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    for height, row in enumerate(comparison.rows):
-        colour = ORANGE if row.label == comparison.reference else BLUE
-        cell = row.cells.get(metric)
-        if cell is None:
+    for height, arm in enumerate(comparison.arms):
+        colour = ORANGE if arm.label == comparison.reference else BLUE
+        number = arm.numbers.get(metric)
+        if number is None:
             where = axes.get_yaxis_transform()
             axes.text(
                 0.5,
                 height,
-                "not defined",
+                "not defined" if arm.seeds else "not finished",
                 transform=where,
                 color=GREY,
                 fontsize=8,
@@ -67,13 +66,12 @@ def _draw_metric(axes: Axes, comparison: "Comparison", metric: str) -> None:
                 backgroundcolor="white",
             )
             continue
-        if row.label == comparison.reference:
-            axes.axvline(cell.mean, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        error = 0.0 if math.isnan(cell.standard_error) else cell.standard_error
+        if arm.label == comparison.reference:
+            axes.axvline(number.mean, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.errorbar(
-            cell.mean,
+            number.mean,
             height,
-            xerr=error,
+            xerr=number.standard_error or 0.0,
             fmt="o",
             color=colour,
             markersize=7,
@@ -81,10 +79,10 @@ def _draw_metric(axes: Axes, comparison: "Comparison", metric: str) -> None:
             capsize=0,
             zorder=3,
         )
-        if len(cell.by_seed) > 1:
-            heights = [height + 0.26] * len(cell.by_seed)
+        if len(number.by_seed) > 1:
+            heights = [height + 0.26] * len(number.by_seed)
             axes.plot(
-                list(cell.by_seed.values()),
+                list(number.by_seed.values()),
                 heights,
                 "o",
                 color=colour,

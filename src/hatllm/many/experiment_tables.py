@@ -15,16 +15,9 @@ from hatllm.files import write_csv, write_text
 from hatllm.runs.cell import Cell
 from hatllm.runs.folder import load_config
 from hatllm.runs.run_files import hardware_text, read_environment, read_manifest
-from hatllm.tables.comparison import compare_runs
-from hatllm.tables.comparison_table import rich_table, write_comparison
+from hatllm.tables.comparison import Comparison, compare
 from hatllm.tables.example_users import example_users
-from hatllm.tables.experiment_results import Results, collect_results
-from hatllm.tables.results_table import (
-    latex_results,
-    markdown_results,
-    read_published,
-    results_frame,
-)
+from hatllm.tables.published import read_published
 from hatllm.tables.views import (
     EFFICIENCY_NOTE,
     SLICES_NOTE,
@@ -32,6 +25,7 @@ from hatllm.tables.views import (
     frame_markdown,
     slices_frame,
 )
+from hatllm.tables.writers import comparison_frame, latex, markdown, rich_table, write_comparison
 
 console = Console()
 
@@ -64,47 +58,47 @@ def write_results_of(config: Config, cells: list[Cell]) -> Path:
             f"experiment={experiment.name}: none of its {len(cells)} runs is finished in "
             f"{config.output_root!r}; run them with task=experiment, or give output_root=..."
         )
+    cut_offs = config.metrics.cut_offs
     found = [
-        collect_results(
-            data, runs, experiment.reference, experiment.compared_with, config.metrics.cut_offs
-        )
+        compare(runs, experiment.reference, experiment.compared_with, cut_offs, data)
         for data, runs in finished.items()
     ]
     target.mkdir(parents=True, exist_ok=True)
-    for block in found:
+    for block, runs in zip(found, finished.values(), strict=True):
         _warn(block)
-        below = target / block.data if experiment.datasets else target
-        _write_comparison(config, finished[block.data], below)
+        if experiment.compared_with:  # beside it all arms against the one reference
+            block = compare(runs, experiment.reference, {}, cut_offs, block.data)
+        below = target / str(block.data) if experiment.datasets else target
+        show(block, [run for run in runs if run.is_finished], below)
     facts = _facts(config, cells, finished)
     facts += [f"no finished run on {data}" for data in by_data if data not in finished]
-    write_text(target / "results.md", markdown_results(found, published, facts))
-    write_text(target / "results.tex", latex_results(found, published))
-    write_csv(target / "results.csv", results_frame(found))
+    write_text(target / "results.md", markdown(found, published, facts))
+    write_text(target / "results.tex", latex(found, published))
+    write_csv(target / "results.csv", comparison_frame(found))
     _write_views(config, cells, finished, found, target)
     console.print(f"tables and figures: {target}")
     return target
 
 
-def _warn(block: Results) -> None:
+def _warn(block: Comparison) -> None:
     for warning in block.warnings:
         console.print(f"warning: {block.data}: {warning}", markup=False)
     for arm in block.arms:
-        there = 0 if arm.row is None else len(arm.row.seeds)
-        if there < arm.num_planned:
-            console.print(f"{block.data}: {arm.label}: {there} of {arm.num_planned} runs finished")
+        if len(arm.seeds) < arm.num_planned:
+            console.print(f"{block.data}: {arm.label}: {arm.seeds_text} runs finished")
 
 
-def _write_comparison(config: Config, runs: list[Cell], target: Path) -> None:
-    """The comparison with one reference, as for any folder of runs."""
-    finished = [run for run in runs if run.is_finished]
-    folders, names = [run.folder for run in finished], [run.label for run in finished]
-    reference = config.experiment.reference
-    reference = reference if reference in names else None
-    comparison = compare_runs(folders, reference, names, config.metrics.cut_offs)
+def show(comparison: Comparison, runs: Sequence[Cell], target: Path) -> None:
+    """Write and print one data set's comparison and some example users.
+
+    Args:
+        comparison: Of the runs, and of others that are not finished.
+        runs: The finished ones.
+        target: Folder, made if it is not there.
+    """
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
-    labels = [row.label for row in comparison.rows]
-    text = example_users(folders, labels, 3, names)
+    text = example_users(runs, list(dict.fromkeys(run.label for run in runs)))
     write_text(target / "examples.md", text)
     console.print(text, markup=False, highlight=False)
 
@@ -130,10 +124,10 @@ def _write_views(
     config: Config,
     cells: list[Cell],
     finished: dict[str, list[Cell]],
-    found: list[Results],
+    found: list[Comparison],
     target: Path,
 ) -> None:
-    frame = results_frame(found)
+    frame = comparison_frame(found)
     for view in config.experiment.views:
         match view:
             case "bars":
@@ -151,7 +145,7 @@ def _write_views(
                     how="diagonal_relaxed",  # lists may be of other lengths on other data
                 )
                 write_csv(target / "slices.csv", slices)
-                write_text(target / "slices.md", f"{frame_markdown(slices, 4)}\n\n{SLICES_NOTE}\n")
+                write_text(target / "slices.md", f"{frame_markdown(slices)}\n\n{SLICES_NOTE}\n")
             case "efficiency":
                 frames = [
                     efficiency_frame(data, runs, _rows_trained(runs))
@@ -159,7 +153,7 @@ def _write_views(
                 ]
                 efficiency = pl.concat(frames, how="vertical_relaxed")
                 write_csv(target / "efficiency.csv", efficiency)
-                text = f"{frame_markdown(efficiency, 2)}\n\n{EFFICIENCY_NOTE}\n"
+                text = f"{frame_markdown(efficiency)}\n\n{EFFICIENCY_NOTE}\n"
                 write_text(target / "efficiency.md", text)
 
 

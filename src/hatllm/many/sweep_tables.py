@@ -10,20 +10,22 @@ from hatllm.figures.comparison_plot import draw_comparison
 from hatllm.figures.saving import save_figure
 from hatllm.figures.sweep_plots import heat_map, lines
 from hatllm.files import write_csv, write_text
-from hatllm.metrics.from_predictions import uniform_guess
+from hatllm.metrics.best_step import is_lower_better
 from hatllm.runs.run_files import read_environment
 from hatllm.tables.comparison import compare_runs
 from hatllm.tables.numbers import (
     DASH,
-    OVER_SEEDS,
-    OVER_USERS,
+    MEANS,
     arrow,
+    format_row,
     format_value,
+    nll_note,
     no_hits_note,
     sentences,
+    uniform_guess,
 )
-from hatllm.tables.run_report import markdown_table
-from hatllm.tables.sweep_numbers import cell_table, is_low_better, metric_names, over_seeds
+from hatllm.tables.sweep_numbers import cell_table, metric_names, seeds_table
+from hatllm.tables.writers import markdown_table
 
 
 def write_sweep(
@@ -49,19 +51,18 @@ def write_sweep(
     metrics = metric_names(folders, config)
     cells = cell_table(settings, folders, metrics)
     names = list(settings[0])
-    table = over_seeds(cells, names, folders, metrics, config)
+    table = seeds_table(cells, names, folders, metrics, config)
     write_csv(target / "cells.csv", cells)
     write_csv(target / "table.csv", table)
-    guesses = dict.fromkeys(guess for folder in folders if (guess := uniform_guess(folder)))
-    text = _markdown(table, names, config, list(guesses))
+    guesses = [guess for folder in folders if (guess := uniform_guess(folder))]
+    text = _markdown(table, names, config, guesses)
     figures, without = _draw(cells, table, names, folders, config, target)
     text += "".join(f"\n![{path.stem}]({path.name})\n" for path in figures)
     text += "" if without is None else f"\nNo figure: {without}.\n"
-    codes = {read_environment(folder).get("code_hash", "") for folder in folders} - {""}
+    hashes = (read_environment(folder).get("code_hash") for folder in folders)
+    codes = sorted({str(code) for code in hashes if code is not None})
     if len(codes) > 1:
-        text += (
-            f"\nWarning: runs of {len(codes)} versions of the code: {', '.join(sorted(codes))}\n"
-        )
+        text += f"\nWarning: runs of {len(codes)} versions of the code: {', '.join(codes)}\n"
     write_text(target / "table.md", text)
     return text
 
@@ -110,13 +111,13 @@ def _markdown(
     rows = [
         [str(row[name]) for name in settings]
         + [str(row["num_seeds"])]
-        + [format_value(name, row[name], row[f"{name}_se"], row[f"{name}_std"]) for name in metrics]
+        + [format_row(row, name) for name in metrics]
         for row in table.to_dicts()
     ]
     text = markdown_table([*settings, "seeds", *map(arrow, metrics)], rows)
     text += f"\n\n{_legend(table, metrics, guesses)}\n"
     best = table.drop_nulls(config.objective).sort(
-        config.objective, descending=not is_low_better(config.objective)
+        config.objective, descending=not is_lower_better(config.objective)
     )
     if settings and len(best):
         words = " ".join(f"{name}={best[name][0]}" for name in settings)
@@ -138,11 +139,11 @@ def _legend(table: pl.DataFrame, metrics: Sequence[str], guesses: Sequence[str])
     missing = [name for name in ranking if table[name].null_count()]
     return sentences(
         [
-            f"Means over seeds; {OVER_USERS}, {OVER_SEEDS}",
+            MEANS,
             no_hits_note(no_hits),
             f"{DASH} in {', '.join(missing)}: lists of fewer titles (decode.top_k)"
             if missing else "",
-            "; ".join(["NLL in nats a title", *guesses]),
+            nll_note(guesses),
         ]
     )  # fmt: skip
 

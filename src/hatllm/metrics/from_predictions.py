@@ -6,7 +6,6 @@ of them are means over examples, each example counted once, targets that were no
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import polars as pl
 import torch
@@ -69,23 +68,6 @@ def evaluate_predictions(
     return metrics
 
 
-def uniform_guess(folder: Path) -> str | None:
-    """How good a NLL is: that of a uniform guess among all titles, said in words.
-
-    Args:
-        folder: A finished run.
-
-    Returns:
-        Such as ``a uniform guess among 6,334 titles has 8.754``; None for a folder without its
-        catalogue (``items.parquet``).
-    """
-    path = folder / "items.parquet"
-    if not path.exists():
-        return None
-    num_titles = pl.read_parquet(path)["title"].n_unique()
-    return f"a uniform guess among {num_titles:,} titles has {math.log(num_titles):.3f}"
-
-
 def example_metrics(predictions: pl.DataFrame, cut_offs: Sequence[int]) -> pl.DataFrame:
     """The metrics of every single example, the numbers that all means and tests start from.
 
@@ -103,7 +85,7 @@ def example_metrics(predictions: pl.DataFrame, cut_offs: Sequence[int]) -> pl.Da
     predictions = _each_example_once(predictions)
     columns: dict[str, Tensor] = {}
     for prefix, column in (("", "target_rank"), ("item_", "target_item_rank")):
-        rank_B = _tensor(predictions[column].cast(pl.Int64).fill_null(0))
+        rank_B = _ranks(predictions, column)
         for k in cut_offs:
             columns[f"{prefix}HR@{k}"] = hits(rank_B, k)
             columns[f"{prefix}NDCG@{k}"] = discounted_gains(rank_B, k)
@@ -113,6 +95,25 @@ def example_metrics(predictions: pl.DataFrame, cut_offs: Sequence[int]) -> pl.Da
     )
     nlls = [_negated(predictions, column, name) for name, column in NLL_COLUMNS.items()]
     return values.with_columns(nll for nll in nlls if nll is not None)
+
+
+def ranks_and_nlls(predictions: pl.DataFrame) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a validation measures.
+
+    Args:
+        predictions: One row an example; rows that repeat an example_id are dropped.
+
+    Returns:
+        Rank of each target by title, 0 = not found, shape (B,); and by name the NLL that the model
+        has, shape (B,), nats a title; by example_id.
+
+    Raises:
+        ValueError: As :func:`evaluate_predictions`.
+    """
+    predictions = _each_example_once(predictions)
+    nlls = {name: _negated(predictions, column, name) for name, column in NLL_COLUMNS.items()}
+    known = {name: _tensor(nll) for name, nll in nlls.items() if nll is not None}
+    return _ranks(predictions, "target_rank"), known
 
 
 def target_slices(targets: pl.Series, train_interactions: pl.DataFrame) -> pl.Series:
@@ -162,6 +163,11 @@ def _each_example_once(predictions: pl.DataFrame) -> pl.DataFrame:
         raise ValueError("predictions has no rows: there is nothing to evaluate")
     once = predictions.unique("example_id", keep="first", maintain_order=True)
     return once.sort("example_id")  # so that float sums do not depend on the processes' order
+
+
+def _ranks(predictions: pl.DataFrame, column: str) -> Tensor:
+    """Ranks of the targets, 0 = not found. Shape (B,), int64."""
+    return _tensor(predictions[column].cast(pl.Int64).fill_null(0))
 
 
 def _negated(predictions: pl.DataFrame, column: str, name: str) -> pl.Series | None:

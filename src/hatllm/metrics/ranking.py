@@ -1,4 +1,4 @@
-"""Ranking metrics with one target an example, from the target's rank.
+"""What an example is worth by the rank of its one target, and how sure a mean over examples is.
 
 A rank starts at 1; 0 (or a negative number, NaN, infinity) means the target is not in the list.
 An example whose target is not found is worth 0 and stays in every mean.
@@ -52,21 +52,6 @@ def reciprocal_ranks(target_rank_B: Tensor, k: int) -> Tensor:
     found_B = _found(target_rank_B, k)
     rank_B = torch.where(found_B, target_rank_B.double(), 1.0)
     return torch.where(found_B, 1.0 / rank_B, 0.0)
-
-
-def hit_rate(target_rank_B: Tensor, k: int) -> Tensor:
-    """HR@k: the mean of :func:`hits` over all examples, a float64 scalar (NaN if B is 0)."""
-    return hits(target_rank_B, k).mean()
-
-
-def ndcg(target_rank_B: Tensor, k: int) -> Tensor:
-    """NDCG@k: the mean of :func:`discounted_gains` over all examples, a float64 scalar."""
-    return discounted_gains(target_rank_B, k).mean()
-
-
-def mrr(target_rank_B: Tensor, k: int) -> Tensor:
-    """MRR@k: the mean of :func:`reciprocal_ranks` over all examples, a float64 scalar."""
-    return reciprocal_ranks(target_rank_B, k).mean()
 
 
 def standard_error(value_B: Tensor, user_id_B: Tensor) -> Tensor:

@@ -149,10 +149,7 @@ def _time_training(config: Config, parts: Parts, lm: MaskedLM, load: Load) -> _S
     def batch(i: Any) -> Batch:
         return batches.batch(load.batches[i])
 
-    recommender = Recommender(
-        lm, parts.catalogue, config, len(chosen),
-        dataset.items, dataset.train_interactions, dataset.splits["valid"],
-    )  # fmt: skip
+    recommender = Recommender(lm, parts.catalogue, config, len(chosen), dataset.splits["valid"])
     loader: DataLoader[Any] = DataLoader(cast(Any, chosen), batch_size=None, collate_fn=batch)
     recommender.train()
     build_calibration_trainer(config, len(chosen), watch).fit(recommender, loader, [])

@@ -1,96 +1,92 @@
-"""Finished runs side by side: one row a label, paired against a reference.
+"""Arms side by side on one data set: the one comparison that every table and figure is made of.
 
-Metrics are means over examples, then over seeds. Differences are paired by example: each example's
-values are first averaged over the seeds that both labels ran, then subtracted. A run that no seed
-can change (popularity, kNN, an untuned backbone) has the seed ``NO_SEED``: it shares none, and is
-compared with the average over all seeds of the other label. Several that differ in the seed alone
-count once. Labels that have seeds and share none are not compared.
+Metrics are means over examples, then over seeds. An arm is compared with one other arm on the same
+examples and seeds (:mod:`hatllm.tables.pairing`): bootstrap interval, Wilcoxon's signed-rank test,
+and Holm's correction over the arms of the table.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import polars as pl
-from omegaconf import OmegaConf
-
-from hatllm.config import OTHER_RUNS, can_seed_change, makes_steps, only_what_counts
-from hatllm.metrics.from_predictions import NLL_COLUMNS, example_metrics, uniform_guess
-from hatllm.metrics.uncertainty import (
-    PairedDifference,
-    mean_and_standard_error,
-    mean_and_std_over_seeds,
+from hatllm.metrics.from_predictions import NLL_COLUMNS
+from hatllm.runs.cell import Cell
+from hatllm.tables.alike_runs import (
+    cells_of,
+    load_alike,
+    measured_cut_offs,
+    refuse_other_origins,
+    values_by_label,
 )
-from hatllm.tables.numbers import cut_offs_of, paired_metrics, ranking_metrics
-from hatllm.tables.pairing import NO_SEED, average, clear_winner, mean_of, paired_summary
+from hatllm.tables.numbers import Number, paired_metrics, ranking_metrics, uniform_guess
+from hatllm.tables.pairing import ByLabel, Tested, clear_winner, numbers_of, tested_differences
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """What a comparison needs to know of one run folder."""
-
-    folder: Path
-    label: str
-    seed: int  # NO_SEED where none can change the run
-    split_hash: str
-    settings: dict[str, Any]  # those that can change its answers, the seed aside
-    top_k: int  # titles kept for each user
-    values: pl.DataFrame  # output of example_metrics, for cut-offs of at most top_k
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one label."""
-
-    mean: float  # over seeds
-    standard_error: float  # over users, of the values averaged over seeds; NaN for one user
-    std: float  # over seeds; NaN for one seed
-    by_seed: dict[int, float]
-
-
-@dataclass(frozen=True)
-class Row:
+class Arm:
     """One label of the table."""
 
     label: str
-    cells: dict[str, Cell]  # metric -> cell; a metric the label lacks is absent
-    # metric -> label minus reference; none for itself, nor where they share no seed
-    differences: dict[str, PairedDifference]
-    num_users: int
-    num_examples: int
-    seeds: tuple[int, ...]
+    numbers: dict[str, Number]  # metric -> number; one that the arm lacks is absent
+    seeds: tuple[int, ...]  # none: no run of it is finished
+    num_planned: int  # seeds that it should have
+    compared_with: str | None  # a label; None: with nothing, or that label has no finished run
+    # metric -> this arm minus the other; none where they share no seed
+    tests: dict[str, Tested] = field(default_factory=dict)
+
+    @property
+    def seeds_text(self) -> str:
+        """Such as ``3``, or ``2 of 3`` of an arm that is not complete."""
+        there = len(self.seeds)
+        return str(there) if there == self.num_planned else f"{there} of {self.num_planned}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table of labels on one split."""
+    """A table of arms on one data set and split."""
 
-    rows: tuple[Row, ...]
-    reference: str | None
-    best: dict[str, str]  # metric -> the label that is better than every other beyond chance
+    data: str | None
+    arms: tuple[Arm, ...]
+    reference: str | None  # the arm that the others are compared with
+    best: dict[str, str]  # metric -> the arm that is better than every other beyond chance
     split_hash: str
+    num_users: int
+    num_examples: int
+    warnings: tuple[str, ...]
     guess: str | None  # a NLL to measure the others by, in words
-    cut_offs: tuple[int, ...]  # ascending; some row's lists are long enough for each
+    cut_offs: tuple[int, ...]  # ascending; some arm's lists are long enough for each
     short: tuple[str, ...]  # labels whose lists are too short for some cut-off
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The columns; a row lacks those that its runs cannot tell."""
+        """The columns; an arm lacks those that its runs cannot tell."""
         return (*ranking_metrics(self.cut_offs), *NLL_COLUMNS)
 
     @property
-    def paired_metrics(self) -> tuple[str, ...]:
-        """Those with paired differences."""
+    def tested_metrics(self) -> tuple[str, ...]:
+        """Those with paired differences; the first is the one that gains are of."""
         return paired_metrics(self.cut_offs)
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether any arm is compared with another."""
+        return any(arm.compared_with is not None for arm in self.arms)
+
+    def gain(self, arm: Arm) -> float | None:
+        """How much higher NDCG is than in the arm it is compared with, relative to that one.
+
+        Over the same seeds as the difference itself.
+        """
+        tested = arm.tests.get(self.tested_metrics[0])
+        return tested.difference.mean / tested.base if tested is not None and tested.base else None
 
 
 def compare_runs(
-    folders: list[Path],
+    folders: Sequence[Path],
     reference: str | None,
     labels: Sequence[str] | None = None,
     cut_offs: Sequence[int] | None = None,
+    data: str | None = None,
 ) -> Comparison:
     """Put finished runs beside each other.
 
@@ -99,219 +95,110 @@ def compare_runs(
             order in which their labels shall stand.
         reference: The label that paired differences are taken against; None = no differences.
         labels: What to call the runs; None = as they call themselves.
-        cut_offs: As `load_alike_runs`.
+        cut_offs: As `compare`.
+        data: Name of the data set.
 
     Returns:
-        One row a label.
+        One arm a label.
 
     Raises:
-        ValueError: If a run is not finished, runs answered different splits or examples, a label
-            has two runs of one seed, or there is no run of the reference.
+        ValueError: If a run is not finished, there is no run of the reference, or as `compare`.
     """
-    runs = load_alike_runs(folders, labels, cut_offs)
-    found = measured_cut_offs(runs)
-    by_label = values_by_label(runs)
-    if reference is not None and reference not in by_label:
-        raise ValueError(f"reference={reference!r} must be one of {', '.join(by_label)}")
-    metrics = (*ranking_metrics(found), *NLL_COLUMNS)
-    best = {metric: clear_winner(metric, by_label) for metric in metrics}
-    return Comparison(
-        rows=tuple(label_row(label, by_label, reference, found) for label in by_label),
-        reference=reference,
-        best={metric: label for metric, label in best.items() if label is not None},
-        split_hash=runs[0].split_hash,
-        guess=uniform_guess(runs[0].folder),
-        cut_offs=found,
-        short=short_lists(runs, found),
-    )
+    runs = cells_of(folders, labels)
+    known = dict.fromkeys(run.label for run in runs)
+    if runs and reference is not None and reference not in known:
+        raise ValueError(f"reference={reference!r} must be one of {', '.join(known)}")
+    return compare(runs, reference, {}, cut_offs, data)
 
 
-def load_alike_runs(
-    folders: Sequence[Path],
-    labels: Sequence[str] | None = None,
-    cut_offs: Sequence[int] | None = None,
-) -> list[FinishedRun]:
-    """Read finished runs that belong in one table.
-
-    Of runs that no seed can change, the first of each label and settings stands for its twins. A
-    run that only decodes the weights of another run of the table has no NLL here: it would be the
-    other's, tested a second time.
+def compare(
+    runs: Sequence[Cell],
+    reference: str | None,
+    compared_with: Mapping[str, str],
+    cut_offs: Sequence[int] | None,
+    data: str | None,
+) -> Comparison:
+    """Put beside each other what is finished of the runs of a table.
 
     Args:
-        folders: Run folders.
-        labels: What to call the runs; None = as they call themselves.
-        cut_offs: K of HR@K and NDCG@K, measured anew of the runs' answers; a run whose lists are
-            shorter than K lacks the two. None = all that some run was made with.
+        runs: All runs the table should hold, in its order.
+        reference: Label that the others are compared with; None = no differences.
+        compared_with: Label -> the label it is compared with instead.
+        cut_offs: As `load_alike`.
+        data: Name of the data set.
+
+    Returns:
+        One arm a label, those without a finished run included.
 
     Raises:
-        ValueError: As :func:`compare_runs`.
+        ValueError: If no run is finished, or runs were made from other data, examples or code.
     """
-    names: Sequence[str | None] = labels or [None] * len(folders)
-    if cut_offs is None:
-        cut_offs = sorted(set().union(*(_own_cut_offs(folder) for folder in folders)))
-    runs: list[FinishedRun] = []
-    for folder, name in zip(folders, names, strict=True):
-        run = load_run(folder, cut_offs, name)
-        if not any(_are_twins(run, other) for other in runs):
-            runs.append(run)
-    _refuse_unlike_runs(runs)
-    names_here = {run.folder.name for run in runs}
-    return [_without_nll(run) if _decoded_again(run) in names_here else run for run in runs]
-
-
-def values_by_label(runs: Sequence[FinishedRun]) -> dict[str, dict[int, pl.DataFrame]]:
-    """Label -> seed -> metrics of every example, in the order of the runs."""
-    by_label: dict[str, dict[int, pl.DataFrame]] = {}
-    for run in runs:
-        by_label.setdefault(run.label, {})[run.seed] = run.values
-    return by_label
-
-
-def measured_cut_offs(runs: Sequence[FinishedRun]) -> tuple[int, ...]:
-    """The cut-offs that some run can tell of.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    found = sorted({k for run in runs for k in cut_offs_of(run.values.columns)})
-    if not found:
-        raise ValueError(
-            f"metrics.cut_offs must hold a number of at most {max(run.top_k for run in runs)}, "
-            "the titles in the longest list of the runs (decode.top_k)"
-        )
-    return tuple(found)
-
-
-def short_lists(runs: Sequence[FinishedRun], cut_offs: Sequence[int]) -> tuple[str, ...]:
-    """The labels with lists too short for some cut-off."""
-    return tuple(dict.fromkeys(run.label for run in runs if run.top_k < max(cut_offs)))
-
-
-def load_run(folder: Path, cut_offs: Sequence[int], label: str | None = None) -> FinishedRun:
-    """Read one finished run, under its own label or the one given.
-
-    Raises:
-        ValueError: If ``run.json``, ``config.yaml`` or ``predictions.parquet`` is missing, or a
-            key in the first.
-    """
-    identity = read_identity(folder)
-    settings = OmegaConf.load(folder / "config.yaml")
-    predictions = pl.read_parquet(folder / "predictions.parquet")
-    top_k = int(OmegaConf.select(settings, "decode.top_k"))
-    return FinishedRun(
-        folder=folder,
-        label=label or str(identity["label"]),
-        seed=int(identity["seed"]) if is_seeded(settings) else NO_SEED,
-        split_hash=str(identity["split_hash"]),
-        settings=_settings_that_count(settings),
-        top_k=top_k,
-        values=example_metrics(predictions, [k for k in cut_offs if k <= top_k]),
+    finished = [run for run in runs if run.is_finished]
+    if runs and not finished:
+        raise ValueError(f"data={data!r}: none of the {len(runs)} runs of the table is finished")
+    warnings = refuse_other_origins([run.folder for run in finished])
+    loaded = load_alike(finished, cut_offs)
+    found = measured_cut_offs(loaded)
+    by_label = values_by_label(loaded)
+    others = _others([run.label for run in runs], by_label, reference, compared_with)
+    arms = _arms(runs, by_label, others, found)
+    means = {arm.label: {name: n.mean for name, n in arm.numbers.items()} for arm in arms}
+    best = {}
+    for metric in (*ranking_metrics(found), *NLL_COLUMNS):
+        having = {label: values[metric] for label, values in means.items() if metric in values}
+        best[metric] = clear_winner(metric, having, by_label)
+    return Comparison(
+        data=data,
+        arms=arms,
+        reference=reference,
+        best={metric: label for metric, label in best.items() if label is not None},
+        split_hash=loaded[0].split_hash,
+        num_users=loaded[0].values["user_id"].n_unique(),
+        num_examples=len(loaded[0].values),
+        warnings=tuple(warnings),
+        guess=uniform_guess(loaded[0].folder),
+        cut_offs=found,
+        short=tuple(dict.fromkeys(run.label for run in loaded if run.top_k < max(found))),
     )
 
 
-def _own_cut_offs(folder: Path) -> set[int]:
-    """Those that a run was made with."""
-    read_identity(folder)  # an unfinished run is refused as one
-    return set(OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "metrics.cut_offs"))
-
-
-def is_seeded(settings: Any) -> bool:
-    """Whether two seeds could have given two results."""
-    kind, tuning, max_steps, *other_runs = (
-        OmegaConf.select(settings, name)
-        for name in ("model.kind", "model.tuning", "trainer.max_steps", *map(".".join, OTHER_RUNS))
-    )
-    return can_seed_change(kind, tuning, max_steps, other_runs)
-
-
-def _settings_that_count(settings: Any) -> dict[str, Any]:
-    """Those that can change a run's answers, the seed aside."""
-    values: Any = OmegaConf.to_container(settings)
-    return only_what_counts({name: values[name] for name in values if name != "seed"})
-
-
-def _are_twins(run: FinishedRun, other: FinishedRun) -> bool:
-    """Whether two runs that no seed can change are the same but for the seed."""
-    ours, theirs = ((r.label, r.seed, r.split_hash, r.settings) for r in (run, other))
-    return run.seed == NO_SEED and ours == theirs
-
-
-def _decoded_again(run: FinishedRun) -> str | None:
-    """Name of the folder whose weights the run decodes without training them further."""
-    model: dict[str, Any] = run.settings["model"]
-    start_from = model.get("start_from")
-    if start_from is None or makes_steps(model["tuning"], run.settings["trainer"]["max_steps"]):
-        return None
-    return Path(start_from).name
-
-
-def _without_nll(run: FinishedRun) -> FinishedRun:
-    return replace(run, values=run.values.drop(NLL_COLUMNS, strict=False))
-
-
-def read_identity(folder: Path) -> dict[str, Any]:
-    """``run.json`` of a finished run."""
-    for name in ("run.json", "config.yaml", "predictions.parquet"):
-        if not (folder / name).exists():
-            raise ValueError(f"{folder} has no {name}: the run is not finished")
-    identity: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    for key in ("label", "seed", "split_hash"):
-        if key not in identity:
-            raise ValueError(f"{folder / 'run.json'} has no {key!r}")
-    return identity
-
-
-def _refuse_unlike_runs(runs: Sequence[FinishedRun]) -> None:
-    """Raise unless all runs answered one split and no two are the same cell."""
-    if not runs:
-        raise ValueError("folders=[] must hold at least one finished run")
-    seen: dict[tuple[str, int], Path] = {}
-    for run in runs:
-        if run.split_hash != runs[0].split_hash:
-            raise ValueError(
-                f"{run.folder} has split_hash {run.split_hash}, {runs[0].folder} has "
-                f"{runs[0].split_hash}: numbers of different splits do not belong in one table"
-            )
-        if (other := seen.get((run.label, run.seed))) is not None:
-            raise ValueError(
-                f"{other} and {run.folder} are both label {run.label!r}, seed {run.seed}: "
-                "leave one out"
-            )
-        seen[run.label, run.seed] = run.folder
-        if not run.values["example_id"].equals(runs[0].values["example_id"]):
-            raise ValueError(
-                f"{run.folder} and {runs[0].folder} answer different examples "
-                f"({len(run.values)} and {len(runs[0].values)})"
-            )
-
-
-def label_row(
-    label: str,
-    by_label: Mapping[str, Mapping[int, pl.DataFrame]],
+def _others(
+    labels: Sequence[str],
+    by_label: ByLabel,
     reference: str | None,
+    compared_with: Mapping[str, str],
+) -> dict[str, str]:
+    """Label -> the label it is compared with, where both have a finished run."""
+    wanted = {label: compared_with.get(label, reference) for label in labels}
+    return {
+        label: other
+        for label, other in wanted.items()
+        if other is not None and other != label and {label, other} <= set(by_label)
+    }
+
+
+def _arms(
+    runs: Sequence[Cell],
+    by_label: ByLabel,
+    others: Mapping[str, str],
     cut_offs: Sequence[int],
-) -> Row:
-    """Cells of one label and its differences to the reference."""
-    seeds = by_label[label]
-    averages = average(list(seeds.values()))
-    cells: dict[str, Cell] = {}
-    for metric in (*ranking_metrics(cut_offs), *NLL_COLUMNS):
-        if metric not in averages.columns:
-            continue
-        by_seed = {seed: mean_of(seeds[seed], metric) for seed in sorted(seeds)}
-        mean, std = mean_and_std_over_seeds(list(by_seed.values()))
-        _, error = mean_and_standard_error(averages[metric], averages["user_id"])
-        cells[metric] = Cell(mean, error, std, by_seed)
-    differences: dict[str, PairedDifference] = {}
-    for metric in paired_metrics(cut_offs):
-        if reference is not None and label != reference:
-            difference = paired_summary(metric, seeds, by_label[reference])
-            differences |= {} if difference is None else {metric: difference}
-    return Row(
-        label=label,
-        cells=cells,
-        differences=differences,
-        num_users=averages["user_id"].n_unique(),
-        num_examples=len(averages),
-        seeds=tuple(sorted(seeds)),
-    )
+) -> tuple[Arm, ...]:
+    """Every planned arm with its numbers and its tests."""
+    metrics = (*ranking_metrics(cut_offs), *NLL_COLUMNS)
+    pairs = {label: (by_label[label], by_label[other]) for label, other in others.items()}
+    tests = {metric: tested_differences(metric, pairs) for metric in paired_metrics(cut_offs)}
+    arms = []
+    for label in dict.fromkeys(run.label for run in runs):
+        seeds = by_label.get(label, {})
+        num_missing = sum(run.label == label and not run.is_finished for run in runs)
+        arms.append(
+            Arm(
+                label=label,
+                numbers=numbers_of(seeds, metrics) if seeds else {},
+                seeds=tuple(sorted(seeds)),
+                num_planned=len(seeds) + num_missing,
+                compared_with=others.get(label),
+                tests={metric: found[label] for metric, found in tests.items() if label in found},
+            )
+        )
+    return tuple(arms)

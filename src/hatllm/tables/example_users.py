@@ -2,12 +2,12 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from hatllm.tables.comparison import read_identity
+from hatllm.runs.cell import Cell
+from hatllm.runs.run_files import EXAMPLES_FILE, ITEMS_FILE, read_predictions
 
 TITLE_WIDTH = 88  # characters of a title that are printed
 NUM_HISTORY = 10  # last history items that are printed
@@ -35,44 +35,33 @@ def pick_examples(predictions: Sequence[pl.DataFrame], num: int, k: int = 10) ->
     return of_users["example_id"].head(num).to_list()
 
 
-def example_users(
-    folders: Sequence[Path],
-    labels: Sequence[str],
-    n: int = 3,
-    names: Sequence[str] | None = None,
-) -> str:
+def example_users(runs: Sequence[Cell], labels: Sequence[str], n: int = 3) -> str:
     """Example users of several arms as text, the answers of the last label listed.
 
     Args:
-        folders: Run folders, with ``examples.parquet`` and ``items.parquet`` beside the rest.
+        runs: Finished ones, with ``examples.parquet`` and ``items.parquet`` in their folders.
         labels: Arms whose ranks are shown; the top five are those of the last one.
         n: Users; those for whom some arm hits come first.
-        names: What to call the runs; None = as they call themselves.
 
     Returns:
         One block of text: history titles, the true next title, its ranks, the top five.
 
     Raises:
-        ValueError: If a label has no run or a run is not finished.
+        ValueError: If a label has no run.
     """
-    first: dict[str, tuple[int, Path]] = {}
-    for at, folder in enumerate(folders):
-        identity = read_identity(folder)
-        label = names[at] if names is not None else str(identity["label"])
-        seed = int(identity["seed"])
-        if label not in first or seed < first[label][0]:
-            first[label] = (seed, folder)
+    first: dict[str, Cell] = {}
+    for run in runs:
+        if run.label not in first or run.seed < first[run.label].seed:
+            first[run.label] = run
     missing = [label for label in labels if label not in first]
     if missing or not labels:
         raise ValueError(f"labels={list(labels)} must be among {', '.join(first)}")
-    predictions = {
-        label: pl.read_parquet(first[label][1] / "predictions.parquet") for label in labels
-    }
-    folder = first[labels[-1]][1]
+    predictions = {label: read_predictions(first[label].folder) for label in labels}
+    folder = first[labels[-1]].folder
     return describe_examples(
         pick_examples(list(predictions.values()), n),
-        pl.read_parquet(folder / "examples.parquet"),
-        pl.read_parquet(folder / "items.parquet"),
+        pl.read_parquet(folder / EXAMPLES_FILE),
+        pl.read_parquet(folder / ITEMS_FILE),
         predictions,
         shown=labels[-1],
     )

@@ -7,8 +7,15 @@ such as HR of a model that never hits, has no error to estimate: it stands alone
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
 
 from hatllm.config import cut_off_of, main_cut_off
+from hatllm.metrics.best_step import is_lower_better
+from hatllm.metrics.uncertainty import PairedDifference, mean_and_std_over_seeds
+from hatllm.runs.run_files import ITEMS_FILE
 
 HIGHER, LOWER = "↑", "↓"
 DASH = "–"
@@ -19,6 +26,45 @@ BOLD = (
     "correction and by the 95 % interval of the mean difference"
 )
 OVER_SEEDS = "in parentheses the standard deviation over seeds, where there are two or more"
+MEANS = f"Means over seeds; {OVER_USERS}, {OVER_SEEDS}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """What the runs of one arm say of one metric."""
+
+    mean: float  # over seeds
+    standard_error: float | None = None  # over users; None for one user
+    std: float | None = None  # over seeds; None for one seed
+    by_seed: dict[int, float] = field(default_factory=dict)
+
+
+def over_seeds(by_seed: Mapping[int, float], error: float | None = None) -> Number:
+    """The mean and spread of what each seed found.
+
+    Args:
+        by_seed: Seed -> the metric's mean over examples; at least one.
+        error: Its standard error over users; None = not known.
+    """
+    mean, std = mean_and_std_over_seeds(list(by_seed.values()))
+    return Number(mean, error, known(std), dict(by_seed))
+
+
+def columns_of(name: str, number: Number | None) -> dict[str, float | None]:
+    """A number as frames and CSV files have it: ``NAME``, ``NAME_se``, ``NAME_std``."""
+    if number is None:
+        return {name: None, f"{name}_se": None, f"{name}_std": None}
+    return {name: number.mean, f"{name}_se": number.standard_error, f"{name}_std": number.std}
+
+
+def known(value: float) -> float | None:
+    """The number, or None for NaN."""
+    return None if math.isnan(value) else value
+
+
+def digits_of(name: str) -> int:
+    """Decimals of a metric by its name: NLL in nats 3, seconds and rates (``_s``) 2, others 4."""
+    return 3 if name.endswith("NLL") else 2 if name.endswith("_s") else 4
 
 
 def format_value(
@@ -29,8 +75,8 @@ def format_value(
     Args:
         name: Of the metric; it decides on the digits.
         value: The number.
-        error: Its standard error over users; None or NaN = not known.
-        spread: Its standard deviation over seeds; None or NaN = not known.
+        error: Its standard error over users; None = not known.
+        spread: Its standard deviation over seeds; None = not known.
 
     Returns:
         Such as ``0.0680 ± 0.0360 (0.0120)``.
@@ -39,20 +85,31 @@ def format_value(
         return DASH
     if name.startswith("num_") or name.endswith("count"):
         return f"{value:,.0f}"
-    digits = 3 if name.endswith("NLL") else 4
+    digits = digits_of(name)
     text = f"{value:.{digits}f}"
     if error is not None and error < ROUNDING:  # alike for all: no spread says how far it is off
         return text
-    if error is not None and not math.isnan(error):
-        text += f" ± {error:.{digits}f}"
-    if spread is not None and not math.isnan(spread):
-        text += f" ({spread:.{digits}f})"
-    return text
+    text += "" if error is None else f" ± {error:.{digits}f}"
+    return text if spread is None else f"{text} ({spread:.{digits}f})"
+
+
+def format_row(row: Mapping[str, float | None], name: str) -> str:
+    """As :func:`format_value`, of a row that has the columns of :func:`columns_of`."""
+    return format_value(name, row.get(name), row.get(f"{name}_se"), row.get(f"{name}_std"))
+
+
+def format_difference(name: str, difference: PairedDifference) -> str:
+    """The mean difference with its interval, signs shown."""
+    mean, low, high = (
+        f"{value:+.{digits_of(name)}f}"
+        for value in (difference.mean, difference.low, difference.high)
+    )
+    return f"{mean} [{low}, {high}]"
 
 
 def arrow(name: str) -> str:
     """The metric's name with the direction that is better."""
-    return f"{name} {LOWER if name.endswith('NLL') else HIGHER}"
+    return f"{name} {LOWER if is_lower_better(name) else HIGHER}"
 
 
 def no_hits_note(num_users: Iterable[float]) -> str:
@@ -81,6 +138,28 @@ def users_without_a_hit(
         for values in metrics.values()
         if any(values.get(name) == 0 for name in rates)
     ]
+
+
+def uniform_guess(folder: Path) -> str | None:
+    """How good a NLL is: that of a uniform guess among all titles, said in words.
+
+    Args:
+        folder: A finished run.
+
+    Returns:
+        Such as ``a uniform guess among 6,334 titles has 8.754``; None for a folder without its
+        catalogue.
+    """
+    path = folder / ITEMS_FILE
+    if not path.exists():
+        return None
+    num_titles = pl.read_parquet(path)["title"].n_unique()
+    return f"a uniform guess among {num_titles:,} titles has {math.log(num_titles):.3f}"
+
+
+def nll_note(guesses: Iterable[str]) -> str:
+    """What unit NLL has, and what a uniform guess has of it on each of the table's data sets."""
+    return "; ".join(["NLL in nats a title", *dict.fromkeys(guesses)])
 
 
 def missing_note(labels: Sequence[str]) -> str:

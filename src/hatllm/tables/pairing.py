@@ -1,30 +1,58 @@
-"""Two arms on the same examples: which seeds are paired, and who beats all others.
+"""Two arms on the same examples: which seeds are paired, how sure a difference is, who is best.
 
-Here ``by_label`` is label -> seed -> metrics of every example (``values_by_label`` of
-:mod:`hatllm.tables.comparison`), and an arm is one label's tables by seed.
+An arm is seed -> metrics of every example. Differences are paired by example: each example's values
+are first averaged over the seeds that both arms have, then subtracted. An arm of ``NO_SEED`` shares
+none, and is compared with the average over all seeds of the other one. Arms that have seeds and
+share none are not compared.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import polars as pl
 
+from hatllm.metrics.best_step import is_lower_better
 from hatllm.metrics.uncertainty import (
     LEVEL,
     PairedDifference,
     example_differences,
     holm,
     mean_and_standard_error,
-    mean_and_std_over_seeds,
     summarize_differences,
     wilcoxon_p_value,
 )
+from hatllm.tables.numbers import Number, known, over_seeds
 
 NO_SEED = -1
+Seeds = Mapping[int, pl.DataFrame]
+ByLabel = Mapping[str, Seeds]
 
 
-def paired_examples(
-    metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
-) -> pl.DataFrame | None:
+@dataclass(frozen=True)
+class Tested:
+    """A difference and how sure it is."""
+
+    difference: PairedDifference
+    p_value: float  # Wilcoxon
+    corrected: float  # after Holm's correction over all that is tested with it
+    base: float  # mean of the other arm over the seeds of the difference
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is significant after correction and the mean itself is clear of 0.
+
+        Wilcoxon's test is about the centre of the users' differences. Where these are skewed, it
+        can be sure of a direction that the mean does not have.
+        """
+        return self.corrected < LEVEL and self.difference.excludes_zero
+
+    def is_better(self, metric: str) -> bool:
+        """Whether it holds and the whole interval says that the first arm is the better one."""
+        low, high = self.difference.low, self.difference.high
+        return self.holds and (high < 0 if is_lower_better(metric) else low > 0)
+
+
+def paired_examples(metric: str, first: Seeds, second: Seeds) -> pl.DataFrame | None:
     """First minus second over shared seeds, by example.
 
     None if they share no seed though both have some, or one of them lacks the metric.
@@ -38,19 +66,29 @@ def paired_examples(
     return example_differences(averages[0], averages[1], metric)
 
 
-def paired_mean(
-    metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
-) -> float:
-    """The mean of the second, which has the metric, over the seeds of :func:`paired_examples`."""
-    return mean_of(average(_paired_seeds(first, second)[1]), metric)
+def tested_differences(metric: str, pairs: Mapping[str, tuple[Seeds, Seeds]]) -> dict[str, Tested]:
+    """One family of tests of paired differences.
 
+    Args:
+        metric: Name of it.
+        pairs: Name of a test -> the arm, and the arm that is subtracted from it.
 
-def paired_summary(
-    metric: str, first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
-) -> PairedDifference | None:
-    """Interval and p value of :func:`paired_examples`; None where that is None."""
-    differences = paired_examples(metric, first, second)
-    return None if differences is None else summarize_differences(differences)
+    Returns:
+        Name -> the difference; without those of :func:`paired_examples` that are None.
+    """
+    found = {
+        name: differences
+        for name, pair in pairs.items()
+        if (differences := paired_examples(metric, *pair)) is not None
+    }
+    p_values = {name: wilcoxon_p_value(differences) for name, differences in found.items()}
+    corrected = holm(p_values)
+    tested = {}
+    for name, differences in found.items():
+        base = mean_of(average(_paired_seeds(*pairs[name])[1]), metric)
+        summary = summarize_differences(differences)
+        tested[name] = Tested(summary, p_values[name], corrected[name], base)
+    return tested
 
 
 def average(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -66,44 +104,41 @@ def mean_of(values: pl.DataFrame, metric: str) -> float:
     return mean_and_standard_error(values[metric], values["user_id"])[0]
 
 
-def clear_winner(metric: str, by_label: Mapping[str, Mapping[int, pl.DataFrame]]) -> str | None:
+def numbers_of(arm: Seeds, metrics: Sequence[str]) -> dict[str, Number]:
+    """The arm's numbers, without those of metrics that one of its seeds lacks."""
+    averages = average(list(arm.values()))
+    numbers = {}
+    for metric in metrics:
+        if metric in averages.columns:
+            _, error = mean_and_standard_error(averages[metric], averages["user_id"])
+            by_seed = {seed: mean_of(arm[seed], metric) for seed in sorted(arm)}
+            numbers[metric] = over_seeds(by_seed, known(error))
+    return numbers
+
+
+def clear_winner(metric: str, means: Mapping[str, float], by_label: ByLabel) -> str | None:
     """The arm with the best mean, if it is better than every other one beyond chance.
 
     Beyond chance: Wilcoxon's test holds after Holm's correction over all other arms, and the
     interval of the mean difference lies on the good side of 0. To every other arm, not to the
     runner-up alone: where some have more seeds than others, means over all seeds may stand in
     another order than those over the shared ones.
+
+    Args:
+        metric: Name of it.
+        means: Label -> the mean over seeds, of the arms that have the metric.
+        by_label: All arms.
     """
-    means = {
-        label: mean_and_std_over_seeds([mean_of(table, metric) for table in seeds.values()])[0]
-        for label, seeds in by_label.items()
-        if all(metric in table.columns for table in seeds.values())
-    }
     if len(means) < 2:
         return None
-    best = (min if metric.endswith("NLL") else max)(means, key=means.__getitem__)
-    differences = {}
-    for label in means:
-        if label != best:
-            found = paired_examples(metric, by_label[best], by_label[label])
-            if found is None:
-                return None
-            differences[label] = found
-    p_values = {label: wilcoxon_p_value(values) for label, values in differences.items()}
-    clear = all(p < LEVEL for p in holm(p_values).values()) and all(
-        _is_better(metric, summarize_differences(values)) for values in differences.values()
-    )
-    return best if clear else None
+    best = (min if is_lower_better(metric) else max)(means, key=means.__getitem__)
+    pairs = {label: (by_label[best], by_label[label]) for label in means if label != best}
+    tested = tested_differences(metric, pairs)
+    is_clear = len(tested) == len(pairs) and all(t.is_better(metric) for t in tested.values())
+    return best if is_clear else None
 
 
-def _is_better(metric: str, difference: PairedDifference) -> bool:
-    """Whether the whole interval says that the first is better than the second."""
-    return difference.high < 0 if metric.endswith("NLL") else difference.low > 0
-
-
-def _paired_seeds(
-    first: Mapping[int, pl.DataFrame], second: Mapping[int, pl.DataFrame]
-) -> tuple[list[pl.DataFrame], list[pl.DataFrame]]:
+def _paired_seeds(first: Seeds, second: Seeds) -> tuple[list[pl.DataFrame], list[pl.DataFrame]]:
     """The tables of the seeds that both have, or of all seeds where one of them has no seed."""
     shared = sorted(set(first) & set(second))
     is_seedless = {NO_SEED} in (set(first), set(second))

@@ -1,6 +1,5 @@
-"""``report.md`` and ``curves.png`` of one finished run folder."""
+"""One run's numbers: on the terminal, and ``report.md`` with ``curves.png`` in its folder."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,25 +7,66 @@ from typing import Any
 
 import polars as pl
 from omegaconf import OmegaConf
+from rich.table import Table
 
 from hatllm.config import main_cut_off
 from hatllm.figures.curves import draw_curves
 from hatllm.figures.saving import save_figure
 from hatllm.files import write_text
-from hatllm.metrics.from_predictions import NLL_COLUMNS, SLICES, uniform_guess
+from hatllm.metrics.from_predictions import NLL_COLUMNS, SLICES
+from hatllm.runs.run_files import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    CURVES_PICTURE,
+    EXAMPLES_FILE,
+    ITEMS_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    REPORT_FILE,
+    check_files,
+    read_environment,
+    read_metrics,
+    read_predictions,
+    read_settings,
+)
 from hatllm.tables.example_users import describe_examples, pick_examples
 from hatllm.tables.numbers import (
     OVER_USERS,
     arrow,
     cut_offs_of,
-    format_value,
+    format_row,
     no_hits_note,
+    ranking_metrics,
     sentences,
+    uniform_guess,
     users_without_a_hit,
 )
+from hatllm.tables.writers import markdown_table
 
 NUM_EXAMPLES = 3
 COUNTS = ("coverage", "ambiguous_title_rate", "unseen_target_share", "num_examples", "num_users")
+
+
+def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
+    """Validation, test and the popularity floor, each with its standard error over users.
+
+    Args:
+        metrics: As in metrics.json: split -> name -> value.
+
+    Returns:
+        One column a split.
+    """
+    shown = ranking_metrics(cut_offs_of(next(iter(metrics.values()))))
+    notes = [OVER_USERS, no_hits_note(users_without_a_hit(metrics, shown))]
+    caption = sentences([*notes, "NLL in nats a title, lower is better"])
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column("")
+    for split, values in metrics.items():
+        name = "popularity on test" if split == "popularity" else split
+        table.add_column(f"{name}\n{values['num_examples']:.0f} examples", justify="right")
+    for name in (*shown, *NLL_COLUMNS):
+        table.add_row(name, *(format_row(values, name) for values in metrics.values()))
+    return table
 
 
 def write_run_report(folder: Path, label: str) -> Path:
@@ -45,14 +85,12 @@ def write_run_report(folder: Path, label: str) -> Path:
     Raises:
         ValueError: If a file that the report cannot do without is missing.
     """
-    for name in ("config.yaml", "metrics.json", "predictions.parquet"):
-        if not (folder / name).exists():
-            raise ValueError(f"{folder} has no {name}: the run is not finished")
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    check_files(folder, CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE)
+    config = OmegaConf.to_container(read_settings(folder))
     assert isinstance(config, dict)
     settings = {str(key): value for key, value in config.items()}
-    metrics = json.loads((folder / "metrics.json").read_text())
-    environment = _optional_json(folder / "environment.json")
+    metrics = read_metrics(folder)
+    environment = read_environment(folder)
     sections = [
         f"# Run {folder.resolve().name}",
         _what_ran(settings),
@@ -64,26 +102,16 @@ def write_run_report(folder: Path, label: str) -> Path:
         _environment_section(environment),
         f"## Make it again\n\n```\n{_command(folder, environment)}\n```",
     ]
-    path = folder / "report.md"
+    path = folder / REPORT_FILE
     write_text(path, "\n\n".join(section for section in sections if section) + "\n")
     return path
 
 
-def markdown_table(head: list[str], rows: list[list[str]], numbers: bool = True) -> str:
-    """A GitHub table, first column left, the others right if they hold numbers."""
-    marks = [":--", *["--:" if numbers else ":--"] * (len(head) - 1)]
-    lines = [head, marks, *[[cell.replace("|", "\\|") for cell in row] for row in rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _what_ran(config: Mapping[str, Any]) -> str:
     """One line: model, mask, loss, decoder, data, scale, seed."""
-    names = {
-        group: (config.get(group) or {}).get("name")
-        for group in ("model", "mask", "loss", "decode", "data")
-    }
-    settings = f"scale {config.get('scale')}, seed {config.get('seed')}"
-    if (config.get("model") or {}).get("kind", "llm") != "llm":
+    names = {group: config[group]["name"] for group in ("model", "mask", "loss", "decode", "data")}
+    settings = f"scale {config['scale']}, seed {config['seed']}"
+    if config["model"]["kind"] != "llm":
         return f"**{names['model']}** on {names['data']}: {settings}."
     return (
         f"**{names['model']}** with mask **{names['mask']}** on {names['data']}: "
@@ -98,10 +126,7 @@ def _main_table(metrics: Mapping[str, dict[str, float]], label: str, notes: str)
         columns |= {name: metrics[split]} if metrics.get(split) else {}
     rows = [
         [name if name.startswith(COUNTS) else arrow(name)]
-        + [
-            format_value(name, column.get(name), column.get(f"{name}_se"))
-            for column in columns.values()
-        ]
+        + [format_row(column, name) for column in columns.values()]
         for name in _measured(metrics["test"])
     ]
     return f"## Metrics\n\n{markdown_table(['', *columns], rows)}\n\n{notes}"
@@ -154,8 +179,7 @@ def _slices_table(metrics: Mapping[str, dict[str, float]]) -> str:
     k = main_cut_off(cut_offs_of(metrics["test"]))
     names = ("count", f"HR@{k}", f"NDCG@{k}", "trie_NLL")
     rows = [
-        [slice_name]
-        + [format_value(name, metrics["test"].get(f"{slice_name}/{name}")) for name in names]
+        [slice_name] + [format_row(metrics["test"], f"{slice_name}/{name}") for name in names]
         for slice_name in SLICES
     ]
     note = (
@@ -168,14 +192,14 @@ def _slices_table(metrics: Mapping[str, dict[str, float]]) -> str:
 
 def _curves_section(folder: Path, exported: Mapping[str, Any] | None) -> str:
     """Draw the curves beside the report; an empty string if there are none."""
-    path = folder / "curves.csv"
+    path = folder / CURVES_FILE
     if not path.exists():
         return ""
     figure = draw_curves(pl.read_csv(path, infer_schema_length=None))
     if figure is None:
         return ""
-    save_figure(figure, folder / "curves.png")
-    text = "## Training\n\n![loss and validation curves](curves.png)"
+    save_figure(figure, folder / CURVES_PICTURE)
+    text = f"## Training\n\n![loss and validation curves]({CURVES_PICTURE})"
     return text if exported is None else f"{text}\n\n{_why_this_step(exported)}"
 
 
@@ -187,13 +211,13 @@ def _why_this_step(exported: Mapping[str, Any]) -> str:
 
 def _examples_section(folder: Path, label: str) -> str:
     """Example users, where the run saved its examples and its catalogue."""
-    if not all((folder / name).exists() for name in ("examples.parquet", "items.parquet")):
+    if not all((folder / name).exists() for name in (EXAMPLES_FILE, ITEMS_FILE)):
         return ""
-    predictions = pl.read_parquet(folder / "predictions.parquet")
+    predictions = read_predictions(folder)
     text = describe_examples(
         pick_examples([predictions], NUM_EXAMPLES),
-        pl.read_parquet(folder / "examples.parquet"),
-        pl.read_parquet(folder / "items.parquet"),
+        pl.read_parquet(folder / EXAMPLES_FILE),
+        pl.read_parquet(folder / ITEMS_FILE),
         {label: predictions},
         shown=label,
     )
@@ -226,12 +250,7 @@ def _inline(value: object) -> str:
 
 def _command(folder: Path, environment: Mapping[str, Any]) -> str:
     """The recorded command, or the run's resolved config given back to run.py."""
-    recorded = environment.get("command")
-    if isinstance(recorded, list):
-        return shlex.join(str(part) for part in recorded)
     path = shlex.quote(str(folder.resolve()))
-    return str(recorded or f"python run.py --config-path {path} --config-name config")
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return str(
+        environment.get("command") or f"python run.py --config-path {path} --config-name config"
+    )

@@ -1,7 +1,5 @@
 """What an experiment shows beside its main table: by target popularity, by time spent."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,17 @@ from typing import Any
 import polars as pl
 
 from hatllm.metrics.from_predictions import SLICES
-from hatllm.metrics.uncertainty import mean_and_std_over_seeds
 from hatllm.runs.cell import Cell
-from hatllm.tables.numbers import DASH, OVER_SEEDS, cut_offs_of
-from hatllm.tables.run_report import markdown_table
+from hatllm.runs.run_files import hardware_text, read_environment, read_metrics
+from hatllm.tables.numbers import (
+    DASH,
+    OVER_SEEDS,
+    columns_of,
+    cut_offs_of,
+    format_row,
+    over_seeds,
+)
+from hatllm.tables.writers import markdown_table
 
 EFFICIENCY_NOTE = (
     "By the runs' own clocks, means over num_seeds, in parentheses the standard deviation over "
@@ -40,13 +45,12 @@ def slices_frame(data: str, runs: Sequence[Cell]) -> pl.DataFrame:
     by_label = _folders_by_label(runs)
     metrics = _slice_metrics([folder for folders in by_label.values() for folder in folders])
     for label, folders in by_label.items():
-        files = [_read(folder, "metrics.json") for folder in folders]
+        files = [read_metrics(folder)["test"] for folder in folders]
         for name in SLICES:
             record: dict[str, Any] = {"data": data, "label": label, "slice": name}
-            record["count"] = int(files[0]["test"][f"{name}/count"])
+            record["count"] = int(files[0][f"{name}/count"])
             for metric in metrics:
-                values = [file["test"].get(f"{name}/{metric}") for file in files]
-                record |= _mean_and_std(metric, [v for v in values if v is not None])
+                record |= _mean_and_std(metric, [file.get(f"{name}/{metric}") for file in files])
             records.append(record)
     return pl.DataFrame(records, infer_schema_length=None)
 
@@ -73,9 +77,9 @@ def efficiency_frame(
     """
     records = []
     for label, folders in _folders_by_label(runs).items():
-        environments = {folder: _read(folder, "environment.json") for folder in folders}
+        environments = {folder: read_environment(folder) for folder in folders}
         timed = [folder for folder in folders if not environments[folder].get("resumed", False)]
-        hardware = dict.fromkeys(_hardware(environment) for environment in environments.values())
+        hardware = dict.fromkeys(map(hardware_text, environments.values()))
         record: dict[str, Any] = {"data": data, "label": label, "hardware": "; ".join(hardware)}
         record["num_seeds"] = len(timed)
         seconds = [environments[folder]["seconds"] for folder in timed]
@@ -88,17 +92,19 @@ def efficiency_frame(
             "rows_per_s": _rates(rows, trains),
             "users_per_s": _rates(users, evaluates),
         }.items():
-            record |= _mean_and_std(name, [value for value in values if value is not None])
+            record |= _mean_and_std(name, values)
         records.append(record)
     return pl.DataFrame(records, infer_schema_length=None)
 
 
-def frame_markdown(frame: pl.DataFrame, digits: int) -> str:
+def frame_markdown(frame: pl.DataFrame) -> str:
     """A frame as a Markdown table; ``X_std`` in parentheses behind ``X``."""
-    names = [n for n in frame.columns if not n.endswith("_std")]
-    rows = []
-    for row in frame.iter_rows(named=True):
-        rows.append([_text(row, name, digits) for name in names])
+    names = [name for name in frame.columns if not name.endswith("_std")]
+    is_number = {name for name in names if f"{name}_std" in frame.columns}
+    rows = [
+        [format_row(row, name) if name in is_number else str(row[name]) for name in names]
+        for row in frame.iter_rows(named=True)
+    ]
     return markdown_table(names, rows)
 
 
@@ -107,18 +113,10 @@ def _slice_metrics(folders: Sequence[Path]) -> list[str]:
     names = {
         name.split("/")[1]
         for folder in folders
-        for name in _read(folder, "metrics.json")["test"]
+        for name in read_metrics(folder)["test"]
         if name.split("/")[0] in SLICES
     }
     return [f"{kind}@{k}" for k in cut_offs_of(names) for kind in ("HR", "NDCG")] + ["trie_NLL"]
-
-
-def _text(row: dict[str, Any], name: str, digits: int) -> str:
-    value, std = row[name], row.get(f"{name}_std")
-    if not isinstance(value, float):
-        return DASH if value is None else str(value)
-    text = f"{value:.{digits}f}"
-    return text if std is None else f"{text} ({std:.{digits}f})"
 
 
 def _folders_by_label(runs: Sequence[Cell]) -> dict[str, list[Path]]:
@@ -129,19 +127,9 @@ def _folders_by_label(runs: Sequence[Cell]) -> dict[str, list[Path]]:
     return found
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    return dict(json.loads((folder / name).read_text()))
-
-
-def _hardware(environment: dict[str, Any]) -> str:
-    """The GPUs, or the processor where there is none."""
-    hardware = environment["hardware"]
-    return ", ".join(hardware["gpu"] or [hardware["processor"]])
-
-
 def _num_answered(folder: Path) -> float:
     """Users asked in evaluation: the rows of valid and test."""
-    metrics = _read(folder, "metrics.json")
+    metrics = read_metrics(folder)
     return float(sum(metrics[split]["num_examples"] for split in ("valid", "test")))
 
 
@@ -150,8 +138,8 @@ def _rates(amounts: Sequence[float | None], seconds: Sequence[float | None]) -> 
     return [amount / time if amount and time else None for amount, time in pairs]
 
 
-def _mean_and_std(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    if not values:
-        return {name: None, f"{name}_std": None}
-    mean, std = mean_and_std_over_seeds(values)
-    return {name: mean, f"{name}_std": None if math.isnan(std) else std}
+def _mean_and_std(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    """Over the seeds that have a value; there is no error over users."""
+    found = {seed: value for seed, value in enumerate(values) if value is not None}
+    columns = columns_of(name, over_seeds(found) if found else None)
+    return {column: value for column, value in columns.items() if column != f"{name}_se"}

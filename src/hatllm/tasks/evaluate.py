@@ -22,7 +22,7 @@ from hatllm.runs.run_files import (
     PREDICTIONS_FILE,
     SHARDS,
 )
-from hatllm.tables.terminal import metrics_table
+from hatllm.tables.run_report import metrics_table
 from hatllm.training.assemble import assemble, load_tuned
 from hatllm.training.decode_splits import decode_splits, start_processes
 from hatllm.training.stop_signals import StopSignals

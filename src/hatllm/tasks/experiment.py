@@ -45,7 +45,7 @@ def run_experiment(config: Config, compose: Compose, script: Path) -> None:
 def _check_ends(config: Config, cells: list[Cell]) -> None:
     """Refuse now, not after hours of runs, what their table or figure could not be made with."""
     if config.experiment.published is not None:
-        from hatllm.tables.results_table import read_published
+        from hatllm.tables.published import read_published
 
         read_published(Path(config.experiment.published))
     datasets = list(dict.fromkeys(cell.data for cell in cells))

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from hatllm.compose import Compose, checked
 from hatllm.config import Config
-from hatllm.files import write_text
 from hatllm.many.cells import plan_cells
 from hatllm.runs.folder import finished_config, load_config
 from hatllm.runs.name import of_any_seed, settings_by_name
@@ -44,7 +43,7 @@ def _finished_runs(config: Config) -> list[Path]:
     """
     root = Path(config.task.run_folder or config.output_root).expanduser()
     data_of = {
-        path.parent: read_identity(path.parent)["data"]
+        path.parent: read_identity(path.parent, "data")["data"]
         for path in sorted(root.glob(f"*/{RUN_FILE}"))
     }
     if not data_of:
@@ -58,30 +57,27 @@ def _finished_runs(config: Config) -> list[Path]:
     return folders
 
 
-def _write(config: Config, folders: list[Path]) -> Path:
-    from hatllm.tables.comparison import compare_runs  # late: a missing run is said at once
-    from hatllm.tables.comparison_table import rich_table, write_comparison
-    from hatllm.tables.example_users import example_users
-    from hatllm.tables.experiment_results import refuse_other_origins
+def _write(config: Config, folders: Sequence[Path]) -> Path:
+    from hatllm.many.experiment_tables import show  # late: a missing run is said at once
+    from hatllm.tables.alike_runs import cells_of
+    from hatllm.tables.comparison import compare_runs
 
     console = Console()
-    for warning in refuse_other_origins(folders):
-        console.print(f"warning: {warning}", markup=False)
     names = _names(folders)
-    comparison = compare_runs(folders, config.experiment.reference, names, config.metrics.cut_offs)
+    comparison = compare_runs(
+        folders, config.experiment.reference, names, config.metrics.cut_offs, config.data.name
+    )
+    for warning in comparison.warnings:
+        console.print(f"warning: {warning}", markup=False)
     target = Path(config.experiment.folder or Path(config.output_root) / "table").expanduser()
-    write_comparison(comparison, target)
-    console.print(rich_table(comparison))
-    text = example_users(folders, [row.label for row in comparison.rows], 3, names)
-    write_text(target / "examples.md", text)
-    console.print(text, markup=False, highlight=False)
+    show(comparison, cells_of(folders, names), target)
     console.print(f"table and figures: {target}")
     return target
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """What to call each run: its label, and where runs of one label differ in settings, these."""
-    labels = [str(read_identity(folder)["label"]) for folder in folders]
+    labels = [str(read_identity(folder, "label")["label"]) for folder in folders]
     settings = [_flat_settings(folder) for folder in folders]
     names = []
     for label, values in zip(labels, settings, strict=True):

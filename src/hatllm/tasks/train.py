@@ -46,8 +46,7 @@ from hatllm.runs.run_files import (
     VALID_PREDICTIONS_FILE,
     read_identity,
 )
-from hatllm.tables.run_report import write_run_report
-from hatllm.tables.terminal import metrics_table
+from hatllm.tables.run_report import metrics_table, write_run_report
 from hatllm.tasks.masks import masks_of
 from hatllm.training.assemble import Parts, assemble, check_catalogue
 from hatllm.training.baseline_run import baseline_predictions, popularity_of
@@ -144,9 +143,8 @@ def _run_llm(config: Config, folder: Path, signals: StopSignals) -> Path:
     if config.trainer.strategy != "fsdp":
         answers = ValidAnswers(config, folder, parts)
     recommender = Recommender(
-        lm, parts.catalogue, config, num_steps,
-        dataset.items, dataset.train_interactions, dataset.splits["valid"], answers,
-    )  # fmt: skip
+        lm, parts.catalogue, config, num_steps, dataset.splits["valid"], answers
+    )
     seconds = {"prepare": time.perf_counter() - start}
     loggers = build_loggers(config, folder, dataset.manifest, parts.schedule)
     chosen = picture = None

@@ -22,7 +22,7 @@ from hatllm.baselines.sequences import Sequences, learned_items
 from hatllm.baselines.title_ranks import TitleIndex, target_ranks
 from hatllm.config import SequenceConfig
 from hatllm.metrics.best_step import Validation, best_of, num_without_better
-from hatllm.metrics.ranking import ndcg
+from hatllm.metrics.rank_metrics import NDCG
 
 SequenceModel = SASRec | GRU4Rec | BERT4Rec
 VALID_K = 10
@@ -239,13 +239,10 @@ def _step(
 def _valid_ndcg(
     model: SequenceModel, valid: Sequences, index: TitleIndex, config: SequenceConfig
 ) -> float:
-    rank_G = torch.cat(
-        [
-            target_ranks(score_BI, target_B, index)[0]
-            for score_BI, target_B in scores(model, valid, config.batch_size)
-        ]
-    )
-    return float(ndcg(rank_G, VALID_K))
+    ndcg = NDCG(VALID_K)
+    for score_BI, target_B in scores(model, valid, config.batch_size):
+        ndcg.update(target_ranks(score_BI, target_B, index)[0])
+    return float(ndcg.compute())
 
 
 def _nominal(train: Sequences, config: SequenceConfig, device: torch.device) -> Tensor | None:

@@ -9,12 +9,14 @@ import polars as pl
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from hatllm.data.prompt import Batch
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.predict import predict
 from hatllm.memory import naming_what_to_lower
-from hatllm.metrics.from_predictions import evaluate_predictions
+from hatllm.metrics.from_predictions import NLL_COLUMNS, ranks_and_nlls
+from hatllm.metrics.rank_metrics import NDCG, ExampleMean, HitRate
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.training.sharding import shard_layers, whole
 from hatllm.training.title_loss import FirstChoices, Reference, TitleLoss, adapted_temperature
@@ -32,8 +34,6 @@ class Recommender(lightning.LightningModule):
         catalogue: Catalogue,
         config: "Config",
         num_steps: int,
-        items: pl.DataFrame,
-        train_interactions: pl.DataFrame,
         valid: pl.DataFrame,
         decode_valid: Callable[[MaskedLM], pl.DataFrame] | None = None,
     ) -> None:
@@ -44,18 +44,20 @@ class Recommender(lightning.LightningModule):
             catalogue: Tokenised titles and their trie.
             config: The run.
             num_steps: Optimizer steps of the whole run, for the learning-rate decay.
-            items: Catalogue table.
-            train_interactions: What train holds, each interaction once, for popularity slices.
             valid: Validation rows.
             decode_valid: Gives their predictions under the model; None = they are decoded and
                 nothing of it is kept.
         """
         super().__init__()
         self.lm = lm
-        # Not parameters: kept out of the module tree.
         self.catalogue, self.config, self.num_steps = catalogue, config, num_steps
-        self.items, self.train_interactions, self.valid = items, train_interactions, valid
-        self.decode_valid = decode_valid
+        self.valid, self.decode_valid = valid, decode_valid
+        cut_offs = config.validation_cut_offs
+        ranking = {f"HR@{k}": HitRate(k) for k in cut_offs}
+        ranking |= {f"NDCG@{k}": NDCG(k) for k in cut_offs}
+        self.val_ranking = MetricCollection(ranking, compute_groups=False)
+        nlls = {name: ExampleMean() for name in NLL_COLUMNS}
+        self.val_nlls = MetricCollection(nlls, compute_groups=False)
         self.tau: Tensor
         self.register_buffer("tau", torch.tensor(float("nan")))  # msl_ats: moving average
         self.reference = Reference(lm) if config.loss.name == "sdpo" else None
@@ -121,12 +123,14 @@ class Recommender(lightning.LightningModule):
                 predictions = self.decode_valid(self.lm)
             else:
                 predictions = predict(self.lm, self.catalogue, self.valid, self.config, "validate")
-        cut_offs = self.config.validation_cut_offs
-        metrics = evaluate_predictions(predictions, self.items, self.train_interactions, cut_offs)
-        ranking = [f"{kind}@{k}" for k in cut_offs for kind in ("NDCG", "HR")]
-        for name in (*ranking, "trie_NLL", "vocab_NLL"):
-            if name in metrics:  # d3 has no NLL of its own
-                self.log(f"val/{name}", metrics[name], prog_bar=name == ranking[0], batch_size=1)
+        rank_B, nlls = ranks_and_nlls(predictions)
+        self.val_ranking.update(rank_B)
+        main = f"NDCG@{self.config.validation_cut_offs[0]}"
+        for name, metric in self.val_ranking.items():
+            self.log(f"val/{name}", metric, prog_bar=name == main, batch_size=1)
+        for name, nll_B in nlls.items():  # d3 has none of its own
+            self.val_nlls[name].update(nll_B)
+            self.log(f"val/{name}", self.val_nlls[name], batch_size=1)
 
     def score_as_trained(self) -> None:
         """Under msl_ats titles are scored at the temperature that it has come to."""
