@@ -9,7 +9,7 @@ import polars as pl
 from hatllm.baselines.knn import knn_answers
 from hatllm.baselines.sequences import sequences_of
 from hatllm.baselines.title_ranks import TitleIndex, predictions_of
-from hatllm.baselines.titles import titles_predictions
+from hatllm.baselines.title_rule import titles_predictions
 from hatllm.config import Config
 from hatllm.data.sources.source_tables import read_parquet
 from hatllm.recommend.answers import Answer

@@ -10,7 +10,7 @@ import torch
 from toys import Compose
 
 from hatllm.baselines.title_ranks import TitleIndex, _first
-from hatllm.baselines.titles import title_vectors, titles_predictions
+from hatllm.baselines.title_rule import title_vectors, titles_predictions
 from hatllm.config import TitlesConfig
 from hatllm.data.prepare import load_dataset
 
