@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -21,11 +22,11 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end_at_once)
 
-CONF = Path(__file__).resolve().parent / "conf"
+SCRIPT = Path(__file__).resolve()
+CONF = SCRIPT.parent / "conf"
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach errors_in_one_line()
 
 import hydra  # noqa: E402
-from hydra import compose  # noqa: E402
 from hydra._internal.utils import get_args_parser  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
@@ -33,10 +34,14 @@ from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from hatllm.compose import checked, one_line, register_schema, with_finished_run  # noqa: E402
-from hatllm.config import Config  # noqa: E402
-from hatllm.exit_codes import BUSY, TERMINATED  # noqa: E402
-from hatllm.many.child import Terminated  # noqa: E402
+from hatllm.compose import (  # noqa: E402
+    checked,
+    composed_with,
+    one_line,
+    register_schema,
+    with_finished_run,
+)
+from hatllm.exit_codes import BUSY, TERMINATED, Terminated  # noqa: E402
 from hatllm.many.hydra_sweep import Sweep  # noqa: E402
 from hatllm.redact import redacted  # noqa: E402
 from hatllm.runs.lock import RunBusyError  # noqa: E402
@@ -44,22 +49,15 @@ from hatllm.tasks import run_task  # noqa: E402
 from hatllm.trusted import refuse_foreign_code  # noqa: E402
 
 register_schema()
+Sweep.script = SCRIPT
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(composed: DictConfig) -> float | None:
     """Check the composed config and do its task; a cell of a sweep returns its objective."""
     overrides = list(HydraConfig.get().overrides.task)
-    script = Path(__file__).resolve()
     if HydraConfig.get().mode is RunMode.MULTIRUN and composed.task.name == "train":
-        return Sweep.running().run_cell(composed, overrides, script)
-
-    def composed_with(more: list[str]) -> Config:
-        keys = {word.split("=")[0] for word in more}
-        kept = [word for word in overrides if word.split("=")[0] not in keys]
-        more[:] = [*kept, *more]
-        return checked(compose("config", overrides=more))
-
+        return Sweep.running().run_cell(composed, overrides, SCRIPT)
     with errors_in_one_line():
         config = checked(composed)
         if config.sweep.name is not None:
@@ -77,7 +75,7 @@ def run(composed: DictConfig) -> float | None:
 
             for line in words_without_effect(config.experiment, overrides):
                 print(f"note: {line}", file=sys.stderr)
-        run_task(config, composed_with, script)
+        run_task(config, partial(composed_with, overrides), SCRIPT)
     return None
 
 

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hatllm.compose import checked, register_schema
 from hatllm.config import Config
 from hatllm.masks.schedule import build_schedule
-from hatllm.runs.folder import run_folder
+from hatllm.runs.name import run_folder
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))

@@ -19,7 +19,7 @@ import hatllm.tasks.prepare
 import hatllm.tasks.table
 import hatllm.tasks.train  # noqa: F401
 import run
-from hatllm.many import child
+from hatllm.many import cell_runner
 
 
 class Forked:
@@ -104,7 +104,7 @@ class Forked:
 
 def _run(words: list[str]) -> int:
     """`run.py` in this process, its cells forked; returns the exit code."""
-    child.subprocess = SimpleNamespace(  # type: ignore[assignment]
+    cell_runner.subprocess = SimpleNamespace(  # type: ignore[assignment]
         Popen=Forked, TimeoutExpired=subprocess.TimeoutExpired
     )
     sys.argv = ["run.py", *words]

@@ -31,7 +31,7 @@ from experiments.robustness.bad_titles import OneTokenTitles
 from experiments.robustness.inputs import data_files_input
 from hatllm.compose import one_line
 from hatllm.files import write_json
-from hatllm.runs.folder import code_hash, hardware
+from hatllm.runs.provenance import code_hash, hardware
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

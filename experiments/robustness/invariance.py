@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from experiments.robustness.commands import run, run_killed
 from experiments.speed.record import machine, markdown_table, one_line
 from hatllm.files import write_json
-from hatllm.runs.folder import code_hash, environment
+from hatllm.runs.provenance import code_hash, environment
 
 RESULTS = Path(__file__).parent / "results"
 RANK_METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (1, 5, 10))

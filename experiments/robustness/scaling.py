@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from experiments.robustness.commands import command, environment
 from experiments.speed.record import Row, machine, markdown_table, one_line
 from hatllm.files import write_json
-from hatllm.runs.folder import environment as made_in
+from hatllm.runs.provenance import environment as made_in
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {"smollm2": "smollm2_135m", "tiny": "tiny"}

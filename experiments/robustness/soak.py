@@ -26,7 +26,7 @@ import torch
 from experiments.robustness.forked import Forked, finish, in_child, kill
 from experiments.robustness.left_behind import exported, not_whole, numbers
 from hatllm.files import write_json, write_text
-from hatllm.runs.folder import code_hash, hardware
+from hatllm.runs.provenance import code_hash, hardware
 
 RESULTS = Path(__file__).parent / "results"
 SHOP = ["data=custom", "data.interactions_file=shop/interactions.csv",

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from hatllm.figures.saving import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
 from hatllm.files import write_json, write_text
-from hatllm.runs.folder import code_hash, environment, hardware
+from hatllm.runs.provenance import code_hash, environment, hardware
 
 RESULTS = Path(__file__).parent / "results"
 # Where results go and how a run is launched: two runs that differ here measure the same.

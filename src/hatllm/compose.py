@@ -3,6 +3,7 @@
 import difflib
 import errno
 import re
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ CHANGEABLE = ("task", "decode", "fast", "logger", "trainer.accelerator", "traine
               "trainer.num_nodes", "trainer.strategy", "model.dtype", "model.backend",
               "model.compile", "data.valid_rows", "data.test_rows", "data.histories",
               "data_root", "cache_root", "output_root", "num_threads", "sweep")  # fmt: skip
+# From more words to the config of a command line with them, and all of its words.
+Compose = Callable[[list[str]], tuple[Config, list[str]]]
 LONGEST_LINE = 1000  # characters of a message
 PLACES = ("data_root", "cache_root", "output_root", "num_threads", "task", "sweep")
 
@@ -72,6 +75,24 @@ def config_of(words: list[str], conf: Path) -> Config:
     register_schema()
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         return checked(compose("config", overrides=words))
+
+
+def composed_with(given: list[str], more: list[str]) -> tuple[Config, list[str]]:
+    """The config of a command line with more words, inside `hydra.main`.
+
+    Args:
+        given: Its words.
+        more: More; each takes the place of the given ones of its setting.
+
+    Returns:
+        The checked config, and all the words that make it.
+
+    Raises:
+        ValueError: As `checked`.
+    """
+    keys = {word.split("=")[0] for word in more}
+    words = [*(word for word in given if word.split("=")[0] not in keys), *more]
+    return checked(compose("config", overrides=words)), words
 
 
 def with_finished_run(composed: DictConfig, overrides: list[str], saved: Any) -> DictConfig:

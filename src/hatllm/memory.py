@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from hatllm.config import Config
 
@@ -37,6 +35,8 @@ def naming_what_to_lower(config: "Config", decoding: bool) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: the GPU's, Python's or torch's on the CPU."""
+    import torch  # late: it is there where anything has failed in it
+
     text = str(error)
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 from hatllm.metrics.uncertainty import PairedDifference, holm
+from hatllm.runs.cell import Cell
 from hatllm.tables.comparison import compare_runs
 from hatllm.tables.comparison_table import markdown
 from hatllm.tables.experiment_results import (
-    PlannedRun,
     Results,
     collect_results,
     refuse_other_origins,
@@ -29,13 +29,13 @@ SKILLS = {"msl": 0.3, "msl_hatllm": 0.6, "other_arm": 0.31}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[PlannedRun]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
     """Two seeds of three arms; the second seed of the last is not there, nor any of `late`."""
     root = tmp_path_factory.mktemp("runs")
     planned = []
     for label in (*SKILLS, "late"):
         for seed in (1, 2):
-            run = PlannedRun(label, seed, root / f"{label}-{seed}")
+            run = Cell(label, seed, root / f"{label}-{seed}")
             planned.append(run)
             if label != "late" and (label, seed) != ("other_arm", 2):
                 # Runs call themselves by other names: the experiment's labels count.
@@ -44,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[PlannedRun]:
 
 
 @pytest.fixture(scope="module")
-def results(runs: list[PlannedRun]) -> Results:
+def results(runs: list[Cell]) -> Results:
     return collect_results("toys", runs, "msl", {"msl_hatllm": "msl"})
 
 
@@ -65,7 +65,7 @@ def test_p_values_are_corrected_over_the_arms_and_the_clear_best_is_named(
 
 
 def test_no_arm_is_best_when_the_runner_up_is_as_good(tmp_path: Path) -> None:
-    runs = [PlannedRun(label, 1, tmp_path / label) for label in ("a", "bb")]
+    runs = [Cell(label, 1, tmp_path / label) for label in ("a", "bb")]
     for run in runs:
         make_run(run.folder, run.label, skill=0.4)
     found = collect_results("toys", runs, "a", {})
@@ -112,10 +112,10 @@ def test_missing_cells_are_shown_as_missing(results: Results) -> None:
 
 
 def test_an_arm_that_shares_no_seed_is_not_tested_and_the_others_are(
-    runs: list[PlannedRun], tmp_path: Path
+    runs: list[Cell], tmp_path: Path
 ) -> None:
     # The arm with seed 2 alone is better than msl by far; it has one seed of two, the other failed.
-    alone = [PlannedRun("seed_2", seed, tmp_path / f"seed_2-{seed}") for seed in (1, 2)]
+    alone = [Cell("seed_2", seed, tmp_path / f"seed_2-{seed}") for seed in (1, 2)]
     make_run(alone[1].folder, "seed_2", 2, skill=0.9)
     kept = [run for run in runs if (run.label, run.seed) != ("msl", 2)]
     found = collect_results("toys", [*kept, *alone], "msl", {})
@@ -179,7 +179,7 @@ def test_published_numbers_need_their_columns(tmp_path: Path) -> None:
 
 
 def test_the_two_tables_have_one_rule_for_the_best_arm_and_for_the_sign(
-    results: Results, runs: list[PlannedRun]
+    results: Results, runs: list[Cell]
 ) -> None:
     finished = [run for run in runs if run.is_finished]
     folders, names = [run.folder for run in finished], [run.label for run in finished]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hatllm.tables.experiment_results import PlannedRun
+from hatllm.runs.cell import Cell
 from hatllm.tables.views import efficiency_frame, frame_markdown, slices_frame
 
 
@@ -17,7 +17,7 @@ def write_run(
     resumed: bool = False,
     gpu: list[str] | None = None,
     test: dict[str, float] | None = None,
-) -> PlannedRun:
+) -> Cell:
     """A finished run of 10 valid and 30 test rows."""
     folder.mkdir()
     hardware = {"processor": "Zen", "gpu": gpu}
@@ -30,10 +30,10 @@ def write_run(
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "run.json").write_text("{}")
-    return PlannedRun(label, 1, folder)
+    return Cell(label, 1, folder)
 
 
-def by_label(runs: list[PlannedRun], rows: dict[Path, int]) -> dict[str, dict[str, Any]]:
+def by_label(runs: list[Cell], rows: dict[Path, int]) -> dict[str, dict[str, Any]]:
     return {row["label"]: row for row in efficiency_frame("toys", runs, rows).to_dicts()}
 
 
@@ -41,7 +41,7 @@ def test_times_and_rates_are_means_over_the_seeds(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / "1", "causal", {"train": 10.0, "evaluate": 4.0}),
         write_run(tmp_path / "2", "causal", {"train": 20.0, "evaluate": 8.0}),
-        PlannedRun("causal", 3, tmp_path / "not there"),
+        Cell("causal", 3, tmp_path / "not there"),
     ]
     frame = efficiency_frame("toys", runs, {run.folder: 100 for run in runs})
     (row,) = frame.to_dicts()

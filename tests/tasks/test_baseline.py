@@ -18,7 +18,7 @@ from toys import Compose
 from experiments.paper.baselines import published_choices
 from experiments.paper.main import on_sample
 from hatllm.baselines.sasrec import SASRec
-from hatllm.tasks.experiment import plan_cells
+from hatllm.many.cells import plan_cells
 
 Cli = Callable[..., int]
 CASES = Path(__file__).parents[1] / "cases"
@@ -221,8 +221,8 @@ def test_an_experiment_runs_learned_baselines_once_a_seed(compose_config: Compos
     }
     config = compose_config()
     config.experiment = replace(config.experiment, cells=cells, seeds=[1, 2])
-    planned = plan_cells(config, lambda words: compose_config(*words))
-    assert [(label, seed) for label, seed, *_ in planned] == [
+    planned = plan_cells(config, lambda words: (compose_config(*words), words))
+    assert [(cell.label, cell.seed) for cell in planned] == [
         ("knn", 1), ("untuned", 1), ("sasrec", 1), ("hatllm", 1), ("sasrec", 2), ("hatllm", 2),
     ]  # fmt: skip
 

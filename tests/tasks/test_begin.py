@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hatllm.runs import folder as run_folder
+from hatllm.runs import provenance
 
 Cli = Callable[..., int]
 GRU = ["model=gru4rec", "model.sequence.max_epochs=2", "model.sequence.batch_size=16"]
@@ -89,8 +89,8 @@ def test_an_unfinished_run_does_not_go_on_under_other_code(
     words = words_of("gru", shop)
     forced = [*words, "task.force=true"]
     stopped(cli, forced)
-    theirs = run_folder.code_hash()
-    monkeypatch.setattr(run_folder, "code_hash", lambda: "edited")
+    theirs = provenance.code_hash()
+    monkeypatch.setattr(provenance, "code_hash", lambda: "edited")
     assert cli(*words) == 2
     assert f"code_hash={theirs} (now edited)" in capsys.readouterr().err
     assert cli(*forced) == 0

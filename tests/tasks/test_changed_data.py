@@ -93,3 +93,28 @@ def test_an_experiment_is_refused_where_the_data_of_a_finished_cell_have_changed
     correct(interactions)
     assert cli(*words) == 2
     assert "has changed since" in capsys.readouterr().err
+    assert cli(*words, "task.force=true") == 0
+    capsys.readouterr()
+    assert cli(*words) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_force_runs_every_run_of_an_experiment_anew_and_once(
+    cli: Cli, shop: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*shop, "task=experiment", "experiment.name=two", "experiment.seeds=[1]",
+             '+experiment.cells.one=["model=popularity"]',
+             '+experiment.cells.alike=["model=popularity","decode.users_per_batch=1"]',
+             '+experiment.cells.other=["model=knn"]']  # fmt: skip
+    run: list[str] = []
+
+    def in_process(command: list[str]) -> int:
+        run.extend(word for word in command if word.startswith("experiment.cell="))
+        return cli(*command[2:])
+
+    monkeypatch.setattr("hatllm.many.cell_runner.run_retried", in_process)
+    anew = ["experiment.cell=one", "experiment.cell=other"]
+    assert cli(*words) == 0 and run == anew
+    assert cli(*words) == 0 and run == anew
+    assert cli(*words, "experiment.only=[one]", "task.force=true") == 0 and run == [*anew, anew[0]]
+    assert cli(*words, "task.force=true") == 0 and run == [*anew, anew[0], *anew]

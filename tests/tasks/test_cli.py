@@ -157,3 +157,18 @@ def test_control_c_while_packages_are_imported_prints_nothing(tmp_path: Path) ->
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (run.INTERRUPTED, "", "")
+
+
+def test_a_table_of_finished_runs_imports_no_backbone(cli: Cli, shop: list[str]) -> None:
+    words = [*shop, "data.train_rows=null"]
+    assert cli(*words, "model=popularity") == 0 and cli(*words, "model=knn") == 0
+    code = "import sys, run; run.start(); print(*sys.modules, sep='\\n', file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "task=table"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "table and figures: outputs/table" in done.stdout, done.stderr
+    loaded = set(done.stderr.splitlines())
+    assert "hatllm.tables.comparison" in loaded
+    assert not loaded & {"transformers", "peft", "pytorch_lightning", "hatllm.model.masked_lm"}

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from toys import Compose
 
 from hatllm.compose import checked
-from hatllm.runs.folder import config_hash, load_config, run_folder
-from hatllm.tasks.plan import Measured, plan_run
+from hatllm.plan.one_run import Measured, plan_run
+from hatllm.runs.folder import load_config
+from hatllm.runs.name import config_hash, run_folder
 
 from .conftest import call_cli, smoke_words
 from .test_llm_arms import evaluated

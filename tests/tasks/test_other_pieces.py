@@ -11,7 +11,7 @@ import pytorch_lightning as lightning
 from toys import Compose
 
 from hatllm.config import NOT_IN_HASH
-from hatllm.runs.folder import run_folder
+from hatllm.runs.name import run_folder
 
 from .conftest import call_cli, smoke_words
 

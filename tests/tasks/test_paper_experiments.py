@@ -11,16 +11,17 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 from toys import CONF, Compose
 
+from hatllm.config import Config
 from hatllm.many.cells import (
-    PlannedCell,
     chosen_cells,
     grid_cells,
     plan_cells,
     words_without_effect,
 )
 from hatllm.many.experiment_tables import _rows_trained, write_results_of
-from hatllm.runs.folder import config_hash, of_any_seed, write_config
-from hatllm.tables.experiment_results import PlannedRun
+from hatllm.runs.cell import Cell
+from hatllm.runs.folder import write_config
+from hatllm.runs.name import config_hash, of_any_seed
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]
@@ -99,16 +100,16 @@ def words_of(name: str, folder: Path) -> list[str]:
     return words
 
 
-def cells_of(compose_config: Compose, words: list[str]) -> list[PlannedCell]:
-    def compose(more: list[str]) -> object:
+def cells_of(compose_config: Compose, words: list[str]) -> list[Cell]:
+    def compose(more: list[str]) -> tuple[Config, list[str]]:
         keys = {word.split("=")[0] for word in more}
-        more[:] = [*(word for word in words if word.split("=")[0] not in keys), *more]
-        return compose_config(*more)
+        every = [*(word for word in words if word.split("=")[0] not in keys), *more]
+        return compose_config(*every), every
 
-    return plan_cells(compose_config(*words), compose)  # type: ignore[arg-type]
+    return plan_cells(compose_config(*words), compose)
 
 
-def run_cells(compose_config: Compose, cells: list[PlannedCell]) -> None:
+def run_cells(compose_config: Compose, cells: list[Cell]) -> None:
     """What task=experiment does, without a process for each cell."""
     for cell in cells:
         train(compose_config(*cell.words))
@@ -141,7 +142,7 @@ def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
     assert (tables / dataset_of(name) / "comparison.png").exists()
 
 
-def tables_of(compose_config: Compose, root: Path, name: str) -> tuple[list[PlannedCell], Path]:
+def tables_of(compose_config: Compose, root: Path, name: str) -> tuple[list[Cell], Path]:
     """The cells of an experiment, finished, and the folder of its tables."""
     words = words_of(name, root)
     cells = cells_of(compose_config, words)
@@ -166,7 +167,9 @@ def test_the_grid_of_the_paper_shows_each_cell_in_its_place(
         tiles = axes.images[0].get_array()
         handles, groups = figures[f"lines-{name}"].axes[0].get_legend_handles_labels()
         for cell in cells:
-            row, column = rows.index(str(cell.split_layer)), str(cell.num_cross_layers)
+            assert cell.config is not None
+            mask = cell.config.mask
+            row, column = rows.index(str(mask.split_layer)), str(mask.num_cross_layers)
             expected = pytest.approx(metrics_of(cell.folder)[metric], abs=1e-6)
             assert tiles[row, columns.index(column)] == expected
             # Both lines go through the two settings of split_layer.
@@ -245,7 +248,7 @@ def test_rows_trained_are_known_where_nothing_stops_early(
     write_config(tmp_path, compose_config(*words))
     manifest = {"rows": {"train": {"before_sampling": 90, "after_sampling": 20}}}
     (tmp_path / "split_manifest.json").write_text(json.dumps(manifest))
-    runs = [PlannedRun("a", 1, tmp_path)]
+    runs = [Cell("a", 1, tmp_path)]
     assert _rows_trained(runs) == {}  # not finished
     (tmp_path / "run.json").write_text("{}")
     assert _rows_trained(runs) == ({} if num_rows is None else {tmp_path: num_rows})

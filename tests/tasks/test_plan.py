@@ -10,8 +10,9 @@ from toys import Compose
 
 from hatllm.config import Config
 from hatllm.data.prepare import load_dataset
-from hatllm.runs.folder import run_folder
-from hatllm.tasks.plan import plan, plan_run
+from hatllm.plan.one_run import plan_run
+from hatllm.runs.name import run_folder
+from hatllm.tasks.plan import plan
 from hatllm.tasks.train import train
 
 Cli = Callable[..., int]
@@ -135,8 +136,8 @@ def test_an_experiment_has_one_row_a_cell_and_is_calibrated_once_a_kind(
              '+experiment.cells.hatllm=["mask=hatllm"]', "experiment.seeds=[1,2]",
              "experiment.name=trio"]  # fmt: skip
 
-    def compose(words: list[str]) -> Config:
-        return composed(*cells, *words)
+    def compose(words: list[str]) -> tuple[Config, list[str]]:
+        return composed(*cells, *words), words
 
     first = composed("model=popularity", "seed=1", *cells, "experiment.cell=popularity")
     train(first)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from hatllm.decode.shards import Shards
-from hatllm.runs.folder import SHARDS
+from hatllm.runs.run_files import SHARDS
 from hatllm.training.recommender import Recommender
 
 from .conftest import smoke_words

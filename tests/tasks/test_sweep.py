@@ -21,11 +21,12 @@ import run
 from hatllm.compose import checked
 from hatllm.config import SweepConfig
 from hatllm.exit_codes import BUSY
-from hatllm.many.cell_runner import Cell
+from hatllm.many.cell_runner import note
 from hatllm.many.hydra_sweep import Sweep
 from hatllm.many.sweep_tables import write_sweep
-from hatllm.runs.folder import run_folder
+from hatllm.runs.cell import Cell
 from hatllm.runs.lock import run_lock
+from hatllm.runs.name import run_folder
 
 from .test_resume import ROOT, command, environment
 
@@ -395,7 +396,7 @@ def test_split_x_cross_has_at_least_twelve_cells_that_a_model_of_30_layers_takes
 
 
 def test_a_sweep_does_not_change_the_folder_of_a_run(compose_config: Compose) -> None:
-    from hatllm.runs.folder import config_hash
+    from hatllm.runs.name import config_hash
 
     assert config_hash(compose_config()) == config_hash(compose_config("sweep=masks"))
 
@@ -523,8 +524,8 @@ def test_a_launcher_that_dies_leaves_the_table_of_what_is_finished(tmp_path: Pat
     done = write_run(tmp_path / "done", 1, 0.5, 1.0)
     sweep = Sweep()
     sweep.folder, sweep.notes, sweep.settings = tmp_path / "sweep", tmp_path / "notes", GRID
-    Cell(0, ["seed=1"], [], done, None).note(sweep.notes)
-    Cell(1, ["seed=2"], [], tmp_path / "lost").note(sweep.notes)
+    note(Cell("", 1, done, words=["seed=1"], failure=None), sweep.notes)
+    note(Cell("", 2, tmp_path / "lost", words=["seed=2"], number=1), sweep.notes)
     with pytest.raises(SystemExit) as stop, run.errors_in_one_line():
         raise RuntimeError("a worker was lost")
     assert stop.value.code == 1

@@ -28,7 +28,8 @@ from hatllm.baselines.title_ranks import TitleIndex, target_ranks
 from hatllm.config import Config
 from hatllm.data.prepare import load_dataset
 from hatllm.metrics.ranking import hit_rate, ndcg
-from hatllm.runs.folder import WEIGHTS_FILE, load_config
+from hatllm.runs.folder import load_config
+from hatllm.runs.run_files import WEIGHTS_FILE
 from hatllm.training.baseline_run import all_of_train
 from hatllm.training.id_model import SequenceModel, build_sequence_model, fit, scores
 

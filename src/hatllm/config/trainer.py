@@ -81,3 +81,26 @@ class TrainerConfig:
     def rows_a_pass(self) -> int:
         """Rows of a forward pass: `micro_batch_size`, or a process's share where that is less."""
         return max(1, min(self.micro_batch_size, self.global_batch_size // self.num_processes))
+
+    def num_steps(self, num_rows: int) -> int:
+        """Optimizer steps of the whole run; every epoch has whole global batches.
+
+        Args:
+            num_rows: Rows of the train split.
+
+        Returns:
+            `max_steps` where it is given, capped by the epochs.
+
+        Raises:
+            ValueError: If there are fewer rows than one global batch.
+        """
+        if self.max_steps == 0:
+            return 0
+        steps_per_epoch = num_rows // self.global_batch_size
+        if steps_per_epoch == 0:
+            raise ValueError(
+                f"trainer.global_batch_size={self.global_batch_size} must be at most {num_rows}, "
+                "the rows of the train split"
+            )
+        by_epochs = steps_per_epoch * self.max_epochs
+        return by_epochs if self.max_steps == -1 else min(by_epochs, self.max_steps)

@@ -1,36 +1,24 @@
 """The cells of an experiment: data sets x labels x seeds, each with its overrides and folder."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from math import floor
 from pathlib import Path
-from typing import NamedTuple
 
+from hatllm.compose import Compose
 from hatllm.config import Config, ExperimentConfig, check_choice
-from hatllm.runs.folder import code_hash, is_finished, run_folder
-from hatllm.training.assemble import check_hardware
+from hatllm.many.cell_runner import with_group
+from hatllm.runs.cell import Cell
+from hatllm.runs.provenance import code_hash
+from hatllm.runs.run_files import read_environment
+from hatllm.training.hardware import check_hardware
 
 
-class PlannedCell(NamedTuple):
-    """One run of an experiment."""
-
-    label: str
-    seed: int
-    words: list[str]  # its command line
-    folder: Path
-    data: str
-    split_layer: int | None  # of a cell of the grid
-    num_cross_layers: int | None
-
-
-def plan_cells(
-    config: Config, compose: Callable[[list[str]], Config], to_run: bool = True
-) -> list[PlannedCell]:
+def plan_cells(config: Config, compose: Compose, to_run: bool = True) -> list[Cell]:
     """Every cell, data set after data set, seed after seed.
 
     Args:
         config: The experiment.
-        compose: Gives the config of a cell from its overrides.
+        compose: Gives the config of a cell and its whole command line from its overrides.
         to_run: Whether the cells must fit this machine's hardware.
 
     Raises:
@@ -38,12 +26,35 @@ def plan_cells(
             that other, is none of them, or a cell's settings are wrong.
     """
     experiment = config.experiment
+    labels = {**experiment.cells, **grid_cells(config)}
+    _check_names(config, labels)
+    cells, seen = [], set()
+    datasets: list[str | None] = [*experiment.datasets]
+    for data in datasets or [None]:
+        for seed in experiment.seeds:
+            folders: dict[str, Path] = {}
+            for label, overrides in labels.items():
+                more = ["task=train", *_data_words(config, data), *overrides, f"seed={seed}"]
+                more = [*_with_folders(more, label, folders), f"experiment.cell={label}"]
+                composed, words = compose(more)
+                if to_run:
+                    check_hardware(composed)
+                cell = Cell.of(composed, label, with_group(words, experiment.name))
+                folders[label] = cell.folder
+                # What has no randomness is one run, of the first seed.
+                if (label, cell.folder) not in seen:
+                    seen.add((label, cell.folder))
+                    cells.append(cell)
+    return cells
+
+
+def _check_names(config: Config, labels: Mapping[str, list[str]]) -> None:
+    experiment = config.experiment
     if config.run_name is not None:
         raise ValueError(
             f"run_name={config.run_name!r} must be null with an experiment: its cells would share "
             "one folder; output_root=... keeps its runs apart from others"
         )
-    labels = {**experiment.cells, **grid_cells(config)}
     if not labels:
         raise ValueError("experiment.cells={} is empty; choose one, such as experiment=demo")
     if experiment.reference is not None:
@@ -53,35 +64,6 @@ def plan_cells(
     for label, other in experiment.compared_with.items():
         check_choice("experiment.compared_with", label, labels)
         check_choice(f"experiment.compared_with.{label}", other, labels)
-    cells, seen = [], set()
-    datasets: list[str | None] = [*experiment.datasets]
-    for data in datasets or [None]:
-        for seed in experiment.seeds:
-            folders: dict[str, Path] = {}
-            for label, overrides in labels.items():
-                words = ["task=train", *_data_words(config, data), *overrides, f"seed={seed}"]
-                words = [*_with_folders(words, label, folders), f"experiment.cell={label}"]
-                cell = compose(words)
-                if to_run:
-                    check_hardware(cell)
-                # What has no randomness gives one run, whatever the seed.
-                if not cell.is_seeded:
-                    words = [w for w in words if not w.startswith("seed=")]
-                    words.append(f"seed={experiment.seeds[0]}")
-                    cell = compose(words)
-                folders[label] = folder = run_folder(cell)
-                if (label, folder) in seen:
-                    continue
-                seen.add((label, folder))
-                in_grid = label not in experiment.cells
-                split_layer = cell.mask.split_layer if in_grid else None
-                num_cross = cell.mask.num_cross_layers if in_grid else None
-                cells.append(
-                    PlannedCell(
-                        label, cell.seed, words, folder, cell.data.name, split_layer, num_cross
-                    )
-                )
-    return cells
 
 
 def words_without_effect(experiment: ExperimentConfig, given: list[str]) -> list[str]:
@@ -130,7 +112,7 @@ def words_without_effect(experiment: ExperimentConfig, given: list[str]) -> list
     return lines
 
 
-def chosen_cells(config: Config, cells: list[PlannedCell]) -> list[PlannedCell]:
+def chosen_cells(config: Config, cells: list[Cell]) -> list[Cell]:
     """The cells to run now: those of ``experiment.only``, in its order within a seed, or all."""
     only = config.experiment.only
     if not only:
@@ -168,24 +150,28 @@ def grid_cells(config: Config) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def check_same_code(cells: list[PlannedCell]) -> None:
+def check_same_code(cells: Sequence[Cell], made_anew: Sequence[Cell]) -> None:
     """Refuse to add runs of today's code to finished ones of another.
+
+    Args:
+        cells: All of the experiment.
+        made_anew: Those that run although they are finished.
 
     Raises:
         ValueError: If something is still to run and a finished cell was made by other code.
     """
-    if all(is_finished(cell.folder) for cell in cells):
+    anew = {cell.folder for cell in made_anew}
+    kept = [cell for cell in cells if cell.is_finished and cell.folder not in anew]
+    if len(kept) == len(cells):
         return
     ours = code_hash()
-    for cell in cells:
-        path = cell.folder / "environment.json"
-        if is_finished(cell.folder) and path.exists():
-            theirs = json.loads(path.read_text()).get("code_hash", ours)
-            if theirs != ours:
-                raise ValueError(
-                    f"{cell.folder} was made by code {theirs}, what is still to run would be by "
-                    f"{ours}: delete it, or go on with the code of its commit"
-                )
+    for cell in kept:
+        theirs = read_environment(cell.folder).get("code_hash", ours)
+        if theirs != ours:
+            raise ValueError(
+                f"{cell.folder} was made by code {theirs}, what is still to run would be by "
+                f"{ours}: delete it, or go on with the code of its commit"
+            )
 
 
 def _with_folders(words: list[str], label: str, folders: dict[str, Path]) -> list[str]:

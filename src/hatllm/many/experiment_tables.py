@@ -1,7 +1,6 @@
 """Tables and figures of an experiment from its finished cells; nothing is run."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from hatllm.config import Config
 from hatllm.figures.comparison_plot import bars
 from hatllm.figures.sweep_plots import heat_map, lines
 from hatllm.files import write_csv, write_text
-from hatllm.many.cells import PlannedCell, plan_cells
+from hatllm.runs.cell import Cell
 from hatllm.runs.folder import load_config
+from hatllm.runs.run_files import hardware_text, read_environment, read_manifest
 from hatllm.tables.comparison import compare_runs
 from hatllm.tables.comparison_table import rich_table, write_comparison
 from hatllm.tables.example_users import example_users
-from hatllm.tables.experiment_results import PlannedRun, Results, collect_results
+from hatllm.tables.experiment_results import Results, collect_results
 from hatllm.tables.results_table import (
     latex_results,
     markdown_results,
@@ -32,28 +32,11 @@ from hatllm.tables.views import (
     frame_markdown,
     slices_frame,
 )
-from hatllm.training.lightning_trainer import num_optimizer_steps
 
 console = Console()
 
 
-def results(config: Config, compose: Callable[[list[str]], Config]) -> Path:
-    """Write the tables of an experiment from what is finished of it.
-
-    Args:
-        config: The experiment.
-        compose: Gives the config of a cell from its overrides.
-
-    Returns:
-        Folder of the tables.
-
-    Raises:
-        ValueError: As :func:`write_results_of`.
-    """
-    return write_results_of(config, plan_cells(config, compose, to_run=False))
-
-
-def write_results_of(config: Config, cells: list[PlannedCell]) -> Path:
+def write_results_of(config: Config, cells: list[Cell]) -> Path:
     """Write ``results.md``, ``.tex``, ``.csv``, the experiment's views, and each data set's table.
 
     Args:
@@ -70,10 +53,9 @@ def write_results_of(config: Config, cells: list[PlannedCell]) -> Path:
     experiment = config.experiment
     target = Path(experiment.folder or Path(config.output_root) / "table").expanduser()
     published = None if experiment.published is None else read_published(Path(experiment.published))
-    by_data: dict[str, list[PlannedRun]] = {}
+    by_data: dict[str, list[Cell]] = {}
     for cell in cells:
-        run = PlannedRun(cell.label, cell.seed, cell.folder)
-        by_data.setdefault(cell.data, []).append(run)
+        by_data.setdefault(cell.data, []).append(cell)
     finished = {
         data: runs for data, runs in by_data.items() if any(run.is_finished for run in runs)
     }
@@ -112,7 +94,7 @@ def _warn(block: Results) -> None:
             console.print(f"{block.data}: {arm.label}: {there} of {arm.num_planned} runs finished")
 
 
-def _write_comparison(config: Config, runs: list[PlannedRun], target: Path) -> None:
+def _write_comparison(config: Config, runs: list[Cell], target: Path) -> None:
     """The comparison with one reference, as for any folder of runs."""
     finished = [run for run in runs if run.is_finished]
     folders, names = [run.folder for run in finished], [run.label for run in finished]
@@ -127,14 +109,11 @@ def _write_comparison(config: Config, runs: list[PlannedRun], target: Path) -> N
     console.print(text, markup=False, highlight=False)
 
 
-def _facts(
-    config: Config, cells: list[PlannedCell], finished: dict[str, list[PlannedRun]]
-) -> list[str]:
+def _facts(config: Config, cells: list[Cell], finished: dict[str, list[Cell]]) -> list[str]:
     """What a reader must know to judge and repeat the table."""
     folders = [run.folder for runs in finished.values() for run in runs if run.is_finished]
-    environments = [_environment(folder) for folder in folders]
-    hardware = [", ".join(e["hardware"]["gpu"] or [e["hardware"]["processor"]])
-                for e in environments if "hardware" in e]  # fmt: skip
+    environments = [read_environment(folder) for folder in folders]
+    hardware = [hardware_text(e) for e in environments if "hardware" in e]
     hashes = [str(e.get("data_hash", "unknown"))[:12] for e in environments]
     models = [str(load_config(folder).model.name) for folder in folders]
     codes = [str(e.get("code_hash", "unknown")) for e in environments]
@@ -149,8 +128,8 @@ def _facts(
 
 def _write_views(
     config: Config,
-    cells: list[PlannedCell],
-    finished: dict[str, list[PlannedRun]],
+    cells: list[Cell],
+    finished: dict[str, list[Cell]],
     found: list[Results],
     target: Path,
 ) -> None:
@@ -165,7 +144,7 @@ def _write_views(
                 bars(frame, "label", ndcg, f"{ndcg}_se", "data", pairs, note,
                      target / "bars.png")  # fmt: skip
             case "grid":
-                _write_grid(cells, frame, found[0].tested_metrics, target)
+                _write_grid(config, cells, frame, found[0].tested_metrics, target)
             case "slices":
                 slices = pl.concat(
                     [slices_frame(data, runs) for data, runs in finished.items()],
@@ -185,13 +164,13 @@ def _write_views(
 
 
 def _write_grid(
-    cells: list[PlannedCell], frame: pl.DataFrame, metrics: Sequence[str], target: Path
+    config: Config, cells: list[Cell], frame: pl.DataFrame, metrics: Sequence[str], target: Path
 ) -> None:
     """Heat maps and lines of the grid's cells, one pair a data set and metric."""
     places = {
-        (cell.data, cell.label): (cell.split_layer, cell.num_cross_layers)
+        (cell.data, cell.label): (cell.config.mask.split_layer, cell.config.mask.num_cross_layers)
         for cell in cells
-        if cell.split_layer is not None
+        if cell.config is not None and cell.label not in config.experiment.cells
     }
     grid = pl.DataFrame(
         [(*name, *place) for name, place in places.items()],
@@ -209,7 +188,7 @@ def _write_grid(
                   target / f"lines-{name}")  # fmt: skip
 
 
-def _rows_trained(runs: list[PlannedRun]) -> dict[Path, int]:
+def _rows_trained(runs: list[Cell]) -> dict[Path, int]:
     """Rows over all epochs of the LLM runs; not known of runs that may stop early."""
     rows = {}
     for run in runs:
@@ -220,20 +199,11 @@ def _rows_trained(runs: list[PlannedRun]) -> dict[Path, int]:
         stops_early = saved.trainer.early_stopping_patience is not None
         if saved.model.kind != "llm" or saved.model.tuning == "none" or stops_early:
             continue
-        manifest = _read_json(run.folder / "split_manifest.json")
-        steps = num_optimizer_steps(saved.trainer, manifest["rows"]["train"]["after_sampling"])
+        manifest = read_manifest(run.folder)
+        steps = saved.trainer.num_steps(manifest["rows"]["train"]["after_sampling"])
         rows[run.folder] = steps * saved.trainer.global_batch_size
     return rows
 
 
-def _environment(folder: Path) -> dict[str, Any]:
-    path = folder / "environment.json"
-    return _read_json(path) if path.exists() else {}
-
-
 def _listed(values: list[Any]) -> str:
     return ", ".join(dict.fromkeys(map(str, values))) or "unknown"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text()))

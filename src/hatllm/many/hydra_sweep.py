@@ -16,6 +16,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,16 @@ from rich.console import Console
 
 from hatllm.compose import checked, one_line
 from hatllm.config import SweepConfig
-from hatllm.many.cell_runner import Cell, noted_cells
+from hatllm.many.cell_runner import (
+    finish,
+    note,
+    noted_cells,
+    refuse_stale,
+    run_cell,
+    with_group,
+)
+from hatllm.runs.cell import Cell
+from hatllm.runs.run_files import read_metrics
 
 HERE = ("BasicLauncher", "JoblibLauncher")  # launchers whose cells run on this machine
 
@@ -43,6 +53,7 @@ class Sweep(Callback):
         notes: Where this launch notes its cells.
     """
 
+    script: ClassVar[Path]  # run.py, which sets it
     _running: ClassVar["Sweep | None"] = None
 
     def __init__(self) -> None:
@@ -94,21 +105,21 @@ class Sweep(Callback):
             Its objective; None where it failed, or another process runs it and nothing waits.
         """
         assert self.settings is not None
-        cell = self._cell(composed, words, script)
-        cell.note(self.notes)
-        own = " ".join(word for word in words if word not in self.words)
-        console.rule(f"cell {cell.number + 1}: {own}")
-        if cell.folder is None:
+        before = noted_cells(self.notes)
+        cell = self._planned(composed, words, script, before)
+        note(cell, self.notes)
+        console.rule(f"cell {cell.number + 1}: {cell.name}")
+        if cell.config is None:
             console.print(f"failed: {cell.failure}", markup=False)
             return None
-        cell.run(bool(composed.task.force), wait=self.settings.is_search)
+        run_cell(cell, script, before, wait=self.settings.is_search)
         value = None
         if cell.failure is None and not cell.is_busy:
             value = objective(cell.folder, self.settings)
             if value is None and self.settings.is_search:
                 name = self.settings.objective
                 cell.failure = f"sweep.objective={name!r} is not in its metrics.json"
-        cell.note(self.notes)
+        note(cell, self.notes)
         return value
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -126,63 +137,37 @@ class Sweep(Callback):
         if not cells and broken is None:  # of a task other than train
             return
         try:
-            for cell in cells:
-                if cell.is_busy:
-                    self._wait_for(cell)
-            self._write_table(cells)
+            script = Sweep.script if self.is_here else None
+            num_failed = finish(cells, script, lambda: self._write_table(cells))
         except OSError as error:  # such as a full disk
-            conf = Path(cells[0].command[1]).parent / "conf"
-            print(f"error: {one_line(error, conf)}", file=sys.stderr)
+            print(f"error: {one_line(error, Sweep.script.parent / 'conf')}", file=sys.stderr)
             sys.exit(2)
         except Exception:  # Hydra would make a warning of it and exit code 0
             traceback.print_exc()
             sys.exit(1)
-        failed = [cell for cell in cells if cell.failure is not None]
-        for cell in failed:
-            print(f"failed: {' '.join(cell.words)}: {cell.failure}", file=sys.stderr)
-        again = "the same command runs them again and nothing else"
-        if failed:
-            print(f"{len(failed)} of {len(cells)} cells failed; {again}", file=sys.stderr)
         if broken is not None:
             print(f"the launcher stopped ({broken}); the same command goes on", file=sys.stderr)
-        if failed or broken is not None:
+        if num_failed or broken is not None:
             sys.exit(1)
 
-    def _wait_for(self, cell: Cell) -> None:
-        from hatllm.runs.folder import is_finished
-
-        if self.is_here:
-            cell.run(force=False, wait=True)
-            return
-        cell.wait()
-        assert cell.folder is not None
-        if not is_finished(cell.folder):
-            cell.failure = "the process that ran it left it unfinished"
-
-    def _cell(self, composed: DictConfig, words: list[str], script: Path) -> Cell:
-        from hatllm.runs.begin import check_data_unchanged
-        from hatllm.runs.folder import run_folder
-
+    def _planned(
+        self, composed: DictConfig, words: list[str], script: Path, before: list[Cell]
+    ) -> Cell:
         assert self.settings is not None
+        own = " ".join(w for w in words if w not in self.words and _key(w) != "seed")
         kept = [word for word in words if not _key(word).startswith("sweep")]
-        if not any(_key(word) == "logger.group" for word in kept):
-            kept.append(f"logger.group={self.folder.name}")
-        number = int(HydraConfig.get().job.num)
-        cell = Cell(number, words, [sys.executable, str(script), *kept])
+        kept, number = with_group(kept, self.folder.name), int(HydraConfig.get().job.num)
+        wrong = Cell(own, composed.seed, Path(), composed.data.name, kept, number=number)
         try:
-            config = checked(composed)
-            folder = run_folder(config)
-            if not config.task.force:
-                check_data_unchanged(config, folder)
+            cell = Cell.of(checked(composed), own, kept, number)
+            refuse_stale(cell)
         except (ValueError, OmegaConfBaseException) as error:
-            cell.failure = one_line(error, script.parent / "conf")
-            return cell
-        others = [other.folder for other in noted_cells(self.notes)]
+            return replace(wrong, failure=one_line(error, script.parent / "conf"))
         # Without a name two cells of one folder are one run, whose numbers both of them show.
-        if config.run_name is not None and folder in others and not self.settings.is_search:
-            cell.failure = f"{folder} is the folder of another cell: leave run_name out"
-            return cell
-        cell.folder = folder
+        is_taken = any(other.folder == cell.folder for other in before)
+        if composed.run_name is not None and is_taken and not self.settings.is_search:
+            failure = f"{cell.folder} is the folder of another cell: leave run_name out"
+            return replace(wrong, failure=failure)
         return cell
 
     def _write_table(self, cells: list[Cell]) -> None:
@@ -194,7 +179,7 @@ class Sweep(Callback):
         assert self.settings is not None
         varied = _varied([cell.words for cell in cells])
         settings = [{key: _settings(cell.words).get(key, "") for key in varied} for cell in done]
-        folders = [cell.folder for cell in done if cell.folder is not None]
+        folders = [cell.folder for cell in done]
         text = write_sweep(settings, folders, self.settings, self.folder)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         console.print(f"table and figures: {self.folder}", soft_wrap=True)
@@ -203,7 +188,7 @@ class Sweep(Callback):
 def objective(folder: Path, config: SweepConfig) -> float | None:
     """The number of a finished run that the sweep is about; a baseline, say, has no NLL."""
     split, metric = config.objective.split("/")
-    value = json.loads((folder / "metrics.json").read_text())[split].get(metric)
+    value = read_metrics(folder)[split].get(metric)
     return None if value is None else float(value)
 
 

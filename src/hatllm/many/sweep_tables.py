@@ -1,6 +1,5 @@
 """The cells of a sweep as tables and figures: one row a cell, then means over seeds."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hatllm.figures.saving import save_figure
 from hatllm.figures.sweep_plots import heat_map, lines
 from hatllm.files import write_csv, write_text
 from hatllm.metrics.from_predictions import uniform_guess
+from hatllm.runs.run_files import read_environment
 from hatllm.tables.comparison import compare_runs
 from hatllm.tables.numbers import (
     DASH,
@@ -57,19 +57,13 @@ def write_sweep(
     figures, without = _draw(cells, table, names, folders, config, target)
     text += "".join(f"\n![{path.stem}]({path.name})\n" for path in figures)
     text += "" if without is None else f"\nNo figure: {without}.\n"
-    codes = {code for folder in folders if (code := _code_hash(folder)) is not None}
+    codes = {read_environment(folder).get("code_hash", "") for folder in folders} - {""}
     if len(codes) > 1:
         text += (
             f"\nWarning: runs of {len(codes)} versions of the code: {', '.join(sorted(codes))}\n"
         )
     write_text(target / "table.md", text)
     return text
-
-
-def _code_hash(folder: Path) -> str | None:
-    path = folder / "environment.json"
-    found = json.loads(path.read_text()).get("code_hash") if path.exists() else None
-    return None if found is None else str(found)
 
 
 def _draw(

@@ -11,9 +11,9 @@ from hatllm.config import Config
 from hatllm.data.datamodule import Examples, micro_batches
 from hatllm.data.prompt import IntArray
 from hatllm.runs.folder import is_finished
+from hatllm.runs.run_files import CHECKPOINT_FILE
 from hatllm.training.assemble import Parts
 from hatllm.training.checkpoints import load_checkpoint
-from hatllm.training.lightning_trainer import num_optimizer_steps
 
 MEASURED_AT = (1 / 6, 3 / 6, 5 / 6)  # of the batches in the order of their tokens
 
@@ -60,7 +60,7 @@ class Load:
 
 def steps_done(config: Config, folder: Path) -> int:
     """Optimizer steps that a broken run has behind it; a finished one starts over."""
-    last = folder / "checkpoints" / "last.ckpt"
+    last = folder / CHECKPOINT_FILE
     if not config.trains or is_finished(folder) or not last.exists():
         return 0
     return int(load_checkpoint(last)["global_step"])
@@ -99,7 +99,7 @@ def _micro_batches(
     trainer, done = config.trainer, num_done
     if not config.trains:
         return
-    num_steps = num_optimizer_steps(trainer, len(lengths))
+    num_steps = trainer.num_steps(len(lengths))
     batches = micro_batches(examples, lengths, trainer, config.seed, 0, 1, lambda: done)
     while done < num_steps:
         steps = min(batches.steps_per_epoch - done % batches.steps_per_epoch, num_steps - done)

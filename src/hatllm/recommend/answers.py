@@ -1,6 +1,5 @@
 """What every answerer of task=recommend gives, and the catalogue that it answers from."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -9,7 +8,8 @@ import polars as pl
 from hatllm.config import Config
 from hatllm.data.table_cache import table_hash
 from hatllm.recommend.item_finder import ItemFinder
-from hatllm.runs.folder import RUN_FILE, load_items
+from hatllm.runs.folder import load_items
+from hatllm.runs.run_files import RUN_FILE, read_identity
 
 
 class Answer(NamedTuple):
@@ -41,7 +41,7 @@ def catalogue_of(config: Config) -> pl.DataFrame:
     assert config.task.run_folder is not None
     folder = Path(config.task.run_folder)
     items = load_items(folder)
-    identity = json.loads((folder / RUN_FILE).read_text())
+    identity = read_identity(folder)
     if not isinstance(identity, dict) or identity.get("catalogue_hash") != table_hash(items):
         raise ValueError(
             f"task.run_folder={str(folder)!r}: its items.parquet is not the catalogue that the run "

@@ -36,8 +36,8 @@ from hatllm.recommend.histories import (
     holds_strings,
 )
 from hatllm.recommend.item_finder import note_on_titles_that_are_ids
-from hatllm.runs.folder import config_hash
 from hatllm.runs.lock import RunBusyError, run_lock
+from hatllm.runs.name import config_hash
 
 console = Console()
 

@@ -12,7 +12,8 @@ from hatllm.baselines.title_ranks import TitleIndex, predictions_of
 from hatllm.config import Config
 from hatllm.data.sources.source_tables import read_parquet
 from hatllm.recommend.answers import Answer
-from hatllm.training.baseline_run import NEIGHBOURS_FILE, load_sequence_run
+from hatllm.runs.run_files import NEIGHBOURS_FILE, PREDICTIONS_FILE
+from hatllm.training.baseline_run import load_sequence_run
 from hatllm.training.id_model import SequenceModel, scores
 
 Answered = Callable[[pl.DataFrame], pl.DataFrame]  # examples -> top_items, top_log_probs
@@ -67,7 +68,7 @@ class IdAnswerer:
 
 def _popular(folder: Path, top_k: int) -> pl.DataFrame:
     """The answer that everybody gets: top_items and top_log_probs, one row."""
-    path = folder / "predictions.parquet"
+    path = folder / PREDICTIONS_FILE
     first = read_parquet(path, ["top_items", "top_log_probs"]).head(1)
     num_answers = first["top_items"].list.len().sum()
     if num_answers < top_k:

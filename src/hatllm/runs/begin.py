@@ -1,32 +1,31 @@
 """A run begins: noted in its folder, its data compared, unfinished runs like it named."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from hatllm.compose import checked
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset, cache_root, current_data_hash, data_root
 from hatllm.files import write_json
-from hatllm.runs.folder import (
+from hatllm.runs.folder import is_finished, read_config, write_config
+from hatllm.runs.lock import run_lock
+from hatllm.runs.name import by_dotted_name, counted, settings_by_name
+from hatllm.runs.provenance import environment
+from hatllm.runs.run_files import (
     CHECKPOINT_FILE,
+    CONFIG_FILE,
+    CURVES_FILE,
+    ENVIRONMENT_FILE,
     RUN_FILE,
     SHARDS,
-    by_dotted_name,
-    counted,
-    environment,
-    is_finished,
-    read_config,
-    settings_by_name,
-    write_config,
+    read_environment,
+    read_identity,
 )
-from hatllm.runs.lock import run_lock
 from hatllm.trusted import settings_of
 
 MADE_OF = ("code_hash", "data_hash")  # and of its settings
@@ -52,9 +51,11 @@ def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
     Raises:
         ValueError: If the folder holds a checkpoint of other settings, data or code.
     """
+    from pytorch_lightning.utilities import rank_zero_only  # late: others only look at runs
+
     if rank_zero_only.rank != 0:
         return False
-    begun, now = _environment(folder), environment(dataset.manifest, {}, config.model.dtype)
+    begun, now = read_environment(folder), environment(dataset.manifest, {}, config.model.dtype)
     forced = config.task.force and begun.get("command") != now["command"]
     if is_finished(folder) or forced:
         _start_over(folder)
@@ -67,7 +68,7 @@ def begin(config: Config, folder: Path, dataset: Dataset) -> bool:
         _start_over(folder)
     has_weights = (folder / CHECKPOINT_FILE).exists()
     if not has_weights:
-        write_json(folder / "environment.json", now)
+        write_json(folder / ENVIRONMENT_FILE, now)
         for line in begun_otherwise(config, folder):
             console.print(f"note: {line}", markup=False, soft_wrap=True)
     write_config(folder, config)
@@ -79,7 +80,7 @@ def _start_over(folder: Path) -> None:
     (folder / RUN_FILE).unlink(missing_ok=True)
     shutil.rmtree((folder / CHECKPOINT_FILE).parent, ignore_errors=True)
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
-    (folder / "curves.csv").unlink(missing_ok=True)
+    (folder / CURVES_FILE).unlink(missing_ok=True)
 
 
 def _changes(config: Config, folder: Path, begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -92,11 +93,6 @@ def _changes(config: Config, folder: Path, begun: dict[str, Any], now: dict[str,
         theirs["trainer.strategy"] = saved.trainer.strategy
         ours["trainer.strategy"] = config.trainer.strategy
     return differences(theirs, ours)
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    path = folder / "environment.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def check_data_unchanged(config: Config, folder: Path) -> None:
@@ -112,7 +108,7 @@ def check_data_unchanged(config: Config, folder: Path) -> None:
     if not is_finished(folder):
         return
     now = current_data_hash(config.data, data_root(config), cache_root(config))
-    then = json.loads((folder / RUN_FILE).read_text()).get("data_hash")
+    then = read_identity(folder).get("data_hash")
     if then != now:
         raise ValueError(
             f"data={config.data.name} has changed since {folder} was finished: "
@@ -158,7 +154,7 @@ def begun_otherwise(config: Config, folder: Path) -> Iterator[str]:
 def _settings_in(folder: Path) -> dict[str, Any] | None:
     """Settings of a run by dotted names; None = not those of such a run."""
     try:
-        return by_dotted_name(counted(settings_of(folder / "config.yaml")))
+        return by_dotted_name(counted(settings_of(folder / CONFIG_FILE)))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

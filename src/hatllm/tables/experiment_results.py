@@ -20,6 +20,7 @@ from hatllm.metrics.uncertainty import (
     summarize_differences,
     wilcoxon_p_value,
 )
+from hatllm.runs.cell import Cell
 from hatllm.tables.comparison import (
     Row,
     label_row,
@@ -30,20 +31,6 @@ from hatllm.tables.comparison import (
 )
 from hatllm.tables.numbers import paired_metrics, ranking_metrics
 from hatllm.tables.pairing import clear_winner, paired_examples, paired_mean
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run that the table should hold."""
-
-    label: str
-    seed: int
-    folder: Path
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run is there."""
-        return (self.folder / "run.json").exists()
 
 
 @dataclass(frozen=True)
@@ -110,7 +97,7 @@ class Results:
 
 def collect_results(
     data: str,
-    runs: Sequence[PlannedRun],
+    runs: Sequence[Cell],
     reference: str | None,
     compared_with: Mapping[str, str],
     wanted: Sequence[int] | None = None,

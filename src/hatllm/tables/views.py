@@ -10,7 +10,7 @@ import polars as pl
 
 from hatllm.metrics.from_predictions import SLICES
 from hatllm.metrics.uncertainty import mean_and_std_over_seeds
-from hatllm.tables.experiment_results import PlannedRun
+from hatllm.runs.cell import Cell
 from hatllm.tables.numbers import DASH, OVER_SEEDS, cut_offs_of
 from hatllm.tables.run_report import markdown_table
 
@@ -25,7 +25,7 @@ SLICES_NOTE = (
 )
 
 
-def slices_frame(data: str, runs: Sequence[PlannedRun]) -> pl.DataFrame:
+def slices_frame(data: str, runs: Sequence[Cell]) -> pl.DataFrame:
     """Metrics by how often the target stands in train.
 
     Args:
@@ -52,7 +52,7 @@ def slices_frame(data: str, runs: Sequence[PlannedRun]) -> pl.DataFrame:
 
 
 def efficiency_frame(
-    data: str, runs: Sequence[PlannedRun], rows_trained: Mapping[Path, int]
+    data: str, runs: Sequence[Cell], rows_trained: Mapping[Path, int]
 ) -> pl.DataFrame:
     """Seconds and speed by the runs' own clocks.
 
@@ -121,7 +121,7 @@ def _text(row: dict[str, Any], name: str, digits: int) -> str:
     return text if std is None else f"{text} ({std:.{digits}f})"
 
 
-def _folders_by_label(runs: Sequence[PlannedRun]) -> dict[str, list[Path]]:
+def _folders_by_label(runs: Sequence[Cell]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for run in runs:
         if run.is_finished:

@@ -1,18 +1,18 @@
 """One file a task; `run_task` picks it by name."""
 
-from collections.abc import Callable
 from pathlib import Path
 
+from hatllm.compose import Compose
 from hatllm.config import Config
 from hatllm.tasks.early import check_layers
 
 
-def run_task(config: Config, compose: Callable[[list[str]], Config], script: Path) -> None:
+def run_task(config: Config, compose: Compose, script: Path) -> None:
     """Do what ``task`` says.
 
     Args:
         config: The run.
-        compose: Config of the same command line with more overrides (experiments need it).
+        compose: Config and words of the same command line with more overrides, for experiments.
         script: The entry script, for cells that run in a process of their own.
 
     Raises:

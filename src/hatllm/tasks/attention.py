@@ -5,13 +5,11 @@ is the untouched backbone. Everything is computed in float32 by the `eager` back
 without their title.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -39,7 +37,9 @@ from hatllm.model.attention_weights import reading_weights
 from hatllm.model.export import load_exported
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.runs.begin import check_data_unchanged
-from hatllm.runs.folder import environment, is_finished, load_config
+from hatllm.runs.folder import is_finished, load_config
+from hatllm.runs.provenance import environment
+from hatllm.runs.run_files import RUN_FILE, read_identity, read_manifest
 from hatllm.training.assemble import Parts, assemble
 
 
@@ -57,8 +57,10 @@ def attention(config: Config) -> Path:
     """
     root = Path(config.task.run_folder or config.output_root).expanduser()
     if is_finished(root):
-        return write_attention_of(config, [(_identity(root)["label"], root)])
-    found = [(path.parent, _identity(path.parent)) for path in sorted(root.glob("*/run.json"))]
+        return write_attention_of(config, [(read_identity(root)["label"], root)])
+    found = [
+        (path.parent, read_identity(path.parent)) for path in sorted(root.glob(f"*/{RUN_FILE}"))
+    ]
     named = [(run["label"], folder) for folder, run in found if run["data"] == config.data.name]
     if not named:
         raise ValueError(
@@ -101,7 +103,7 @@ def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
     write_csv(target / "attention_ratios.csv", ratios)
     save_figure(draw_attention(shares), target / "attention.png")
     seconds = {"total": round(time.perf_counter() - start, 3)}
-    manifest = json.loads((runs[0][1] / "split_manifest.json").read_text())
+    manifest = read_manifest(runs[0][1])
     write_json(target / "attention.json", environment(manifest, seconds, runs[0][2].model.dtype))
     console = Console()
     console.print(_terminal_table(ratios))
@@ -191,15 +193,10 @@ def _batches(run: Config, parts: Parts) -> Iterator[Batch]:
         yield examples.batch(parts.catalogue.book, chosen, run.mask.target_is_item, False)
 
 
-def _identity(folder: Path) -> dict[str, Any]:
-    identity: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return identity
-
-
 def _refuse_other_splits(folders: list[Path]) -> None:
-    first = _identity(folders[0])["split_hash"]
+    first = read_identity(folders[0])["split_hash"]
     for folder in folders:
-        if (other := _identity(folder)["split_hash"]) != first:
+        if (other := read_identity(folder)["split_hash"]) != first:
             raise ValueError(
                 f"{folder} has split_hash {other}, {folders[0]} has {first}: shares of different "
                 "users do not belong in one figure"

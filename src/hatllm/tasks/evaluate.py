@@ -12,8 +12,16 @@ from hatllm.files import write_json, write_table
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.from_predictions import evaluate_predictions
 from hatllm.runs.begin import check_data_unchanged
-from hatllm.runs.folder import SHARDS, config_hash, environment
 from hatllm.runs.lock import held_alone
+from hatllm.runs.name import config_hash
+from hatllm.runs.provenance import environment
+from hatllm.runs.run_files import (
+    ENVIRONMENT_FILE,
+    EVALUATIONS,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    SHARDS,
+)
 from hatllm.tables.terminal import metrics_table
 from hatllm.training.assemble import assemble, load_tuned
 from hatllm.training.decode_splits import decode_splits, start_processes
@@ -37,9 +45,9 @@ def evaluate(config: Config) -> Path:
         raise ValueError(f"task=evaluate needs an LLM run, this one is model={config.model.name}")
     assert config.task.run_folder is not None
     start, run, split = time.perf_counter(), Path(config.task.run_folder), config.task.split
-    folder = run / "evaluations" / f"{split}-{config_hash(config)[:8]}"
+    folder = run / EVALUATIONS / f"{split}-{config_hash(config)[:8]}"
     console = Console(quiet=rank_zero_only.rank != 0)
-    with held_alone(run / f"evaluations-{folder.name}"), StopSignals() as signals:
+    with held_alone(run / f"{EVALUATIONS}-{folder.name}"), StopSignals() as signals:
         signals.at_once("while evaluating; the users decoded so far are saved")
         start_processes(config.trainer)
         check_data_unchanged(config, run)
@@ -56,12 +64,12 @@ def evaluate(config: Config) -> Path:
                 table, dataset.items, dataset.train_interactions, config.cut_offs
             )
         }
-        write_table(folder / "predictions.parquet", table)
+        write_table(folder / PREDICTIONS_FILE, table)
         seconds = {"total": round(time.perf_counter() - start, 3)}
         write_json(
-            folder / "environment.json", environment(dataset.manifest, seconds, config.model.dtype)
+            folder / ENVIRONMENT_FILE, environment(dataset.manifest, seconds, config.model.dtype)
         )
-        write_json(folder / "metrics.json", metrics)
+        write_json(folder / METRICS_FILE, metrics)
         shutil.rmtree(folder / SHARDS)  # the table holds their rows
     console.print(metrics_table(metrics))
     console.print(f"written to {folder}")

@@ -1,30 +1,21 @@
 """task=table: one table, with paired differences and figures, from finished runs."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from hatllm.compose import checked
+from hatllm.compose import Compose, checked
 from hatllm.config import Config
 from hatllm.files import write_text
-from hatllm.many.experiment_tables import results
-from hatllm.runs.folder import (
-    RUN_FILE,
-    finished_config,
-    load_config,
-    of_any_seed,
-    settings_by_name,
-)
-from hatllm.tables.comparison import compare_runs
-from hatllm.tables.comparison_table import rich_table, write_comparison
-from hatllm.tables.example_users import example_users
-from hatllm.tables.experiment_results import refuse_other_origins
+from hatllm.many.cells import plan_cells
+from hatllm.runs.folder import finished_config, load_config
+from hatllm.runs.name import of_any_seed, settings_by_name
+from hatllm.runs.run_files import RUN_FILE, read_identity
 
 
-def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
+def table(config: Config, compose: Compose) -> Path:
     """Compare finished runs: an experiment's, or all on one data set under ``task.run_folder``.
 
     Args:
@@ -38,11 +29,23 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
         ValueError: If there is no finished run, or they do not belong in one table.
     """
     if config.experiment.cells or config.experiment.grid is not None:
-        return results(config, compose)
+        cells = plan_cells(config, compose, to_run=False)
+        from hatllm.many.experiment_tables import write_results_of  # late: wrong cells come first
+
+        return write_results_of(config, cells)
+    return _write(config, _finished_runs(config))
+
+
+def _finished_runs(config: Config) -> list[Path]:
+    """The folders of all finished runs on the data.
+
+    Raises:
+        ValueError: If there is none.
+    """
     root = Path(config.task.run_folder or config.output_root).expanduser()
     data_of = {
-        path.parent: json.loads(path.read_text())["data"]
-        for path in sorted(root.glob("*/run.json"))
+        path.parent: read_identity(path.parent)["data"]
+        for path in sorted(root.glob(f"*/{RUN_FILE}"))
     }
     if not data_of:
         raise ValueError(f"task.run_folder={str(root)!r} holds no finished run")
@@ -52,6 +55,15 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
             f"data={config.data.name!r}: task.run_folder={str(root)!r} holds runs on "
             f"{', '.join(sorted(set(data_of.values())))} only; give data=..."
         )
+    return folders
+
+
+def _write(config: Config, folders: Sequence[Path]) -> Path:
+    from hatllm.tables.comparison import compare_runs  # late: a missing run is said at once
+    from hatllm.tables.comparison_table import rich_table, write_comparison
+    from hatllm.tables.example_users import example_users
+    from hatllm.tables.experiment_results import refuse_other_origins
+
     console = Console()
     for warning in refuse_other_origins(folders):
         console.print(f"warning: {warning}", markup=False)
@@ -69,7 +81,7 @@ def table(config: Config, compose: Callable[[list[str]], Config]) -> Path:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """What to call each run: its label, and where runs of one label differ in settings, these."""
-    labels = [str(json.loads((folder / RUN_FILE).read_text())["label"]) for folder in folders]
+    labels = [str(read_identity(folder)["label"]) for folder in folders]
     settings = [_flat_settings(folder) for folder in folders]
     names = []
     for label, values in zip(labels, settings, strict=True):

@@ -1,6 +1,5 @@
 """task=train: prepare, fine-tune, evaluate, report; finished runs are not run twice."""
 
-import json
 import shutil
 import time
 from dataclasses import asdict
@@ -27,28 +26,35 @@ from hatllm.model.export import export_adapter, load_exported
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.processes import agreed
 from hatllm.runs.begin import begin, check_data_unchanged
-from hatllm.runs.folder import (
+from hatllm.runs.folder import is_finished, load_config
+from hatllm.runs.lock import held_alone
+from hatllm.runs.name import config_hash, run_folder, run_label
+from hatllm.runs.provenance import code_hash, commit, environment
+from hatllm.runs.run_files import (
     CHECKPOINT_FILE,
+    CURVES_FILE,
+    ENVIRONMENT_FILE,
+    EXAMPLES_FILE,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    REPORT_FILE,
     RUN_FILE,
     SHARDS,
-    code_hash,
-    commit,
-    config_hash,
-    environment,
-    is_finished,
-    load_config,
-    run_folder,
-    run_label,
+    USERS_FILE,
+    VALID_PREDICTIONS_FILE,
+    read_identity,
 )
-from hatllm.runs.lock import held_alone
 from hatllm.tables.run_report import write_run_report
 from hatllm.tables.terminal import metrics_table
 from hatllm.tasks.masks import masks_of
-from hatllm.training.assemble import Parts, assemble, check_catalogue, check_hardware
+from hatllm.training.assemble import Parts, assemble, check_catalogue
 from hatllm.training.baseline_run import baseline_predictions, popularity_of
 from hatllm.training.checkpoints import load_checkpoint
 from hatllm.training.decode_splits import decode_splits, start_processes
-from hatllm.training.lightning_trainer import build_trainer, num_optimizer_steps
+from hatllm.training.hardware import check_hardware
+from hatllm.training.lightning_trainer import build_trainer
 from hatllm.training.loggers import build_loggers, log_results, wants_picture
 from hatllm.training.recommender import Recommender
 from hatllm.training.stop_signals import StopSignals
@@ -90,7 +96,7 @@ def train(config: Config) -> Path:
 
 def _refuse_other_settings(folder: Path, config: Config) -> None:
     """A run that was given a name is not any other run of that name."""
-    theirs = json.loads((folder / RUN_FILE).read_text()).get("config_hash")
+    theirs = read_identity(folder).get("config_hash")
     if config.run_name is not None and theirs != config_hash(config):
         raise ValueError(
             f"run_name={config.run_name!r}: {folder} is a finished run with other settings; give "
@@ -107,7 +113,7 @@ def _run_baseline(config: Config, folder: Path, signals: StopSignals) -> Path:
     check_catalogue(config, dataset)
     resumed = begin(config, folder, dataset)
     if not (folder / CHECKPOINT_FILE).exists():
-        (folder / "curves.csv").unlink(missing_ok=True)
+        (folder / CURVES_FILE).unlink(missing_ok=True)
     loggers = build_loggers(config, folder, dataset.manifest, None)
     seconds = {"prepare": time.perf_counter() - start}
     predictions, chosen = baseline_predictions(config, folder, dataset, loggers, seconds, signals)
@@ -124,7 +130,7 @@ def _run_llm(config: Config, folder: Path, signals: StopSignals) -> Path:
     start = time.perf_counter()
     parts = assemble(config)
     rows = Examples.of(parts.dataset.splits["train"], config.data.max_history_items)
-    num_steps = num_optimizer_steps(config.trainer, len(rows))
+    num_steps = config.trainer.num_steps(len(rows))
     resumed = begin(config, folder, parts.dataset)
     console.print(
         f"[bold]{folder.name}[/] layers {parts.schedule.letters}, {num_steps} steps, "
@@ -275,17 +281,17 @@ def _finish(
         config.cut_offs,
     )
     rounded = {name: round(value, 3) for name, value in seconds.items()}
-    write_table(folder / "predictions.parquet", predictions["test"])
-    write_table(folder / "valid_predictions.parquet", predictions["valid"])
-    write_table(folder / "items.parquet", dataset.items)
-    write_table(folder / "users.parquet", dataset.users)
+    write_table(folder / PREDICTIONS_FILE, predictions["test"])
+    write_table(folder / VALID_PREDICTIONS_FILE, predictions["valid"])
+    write_table(folder / ITEMS_FILE, dataset.items)
+    write_table(folder / USERS_FILE, dataset.users)
     users = dataset.users.rename({"source_id": "source_user_id"})
     examples = dataset.splits["test"].join(users, on="user_id", how="left", maintain_order="left")
-    write_table(folder / "examples.parquet", examples)
-    write_json(folder / "split_manifest.json", dataset.manifest)
-    write_json(folder / "metrics.json", metrics)
+    write_table(folder / EXAMPLES_FILE, examples)
+    write_json(folder / MANIFEST_FILE, dataset.manifest)
+    write_json(folder / METRICS_FILE, metrics)
     made_by = environment(dataset.manifest, rounded, config.model.dtype) | facts
-    write_json(folder / "environment.json", made_by)
+    write_json(folder / ENVIRONMENT_FILE, made_by)
     run = {
         "label": run_label(config),
         "data": config.data.name,
@@ -299,5 +305,5 @@ def _finish(
     write_run_report(folder, run_label(config))
     write_json(folder / RUN_FILE, run)
     console.print(metrics_table(metrics))
-    console.print(f"report: {folder / 'report.md'}")
+    console.print(f"report: {folder / REPORT_FILE}")
     return metrics

@@ -1,6 +1,5 @@
 """The one wiring function: from a config to the objects of a run."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 
 import polars as pl
 import torch
-from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
@@ -31,6 +29,7 @@ from hatllm.model.before_loading import check_backbone
 from hatllm.model.export import load_exported
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.training.hardware import check_hardware
 from hatllm.training.other_runs import exported_item_vectors, load_assistant, load_item_vectors
 
 
@@ -155,35 +154,6 @@ def _catalogue(config: Config, book: PromptBook, coming: Mapping[str, Config]) -
     if config.decode.assistant_run is not None:
         catalogue.assistant = load_assistant(config.decode.assistant_run, book.item_id_I, coming)
     return catalogue
-
-
-def check_hardware(config: Config) -> None:
-    """Refuse a GPU run without a GPU, and another number of processes than was started.
-
-    Raises:
-        ValueError: If the trainer or the model needs what the machine lacks, or torchrun or SLURM
-            runs another number of processes than the trainer's.
-    """
-    gpus = torch.cuda.device_count()
-    trainer = config.trainer
-    if trainer.accelerator == "gpu" and gpus < trainer.devices:
-        raise ValueError(
-            f"trainer.devices={trainer.devices} GPUs asked for, {gpus} found; use trainer=cpu"
-        )
-    for launcher, started in (
-        ("torchrun", os.environ.get("TORCHELASTIC_RUN_ID") and os.environ["WORLD_SIZE"]),
-        ("srun", SLURMEnvironment.detect() and os.environ["SLURM_NTASKS"]),
-    ):
-        if started and int(started) != trainer.num_processes:
-            raise ValueError(
-                f"trainer.devices={trainer.devices} x trainer.num_nodes={trainer.num_nodes} must "
-                f"be {started}, the processes that {launcher} started"
-            )
-    if config.model.quantization_bits is not None and gpus == 0:
-        raise ValueError(
-            f"model.quantization_bits={config.model.quantization_bits} needs a GPU, none found; "
-            "use model.quantization_bits=null"
-        )
 
 
 def check_context(config: Config, book: PromptBook, dataset: Dataset) -> None:

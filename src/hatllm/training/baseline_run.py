@@ -26,7 +26,8 @@ from hatllm.files import write_table, written_whole
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.best_step import exported
 from hatllm.model.export import read_tensors
-from hatllm.runs.folder import CHECKPOINT_FILE, WEIGHTS_FILE, load_config, load_items
+from hatllm.runs.folder import load_config, load_items
+from hatllm.runs.run_files import CHECKPOINT_FILE, NEIGHBOURS_FILE, WEIGHTS_FILE
 from hatllm.training.checkpoints import load_checkpoint
 from hatllm.training.finite_loss import stop_at_non_finite_loss
 from hatllm.training.id_model import (
@@ -40,7 +41,6 @@ from hatllm.training.id_model import (
 from hatllm.training.stop_signals import StopSignals
 
 SPLITS = ("valid", "test")
-NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN, in its run folder
 
 console = Console()
 

@@ -14,7 +14,9 @@ from hatllm.decode.predict import collected, predict_into
 from hatllm.decode.shards import Shards
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.processes import agreed, process_rank
-from hatllm.runs.folder import SHARDS, code_hash, settings_that_count
+from hatllm.runs.name import settings_that_count
+from hatllm.runs.provenance import code_hash
+from hatllm.runs.run_files import SHARDS
 from hatllm.training.assemble import Parts
 
 

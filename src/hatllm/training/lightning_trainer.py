@@ -34,31 +34,6 @@ class ProgressBar(RichProgressBar):
         return metrics
 
 
-def num_optimizer_steps(config: TrainerConfig, num_rows: int) -> int:
-    """Optimizer steps of the whole run.
-
-    Args:
-        config: Epochs, steps and batch sizes.
-        num_rows: Rows of the train split.
-
-    Returns:
-        `max_steps` where it is given, capped by the epochs; every epoch has whole global batches.
-
-    Raises:
-        ValueError: If there are fewer rows than one global batch.
-    """
-    if config.max_steps == 0:
-        return 0
-    steps_per_epoch = num_rows // config.global_batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"trainer.global_batch_size={config.global_batch_size} must be at most {num_rows}, the "
-            "rows of the train split"
-        )
-    by_epochs = steps_per_epoch * config.max_epochs
-    return by_epochs if config.max_steps == -1 else min(by_epochs, config.max_steps)
-
-
 def build_trainer(
     config: Config, folder: Path, loggers: list[Any], num_steps: int, state: TrainingState
 ) -> lightning.Trainer:

@@ -16,7 +16,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from hatllm.config import Config
 from hatllm.files import write_csv
 from hatllm.masks.schedule import Schedule, group_sizes
-from hatllm.runs.folder import code_hash, config_hash, run_label
+from hatllm.runs.name import config_hash, run_label
+from hatllm.runs.provenance import code_hash
+from hatllm.runs.run_files import CURVES_FILE
 
 SHOWN_PREDICTIONS = 50  # rows of the prediction table sent to W&B
 
@@ -112,7 +114,7 @@ def build_loggers(
     Raises:
         ValueError: If the logger's package is not installed.
     """
-    loggers: list[Any] = [CurvesLogger(folder / "curves.csv")]
+    loggers: list[Any] = [CurvesLogger(folder / CURVES_FILE)]
     match config.logger.name:
         case "wandb":
             loggers.append(_wandb(config, folder, settings_to_group_by(config, manifest, schedule)))

@@ -1,6 +1,5 @@
 """Finished runs of id models that a run needs: for its item vectors, as assistant of d3."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from hatllm.baselines.sequences import sequences_of
 from hatllm.config import Config
 from hatllm.data.prompt import IntArray
 from hatllm.model.export import ITEM_TOKENS_FILE, read_tensors
+from hatllm.runs.run_files import read_identity
 from hatllm.training.baseline_run import check_same_items, load_sequence_run
 from hatllm.training.id_model import SequenceModel, scores
 
@@ -40,7 +40,7 @@ def load_item_vectors(
     """
     model, _ = load_sequence_run(folder, item_id_I, ITEM_VECTORS, coming)
     if folder not in coming:
-        theirs = json.loads((Path(folder) / "run.json").read_text())["data_hash"]
+        theirs = read_identity(Path(folder))["data_hash"]
         if theirs != data_hash:
             raise ValueError(
                 f"{ITEM_VECTORS}={folder!r} was made of data {theirs[:12]}, this run's is "

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from hatllm.config import Config
 from hatllm.metrics.best_step import NLL, Validation, best_of, num_without_better
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.runs.folder import SHARDS
+from hatllm.runs.run_files import CHECKPOINT_FILE, SHARDS
 from hatllm.training.assemble import Parts
 from hatllm.training.checkpoints import put_at_step
 from hatllm.training.decode_splits import collected_split, decode_into_shards
@@ -188,7 +188,7 @@ class TrainingState(Checkpoint):
         )
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        trainer.save_checkpoint(self.folder / CHECKPOINT_FILE.name)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def _keep_only(self, best: Validation) -> None:
