@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from matplotlib.figure import Figure
+from thin import thin_out
 from toys import CONF, PRESETS, Compose
 
 from hatllm.compose import checked, register_schema
@@ -19,6 +20,12 @@ from hatllm.config import Config
 # One thread each: the models are so small that more would only wait for each other, and sums are
 # then added up in one order on every machine.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before `-m` looks at the marks."""
+    thin_out(items)
 
 
 @pytest.fixture(scope="session")

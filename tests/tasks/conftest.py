@@ -1,10 +1,13 @@
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 import run
 
@@ -28,6 +31,8 @@ def call_cli(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
     patch.delenv("HATLLM_DATA_ROOT", raising=False)
     patch.setenv("HATLLM_CACHE", str(folder / "cache"))
     patch.setattr(sys, "argv", ["run.py", *words])
+    # It composes everything once more to see whether a file sets hydra.mode, which none does.
+    patch.setattr(Hydra, "get_mode", lambda *_: None)
     GlobalHydra.instance().clear()
     try:
         with run.errors_in_one_line():
@@ -41,6 +46,30 @@ def call_cli(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """`python run.py ...` in an empty folder of the test's own."""
     return lambda *words: call_cli(monkeypatch, tmp_path, *words)
+
+
+def run_here(command: list[str]) -> int:
+    """What the process of a cell would do, in this one: an import of torch less."""
+    hydra, its_config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        with pytest.MonkeyPatch.context() as patch, run.errors_in_one_line():
+            patch.setattr(sys, "argv", command[1:])
+            run.start()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, its_config
+    return 0
+
+
+@pytest.fixture
+def cells_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of sweeps and experiments run in this process, where theirs is not what is tested."""
+    monkeypatch.setattr("hatllm.many.cell_runner.run_child", run_here)
 
 
 @pytest.fixture

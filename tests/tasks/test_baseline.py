@@ -20,6 +20,8 @@ from experiments.paper.main import on_sample
 from hatllm.baselines.sasrec import SASRec
 from hatllm.many.cells import plan_cells
 
+from .conftest import call_cli, smoke_words
+
 Cli = Callable[..., int]
 CASES = Path(__file__).parents[1] / "cases"
 LEARNED = ("sasrec", "sasrec_dros", "gru4rec", "bert4rec")
@@ -39,11 +41,21 @@ def ranks(folder: Path) -> list[int | None]:
     return pl.read_parquet(folder / "predictions.parquet")["target_rank"].to_list()
 
 
+@pytest.fixture(scope="module")
+def popularity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of popularity, made once."""
+    folder = tmp_path_factory.mktemp("popularity")
+    with pytest.MonkeyPatch.context() as patch:
+        words = [*smoke_words(folder), "model=popularity", "run_name=popularity"]
+        assert call_cli(patch, folder, *words) == 0
+    return folder / "outputs" / "popularity"
+
+
 @pytest.mark.parametrize("model", ["knn", *LEARNED])
 def test_a_run_folder_holds_what_that_of_popularity_holds(
-    cli: Cli, shop: list[str], model: str
+    cli: Cli, shop: list[str], popularity: Path, model: str
 ) -> None:
-    expected = runs(cli, shop, "popularity", "model=popularity")
+    expected = popularity
     words = [f"model={model}", *(SHORT if model in LEARNED else ())]
     folder = runs(cli, shop, "baseline", *words)
     more = {"curves.csv", "curves.png", "model.safetensors"} if model in LEARNED else set()

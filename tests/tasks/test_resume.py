@@ -156,6 +156,7 @@ def test_a_checkpoint_is_written_by_time_where_steps_are_slow(
     assert saved == [1, 2, 3, 4, 5, 5, 5]  # every step; at the last the best, and its validation
 
 
+@pytest.mark.slow
 def test_control_c_leaves_a_checkpoint_and_says_how_to_resume(
     shop: list[str], tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def test_early_stopping_and_the_choice_are_as_told(whole: Path) -> None:
 
 # Written: last of step 2; before the first validation last, after it best and last; last of steps 4
 # and 6, and last after the second validation. Killed before or after some of these.
+@pytest.mark.thin()
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", [2, 3, 4, 7])
 def test_a_run_killed_around_a_validation_exports_the_step_it_would_have(
@@ -224,6 +225,7 @@ def test_the_valid_table_is_that_of_the_exported_validation_and_of_decoding_anew
     same_run(tmp_path / "outputs/run", decoded)
 
 
+@pytest.mark.thin()
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize("shard", [2, 6, 10], ids=["valid", "last valid", "test"])
 def test_a_signal_while_decoding_loses_no_step_and_no_user(
