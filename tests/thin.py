@@ -1,11 +1,11 @@
 """Which cases of a grid of parameters run between two edits; the whole grid is `slow`."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import pytest
 
-Values = tuple[tuple[str, int], ...]  # argument and the number of its value, of a group
+Values = tuple[tuple[str, Hashable], ...]  # arguments of a group, each with its value
 
 
 def thin_out(items: Iterable[pytest.Item]) -> None:
@@ -21,18 +21,19 @@ def thin_out(items: Iterable[pytest.Item]) -> None:
     for cases in grids.values():
         marker = cases[0].get_closest_marker("thin")
         assert marker is not None
-        shown = [case.callspec.indices for case in cases]
+        # Equal values are one value; not all can be compared, or put into sets.
+        shown = [{k: repr(value) for k, value in case.callspec.params.items()} for case in cases]
         kept = covering(shown, [group.split() for group in marker.args])
         for number, case in enumerate(cases):
             if number not in kept:
                 case.add_marker("slow")
 
 
-def covering(cases: Sequence[dict[str, int]], groups: Iterable[list[str]]) -> set[int]:
+def covering(cases: Sequence[dict[str, Hashable]], groups: Iterable[list[str]]) -> set[int]:
     """Few of the cases that together show all that the cases show.
 
     Args:
-        cases: Number of the value of each argument.
+        cases: The value of each argument.
         groups: Arguments of which every combination counts, not only every value.
 
     Returns:

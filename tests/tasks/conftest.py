@@ -32,7 +32,7 @@ def call_cli(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
     patch.setenv("HATLLM_CACHE", str(folder / "cache"))
     patch.setattr(sys, "argv", ["run.py", *words])
     # It composes everything once more to see whether a file sets hydra.mode, which none does.
-    patch.setattr(Hydra, "get_mode", lambda *_: None)
+    patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
     GlobalHydra.instance().clear()
     try:
         with run.errors_in_one_line():
