@@ -23,9 +23,8 @@ MOMENTS = st.integers(1_000_000_000, 4_000_000_000)  # Unix seconds
 TITLES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-# The others train a model first.
-PARTS = ["data files", "settings",
-         *(pytest.param(p, marks=pytest.mark.slow) for p in ("run folders", "one-token titles"))]  # fmt: skip
+TRAIN_FIRST = ("run folders", "one-token titles")
+PARTS = ["data files", "settings", *(pytest.param(p, marks=pytest.mark.slow) for p in TRAIN_FIRST)]
 
 
 @pytest.mark.parametrize("part", PARTS)
