@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tasks.shop import write_shop
+from shop import write_shop
 
 ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "own_arm.md").read_text()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tasks.shop import write_shop
+from shop import write_shop
 
 from experiments.robustness import invariance, scaling
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from cli import call_cli, smoke_words
 from toys import schedule_of, toy_batch, toy_book, toy_lm
 
 from hatllm.figures.attention_shares import with_shares
 from hatllm.model.attention_weights import reading_weights
 from hatllm.tasks.attention import measure
-
-from .conftest import call_cli, smoke_words
 
 Cli = Callable[..., int]
 

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from .conftest import smoke_words
+from cli import smoke_words
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from shop import FIRST, SECOND
 
 from hatllm.runs.folder import load_config
-
-from .shop import FIRST, SECOND
 
 Cli = Callable[..., int]
 

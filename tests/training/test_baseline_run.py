@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from cli import call_cli, smoke_words
 from safetensors.torch import load_file
 from toys import Compose
 
@@ -19,8 +20,6 @@ from experiments.paper.baselines import published_choices
 from experiments.paper.main import on_sample
 from hatllm.baselines.sasrec import SASRec
 from hatllm.many.cells import plan_cells
-
-from .conftest import call_cli, smoke_words
 
 Cli = Callable[..., int]
 CASES = Path(__file__).parents[1] / "cases"

@@ -10,13 +10,12 @@ import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 from rich.console import Console
+from run_folders import make_run
 
 from hatllm.tables.comparison import Comparison, compare_runs, load_run
 from hatllm.tables.comparison_table import comparison_frame, rich_table, write_comparison
 from hatllm.tables.example_users import example_users
 from hatllm.tables.pairing import NO_SEED
-
-from .run_folders import make_run
 
 
 @pytest.fixture(scope="module")

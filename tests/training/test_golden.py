@@ -9,8 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-
-from .shop import write_shop
+from shop import write_shop
 
 Cli = Callable[..., int]
 ROOT = Path(__file__).parents[2]

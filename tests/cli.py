@@ -1,17 +1,19 @@
-import shutil
+"""`python run.py ...` in the tests' own process, and in one of its own."""
+
+import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from shop import write_shop
 
 import run
 
-from .shop import write_shop
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def smoke_words(folder: Path) -> list[str]:
@@ -42,12 +44,6 @@ def call_cli(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
     return 0
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """`python run.py ...` in an empty folder of the test's own."""
-    return lambda *words: call_cli(monkeypatch, tmp_path, *words)
-
-
 def run_here(command: list[str]) -> int:
     """What the process of a cell would do, in this one: an import of torch less."""
     hydra, its_config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
@@ -66,29 +62,11 @@ def run_here(command: list[str]) -> int:
     return 0
 
 
-@pytest.fixture
-def cells_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells of sweeps and experiments run in this process, where theirs is not what is tested."""
-    monkeypatch.setattr("hatllm.many.cell_runner.run_child", run_here)
+def command(words: list[str]) -> list[str]:
+    """A process of its own for `python run.py ...`."""
+    return [sys.executable, str(ROOT / "run.py"), *words]
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> list[str]:
-    """Overrides of a run of seconds on the small shop."""
-    return smoke_words(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of seconds, made once."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        words = [*smoke_words(folder), "run_name=done", "trainer.learning_rate=0.01"]
-        assert call_cli(patch, folder, *words) == 0
-    return folder / "outputs" / "done"
-
-
-@pytest.fixture
-def finished(finished_once: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run that a test may write into."""
-    return shutil.copytree(finished_once, tmp_path / "outputs" / "done")
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k != "HATLLM_DATA_ROOT"}
+    return kept | {"HATLLM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}

@@ -11,13 +11,12 @@ import polars as pl
 import pytest
 import pytorch_lightning as lightning
 import torch
+from cli import call_cli, smoke_words
 from safetensors.torch import load_file
 
 from hatllm.decode.shards import Shards
 from hatllm.training.checkpoints import put_at_step
 from hatllm.training.recommender import Recommender
-
-from .conftest import call_cli, smoke_words
 
 Cli = Callable[..., int]
 # 24 rows, 8 a step: validations after steps 3, 6, 9, 12 and 15. Patience ends after that of 12.

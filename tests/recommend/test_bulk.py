@@ -10,14 +10,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from cli import command, environment
 from filelock import FileLock
 
 from hatllm.exit_codes import BUSY
 from hatllm.recommend.histories import as_parquet, chunks_of, read_chunk
 from hatllm.recommend.item_finder import ItemFinder
 from hatllm.runs.lock import run_lock
-
-from .test_resume import command, environment
 
 Cli = Callable[..., int]
 CASES = Path(__file__).resolve().parents[1] / "cases"

@@ -13,15 +13,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from cli import call_cli, command, environment, smoke_words
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from hatllm.decode.shards import Shards
 from hatllm.runs.run_files import SHARDS
 from hatllm.training.recommender import Recommender
-
-from .conftest import call_cli, smoke_words
-from .test_resume import command, environment
 
 Cli = Callable[..., int]
 SETTINGS = ["trainer.accelerator=cpu", "trainer.global_batch_size=12", "trainer.micro_batch_size=2",

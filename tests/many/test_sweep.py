@@ -12,9 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from cli import ROOT, command, environment
+from frames import predictions_frame
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
-from report.frames import predictions_frame
 from toys import CONF, Compose
 
 import run
@@ -27,8 +28,6 @@ from hatllm.many.sweep_tables import write_sweep
 from hatllm.runs.cell import Cell
 from hatllm.runs.lock import run_lock
 from hatllm.runs.name import run_folder
-
-from .test_resume import ROOT, command, environment
 
 Cli = Callable[..., int]
 GRID = SweepConfig("grid", "valid/NDCG@10", ["test/NDCG@10", "test/trie_NLL"], False)

@@ -1,4 +1,4 @@
-"""A sweep or an experiment stopped inside a cell, or beside another: tests/tasks/test_sweep.py
+"""A sweep or an experiment stopped inside a cell, or beside another: tests/many/test_sweep.py
 does the same with processes, under the marker `slow`."""
 
 import json

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from run_folders import make_run
 
 from hatllm.metrics.uncertainty import PairedDifference, holm
 from hatllm.runs.cell import Cell
@@ -22,8 +23,6 @@ from hatllm.tables.results_table import (
     read_published,
     results_frame,
 )
-
-from .run_folders import make_run
 
 SKILLS = {"msl": 0.3, "msl_hatllm": 0.6, "other_arm": 0.31}
 
