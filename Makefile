@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo bench soak fuzz test slow lint types format masks clean
+.PHONY: help setup demo bench soak fuzz test slow seconds lint types format masks clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -25,11 +25,17 @@ setup: $(STAMP) ## virtual environment, pinned packages, data and backbone fetch
 demo: setup ## the main job: four arms on MovieLens-100K, one table
 	$(BIN)/python run.py experiment=demo
 
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
 test: $(STAMP) ## the tests, with coverage
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not gpu" --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not gpu" --cov --cov-report=term --cov-fail-under=90
 
-slow: setup ## the tests with the real backbone
-	$(BIN)/python -m pytest -m "slow"
+slow: $(STAMP) ## what make test leaves out: processes, minutes, whole grids
+	$(BIN)/python -m pytest $(WORKERS) -m "slow and not gpu"
+
+seconds: $(STAMP) ## where the time of make test goes, into docs/testing.md
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not gpu" --junitxml=.seconds.xml
+	$(BIN)/python tests/seconds.py .seconds.xml
+	rm .seconds.xml
 
 BENCHMARKS := decode train targets trie curves prepare
 bench: setup ## a short version of each benchmark, into experiments/speed/results/quick

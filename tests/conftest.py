@@ -1,6 +1,7 @@
 """What tests of several rooms share: the composed settings, the mask presets, a small model."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from cli import call_cli, run_here, smoke_words
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from matplotlib.figure import Figure
+from thin import thin_out
 from toys import CONF, PRESETS, Compose
 
 from hatllm.compose import checked, register_schema
@@ -19,6 +22,12 @@ from hatllm.config import Config
 # One thread each: the models are so small that more would only wait for each other, and sums are
 # then added up in one order on every machine.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before `-m` looks at the marks."""
+    thin_out(items)
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +70,37 @@ def seed() -> Iterator[None]:
     """Every test draws the same numbers, whichever ran before it."""
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """`python run.py ...` in an empty folder of the test's own."""
+    return lambda *words: call_cli(monkeypatch, tmp_path, *words)
+
+
+@pytest.fixture
+def cells_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of sweeps and experiments run in this process, where theirs is not what is tested."""
+    monkeypatch.setattr("hatllm.many.cell_runner.run_child", run_here)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> list[str]:
+    """Overrides of a run of seconds on the small shop."""
+    return smoke_words(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of seconds, made once."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        words = [*smoke_words(folder), "run_name=done", "trainer.learning_rate=0.01"]
+        assert call_cli(patch, folder, *words) == 0
+    return folder / "outputs" / "done"
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may write into."""
+    return shutil.copytree(finished_once, tmp_path / "outputs" / "done")

@@ -78,6 +78,7 @@ def mixed_scores(
     return scores
 
 
+@pytest.mark.thin("normalize fast")
 @torch.no_grad()
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("normalize", ["trie", "vocab"])

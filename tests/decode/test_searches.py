@@ -134,6 +134,7 @@ class TestEveryMask:
         schedule = build_schedule(compose_config(*preset).mask, 4)
         return replace(schedule, target_is_item=request.param)
 
+    @pytest.mark.thin("schedule normalize")
     def test_a_beam_as_wide_as_the_catalogue_is_brute_force(
         self, schedule: Schedule, normalize: str, compose_config: Compose
     ) -> None:
@@ -141,6 +142,7 @@ class TestEveryMask:
         table = predict_toys(toy_lm(schedule), config)
         assert_same_answers(found(table), ranked_by_reference(schedule, normalize))
 
+    @pytest.mark.thin("schedule normalize")
     def test_exact_search_is_brute_force_and_proves_it(
         self, schedule: Schedule, normalize: str, compose_config: Compose
     ) -> None:
@@ -150,6 +152,7 @@ class TestEveryMask:
         assert_same_answers(found(table), [user[:3] for user in brute])
         assert table["certified"].all() and (table["gap"] >= 0).all()
 
+    @pytest.mark.thin("schedule normalize")
     def test_the_cached_tree_is_a_full_forward_pass_for_every_step(
         self, schedule: Schedule, normalize: str, compose_config: Compose
     ) -> None:
@@ -162,6 +165,7 @@ class TestEveryMask:
         for column in ("target_trie_log_prob", "target_vocab_log_prob"):
             assert fast[column].to_list() == pytest.approx(plain[column].to_list(), abs=CLOSE)
 
+    @pytest.mark.thin()
     def test_a_targets_log_probability_is_brute_force(
         self, schedule: Schedule, compose_config: Compose
     ) -> None:
@@ -180,6 +184,7 @@ TEMPLATES = {
 }
 
 
+@pytest.mark.thin("template fast", "fast scope", "scope target_is_item")
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("scope", ["items", "segments"])
 @pytest.mark.parametrize("target_is_item", [True, False])
@@ -262,6 +267,7 @@ class TestTransformersGenerate:
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**config)).eval()
 
+    @pytest.mark.thin()
     @torch.no_grad()
     @pytest.mark.parametrize("seed", range(4))
     @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tasks.shop import write_shop
+from shop import write_shop
 
 ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "own_arm.md").read_text()
@@ -69,11 +69,33 @@ def run_all(commands: list[list[str]], root: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("title", [t for t in TITLES if t.startswith("A ")])
-def test_a_worked_example_runs_as_it_stands(title: str, tmp_path: Path) -> None:
+EXAMPLES = [title for title in TITLES if title.startswith("A ")]
+
+
+def copy_project(to: Path) -> None:
     for name in ("src", "conf"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "run.py", tmp_path)
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run.py", to)
+
+
+@pytest.mark.parametrize("title", EXAMPLES)
+def test_a_worked_example_fits_the_code(title: str, tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    before = {path: path.read_text() for path in tmp_path.rglob("*.py")}
+    assert apply_blocks(section(title), tmp_path)
+    after = {path: path.read_text() for path in tmp_path.rglob("*.py")}
+    changed = [path for path, text in after.items() if before.get(path) != text]
+    assert changed
+    for path in changed:
+        compile(after[path], str(path), "exec")
+
+
+# A process each, which imports everything anew.
+@pytest.mark.parametrize(
+    "title", [EXAMPLES[0], *(pytest.param(t, marks=pytest.mark.slow) for t in EXAMPLES[1:])]
+)
+def test_a_worked_example_runs_as_it_stands(title: str, tmp_path: Path) -> None:
+    copy_project(tmp_path)
     shop = [] if title == "A data set" else write_shop(tmp_path / "shop")
     lines = [shlex.split(line, comments=True) for line in apply_blocks(section(title), tmp_path)]
     assert all(python == "python" for python, *_ in lines)
@@ -86,7 +108,7 @@ def test_a_worked_example_runs_as_it_stands(title: str, tmp_path: Path) -> None:
     assert list((tmp_path / "outputs").glob("*/report.md"))
 
 
-@pytest.mark.parametrize("title", [t for t in TITLES if t.startswith("A ")])
+@pytest.mark.parametrize("title", EXAMPLES)
 def test_no_block_of_a_worked_example_is_long(title: str) -> None:
     blocks = BLOCK.findall(section(title))
     assert all(len(block.splitlines()) < MAX_LINES for *_, block in blocks)

@@ -23,7 +23,11 @@ MOMENTS = st.integers(1_000_000_000, 4_000_000_000)  # Unix seconds
 TITLES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@pytest.mark.parametrize("part", ["data files", "settings", "run folders", "one-token titles"])
+TRAIN_FIRST = ("run folders", "one-token titles")
+PARTS = ["data files", "settings", *(pytest.param(p, marks=pytest.mark.slow) for p in TRAIN_FIRST)]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_wrong_input_is_refused_in_one_line_or_works(
     part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tasks.shop import write_shop
+from shop import write_shop
 
 from experiments.robustness import invariance, scaling
 
@@ -20,6 +20,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "--output", str(tmp_path / "results"), "--test-rows", "8"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_in_the_table_with_the_numbers_of_one_never_killed(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -42,6 +43,7 @@ def test_rates_are_those_between_the_warm_up_and_the_end() -> None:
         scaling.rate(seen, 3)
 
 
+@pytest.mark.slow
 def test_scaling_writes_rates_of_each_count_of_processes(words: list[str], tmp_path: Path) -> None:
     scaling.main([*words, "--model", "tiny", "--processes", "1", "--train-rows", "48",
                   "--set", "decode.users_per_batch=1"])  # fmt: skip

@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_with_the_same_numbers(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.robustness.soak", "--kills", "4", "--seed", "3"]
     done = subprocess.run(

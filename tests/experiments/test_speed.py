@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tasks.shop import write_shop
+from shop import write_shop
 
 from experiments.speed import curves, decode, prepare, profile, targets, train, trie
 from experiments.speed.equality import compare_answers, joined

@@ -37,6 +37,7 @@ def masked_logits(
     return [lm.logits(row[valid]) for row, valid in zip(hidden_BLD, valid_BL, strict=True)]
 
 
+@pytest.mark.thin("family backend", "backend side")
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("family", "backend"), CASES)
@@ -133,6 +134,7 @@ def test_a_prefix_run_once_gives_what_running_it_in_every_row_gives(
     torch.testing.assert_close(rest_TD, whole[:, 2:][valid], **CLOSE)
 
 
+@pytest.mark.thin("layer letter", "backend letter")
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["sdpa", "eager", "flex"])
 @pytest.mark.parametrize("layer", range(4))

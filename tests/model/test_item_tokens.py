@@ -74,7 +74,7 @@ def pieces_of(history: list[int]) -> list[Piece]:
     return pieces
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def titles_under(preset: Words, compose_config: Compose) -> list[dict[str, float]]:
     """Log-probability of every title for every user, over the vocabulary, by hand."""
     reference = written_out(lm_with_items(build_schedule(compose_config(*preset).mask, 4)))
@@ -98,6 +98,7 @@ def test_an_items_token_stands_in_its_segment_after_its_text() -> None:
     assert (batch.target_token_T < VOCABULARY).all() and (book.target.flat < VOCABULARY).all()
 
 
+@pytest.mark.thin()
 @torch.no_grad()
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_loss_under_every_mask_is_that_of_a_larger_embedding_table(
@@ -109,12 +110,10 @@ def test_the_loss_under_every_mask_is_that_of_a_larger_embedding_table(
     torch.testing.assert_close(float(loss), -sum(wanted) / len(wanted), **CLOSE)
 
 
-@pytest.mark.parametrize("cached", [None, True])
 @pytest.mark.parametrize("fast", [True, False])
 def test_decoding_under_every_mask_is_that_of_a_larger_embedding_table(
     preset: Words,
     fast: bool,
-    cached: bool | None,
     titles_under: list[dict[str, float]],
     compose_config: Compose,
     tmp_path: Path,
@@ -122,20 +121,21 @@ def test_decoding_under_every_mask_is_that_of_a_larger_embedding_table(
     words = [*preset, f"fast={fast}", f"cache_root={tmp_path}", "decode.normalize=vocab"]
     words += ["decode.beam_width=8", "decode.top_k=8"]
     config = compose_config(*words)
-    if cached and (not fast or config.mask.intra_scope != "segments"):
-        pytest.skip("no segment layers, or the plain way: nothing to cache")
-    config.decode.state_cache = cached
     lm = lm_with_items(build_schedule(config.mask, 4))
-    table = predict(lm, Catalogue.of(book_with_items()), toy_frame(), config, "test")
-    for user, (items, log_probs) in enumerate(table["top_items", "top_log_probs"].iter_rows()):
-        expected = sorted(titles_under[user].items(), key=lambda pair: -pair[1])
-        assert [TITLES[item] for item in items] == [title for title, _ in expected]
-        assert log_probs == pytest.approx([log_prob for _, log_prob in expected], abs=2e-4)
+    with_states = fast and config.mask.intra_scope == "segments"
+    for cached in (None, True) if with_states else (None,):
+        config.decode.state_cache = cached
+        table = predict(lm, Catalogue.of(book_with_items()), toy_frame(), config, "test")
+        for user, (items, log_probs) in enumerate(table["top_items", "top_log_probs"].iter_rows()):
+            expected = sorted(titles_under[user].items(), key=lambda pair: -pair[1])
+            assert [TITLES[item] for item in items] == [title for title, _ in expected]
+            assert log_probs == pytest.approx([log_prob for _, log_prob in expected], abs=2e-4)
 
 
 LOSSES = ["loss=lml", "loss=msl", "loss=sdpo loss.num_negatives=2"]
 
 
+@pytest.mark.thin()
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_fast_way_has_the_gradients_of_the_plain_one_under_every_mask(
     preset: Words, loss: str, compose_config: Compose

@@ -58,6 +58,7 @@ def test_families_of_prompts_change_neither_states_nor_gradients(
     assert_same_gradients(got, expected)
 
 
+@pytest.mark.thin()
 @torch.no_grad()
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_token_that_may_be_asked_for_is_right_alone_and_together(

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from tasks.conftest import call_cli, smoke_words
+from cli import call_cli, smoke_words
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
@@ -34,7 +34,11 @@ def files_of_the_project() -> set[Path]:
     return {*NOTEBOOKS.iterdir(), *NOTEBOOKS.parent.iterdir()} - {NOTEBOOKS.parent / ".coverage"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Each starts a kernel that imports everything anew: one of each kind is enough between two edits.
+QUICK = ["masks", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "masks")]
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_a_notebook_runs_from_top_to_bottom(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +68,7 @@ def test_a_notebook_runs_from_top_to_bottom(
     assert "image/png" in shown
 
 
-@pytest.mark.parametrize("name", ["results", "attention"])
+@pytest.mark.parametrize("name", ["results", pytest.param("attention", marks=pytest.mark.slow)])
 def test_without_runs_a_notebook_says_in_one_line_what_to_run_first(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

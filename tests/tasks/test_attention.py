@@ -7,13 +7,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from cli import call_cli, smoke_words
 from toys import schedule_of, toy_batch, toy_book, toy_lm
 
 from hatllm.figures.attention_shares import with_shares
 from hatllm.model.attention_weights import reading_weights
 from hatllm.tasks.attention import measure
-
-from .conftest import call_cli, smoke_words
 
 Cli = Callable[..., int]
 
@@ -107,6 +106,7 @@ def test_a_folder_of_runs_gives_table_and_figure(
     assert "holds no finished run on data=toys" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_an_experiment_may_end_with_its_attention(
     cli: Cli, shop: list[str], tmp_path: Path
 ) -> None:
@@ -129,6 +129,7 @@ def test_an_experiment_of_several_data_sets_has_no_attention(
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_an_experiment_without_a_run_to_measure_has_its_table_and_names_what_failed(
     cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

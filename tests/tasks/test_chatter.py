@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .conftest import smoke_words
+import pytest
+from cli import smoke_words
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_run_says_nothing_of_deprecated_names_and_odd_versions(tmp_path: Path) -> None:
     environment = {
         **os.environ, "HATLLM_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline",

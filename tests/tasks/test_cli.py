@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cli import ROOT
 from hydra._internal.utils import get_args_parser
 
 import run
-
-from .test_resume import ROOT
 
 Cli = Callable[..., int]
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from shop import FIRST, SECOND
 
 from hatllm.runs.folder import load_config
-
-from .shop import FIRST, SECOND
 
 Cli = Callable[..., int]
 
@@ -143,6 +142,7 @@ def test_prepare_reports_rows_and_tokens(cli: Cli, shop: list[str], tmp_path: Pa
     assert (folder / "data_report.png").exists()
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_an_experiment_runs_its_cells_once_and_makes_its_table(
     cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,8 +6,7 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from .wandb_file import read_offline_run
+from wandb_file import read_offline_run
 
 Cli = Callable[..., int]
 GOLDEN_LOSSES = [4.467751, 3.832647, 3.683112]

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from cli import call_cli, smoke_words
 from safetensors.torch import load_file
 from toys import Compose
 
@@ -39,11 +40,21 @@ def ranks(folder: Path) -> list[int | None]:
     return pl.read_parquet(folder / "predictions.parquet")["target_rank"].to_list()
 
 
+@pytest.fixture(scope="module")
+def popularity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of popularity, made once."""
+    folder = tmp_path_factory.mktemp("popularity")
+    with pytest.MonkeyPatch.context() as patch:
+        words = [*smoke_words(folder), "model=popularity", "run_name=popularity"]
+        assert call_cli(patch, folder, *words) == 0
+    return folder / "outputs" / "popularity"
+
+
 @pytest.mark.parametrize("model", ["knn", *LEARNED])
 def test_a_run_folder_holds_what_that_of_popularity_holds(
-    cli: Cli, shop: list[str], model: str
+    cli: Cli, shop: list[str], popularity: Path, model: str
 ) -> None:
-    expected = runs(cli, shop, "popularity", "model=popularity")
+    expected = popularity
     words = [f"model={model}", *(SHORT if model in LEARNED else ())]
     folder = runs(cli, shop, "baseline", *words)
     more = {"curves.csv", "curves.png", "model.safetensors"} if model in LEARNED else set()

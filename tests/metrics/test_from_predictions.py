@@ -4,10 +4,9 @@ import math
 
 import polars as pl
 import pytest
+from frames import predictions_frame
 
 from hatllm.metrics.from_predictions import evaluate_predictions, example_metrics, target_slices
-
-from .frames import predictions_frame
 
 ITEMS = pl.DataFrame({"item_id": [0, 1, 2, 3, 4], "title": ["A", "B", "C", "D", "D"]})
 # Item 0 occurs six times, item 1 three times, item 2 twice, item 3 once, item 4 never.

@@ -73,6 +73,7 @@ def test_the_causal_loss_and_its_gradients_are_those_of_the_untouched_model(
         )
 
 
+@pytest.mark.thin("loss target_is_item")
 @torch.no_grad()
 @pytest.mark.parametrize("target_is_item", [False, True])
 @pytest.mark.parametrize("loss", ["loss=lml", "loss=msl"])

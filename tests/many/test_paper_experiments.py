@@ -123,7 +123,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Of those that end in the files of another, with fewer arms, only the cells are planned below.
+ALIKE = ("ablation", "attention", "bert4rec", "sasrec")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in NAMES]
+)
 def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
     compose_config: Compose, root: Path, name: str
 ) -> None:
@@ -140,6 +146,15 @@ def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
     has_published = name in ("baselines", "bert4rec", "main", "sasrec", "unseen")
     assert ("arXiv:2504.04178" in (tables / "results.md").read_text()) == has_published
     assert (tables / dataset_of(name) / "comparison.png").exists()
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_an_experiment_of_the_paper_has_its_cells(
+    compose_config: Compose, root: Path, name: str
+) -> None:
+    cells = cells_of(compose_config, words_of(name, root))
+    assert len({cell.label for cell in cells}) == len(cells) == LABELS[name]
+    assert len({cell.folder for cell in cells}) == LABELS[name]
 
 
 def tables_of(compose_config: Compose, root: Path, name: str) -> tuple[list[Cell], Path]:
@@ -524,6 +539,7 @@ def test_words_that_cells_set_themselves_are_named(compose_config: Compose) -> N
         assert f"experiment.{own}: set that instead" in str(error.value)
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_the_command_line_tells_which_words_have_no_effect(
     cli: Cli, shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +10,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as lightning
 import torch
+from cli import call_cli, command, environment, smoke_words
 from safetensors.torch import load_file
-
-from .conftest import call_cli, smoke_words
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def command(words: list[str]) -> list[str]:
-    return [sys.executable, str(ROOT / "run.py"), *words]
-
-
-def environment(tmp_path: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k != "HATLLM_DATA_ROOT"}
-    return kept | {"HATLLM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -156,6 +143,7 @@ def test_a_checkpoint_is_written_by_time_where_steps_are_slow(
     assert saved == [1, 2, 3, 4, 5, 5, 5]  # every step; at the last the best, and its validation
 
 
+@pytest.mark.slow
 def test_control_c_leaves_a_checkpoint_and_says_how_to_resume(
     shop: list[str], tmp_path: Path
 ) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-
-from .shop import write_shop
+from shop import write_shop
 
 Cli = Callable[..., int]
 ROOT = Path(__file__).parents[2]
@@ -44,6 +43,7 @@ def in_a_process(folder: Path, data: list[str], threads: str) -> Path:
     return folder / "outputs" / "golden"
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits_whatever_their_threads(tmp_path: Path) -> None:
     data = write_shop(tmp_path / "shop")
     one, other = (in_a_process(tmp_path / f"t{n}", data, n) for n in ("1", "2"))

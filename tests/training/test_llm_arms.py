@@ -11,11 +11,10 @@ import polars as pl
 import pytest
 import pytorch_lightning as lightning
 import torch
+from cli import call_cli, smoke_words
 from safetensors.torch import load_file
 
 from hatllm.training.other_runs import load_assistant
-
-from .conftest import call_cli, smoke_words
 
 Cli = Callable[..., int]
 

@@ -7,6 +7,7 @@ import statistics
 import numpy as np
 import polars as pl
 import pytest
+from frames import predictions_frame
 
 from hatllm.metrics.uncertainty import (
     bootstrap_interval,
@@ -16,8 +17,6 @@ from hatllm.metrics.uncertainty import (
     sign_flip_p_value,
     summarize_differences,
 )
-
-from .frames import predictions_frame
 
 
 def test_mean_difference_is_first_minus_second() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from run_folders import make_run
 
 from hatllm.metrics.uncertainty import PairedDifference, holm
 from hatllm.runs.cell import Cell
@@ -13,8 +14,6 @@ from hatllm.tables.comparison import Comparison, compare, compare_runs
 from hatllm.tables.pairing import Tested as Difference
 from hatllm.tables.published import read_published
 from hatllm.tables.writers import comparison_frame, latex, markdown
-
-from .run_folders import make_run
 
 SKILLS = {"msl": 0.3, "msl_hatllm": 0.6, "other_arm": 0.31}
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from frames import predictions_frame
 from matplotlib.image import imread
+from run_folders import curves_frame, make_run
 
 from hatllm.figures.curves import draw_curves
 from hatllm.metrics.from_predictions import evaluate_predictions
@@ -14,9 +16,6 @@ from hatllm.tables.example_users import describe_examples, pick_examples
 from hatllm.tables.numbers import format_value
 from hatllm.tables.run_report import write_run_report
 from hatllm.tables.writers import markdown_table
-
-from .frames import predictions_frame
-from .run_folders import curves_frame, make_run
 
 
 def test_report_shows_the_metrics_of_the_run_beside_popularity(tmp_path: Path) -> None:

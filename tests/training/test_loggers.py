@@ -6,17 +6,16 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from frames import predictions_frame
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
-from report.frames import predictions_frame
 from toys import Compose
+from wandb_file import Logged, read_offline_run
 
 from hatllm.config import Config
 from hatllm.figures.saving import save_figure
 from hatllm.masks.schedule import build_schedule
 from hatllm.training.loggers import build_loggers, log_results, settings_to_group_by
-
-from .wandb_file import Logged, read_offline_run
 
 MANIFEST = {"data_hash": "d4", "split_hash": "5f2c", "rows": {}}
 ITEMS = pl.DataFrame({"item_id": [0, 1], "title": ["A", "B"]})

@@ -11,13 +11,12 @@ import polars as pl
 import pytest
 import pytorch_lightning as lightning
 import torch
+from cli import call_cli, smoke_words
 from safetensors.torch import load_file
 
 from hatllm.decode.shards import Shards
 from hatllm.training.checkpoints import put_at_step
 from hatllm.training.recommender import Recommender
-
-from .conftest import call_cli, smoke_words
 
 Cli = Callable[..., int]
 # 24 rows, 8 a step: validations after steps 3, 6, 9, 12 and 15. Patience ends after that of 12.
@@ -77,6 +76,7 @@ def test_early_stopping_and_the_choice_are_as_told(whole: Path) -> None:
 
 # Written: last of step 2; before the first validation last, after it best and last; last of steps 4
 # and 6, and last after the second validation. Killed before or after some of these.
+@pytest.mark.thin()
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", [2, 3, 4, 7])
 def test_a_run_killed_around_a_validation_exports_the_step_it_would_have(
@@ -224,6 +224,7 @@ def test_the_valid_table_is_that_of_the_exported_validation_and_of_decoding_anew
     same_run(tmp_path / "outputs/run", decoded)
 
 
+@pytest.mark.thin()
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize("shard", [2, 6, 10], ids=["valid", "last valid", "test"])
 def test_a_signal_while_decoding_loses_no_step_and_no_user(

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from frames import predictions_frame
 
 from hatllm.metrics.from_predictions import evaluate_predictions
-
-from .frames import predictions_frame
 
 NUM_ITEMS = 30
 ITEMS = pl.DataFrame(

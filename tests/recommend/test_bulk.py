@@ -10,14 +10,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from cli import command, environment
 from filelock import FileLock
 
 from hatllm.exit_codes import BUSY
 from hatllm.recommend.histories import as_parquet, chunks_of, read_chunk
 from hatllm.recommend.item_finder import ItemFinder
 from hatllm.runs.lock import run_lock
-
-from .test_resume import command, environment
 
 Cli = Callable[..., int]
 CASES = Path(__file__).resolve().parents[1] / "cases"
@@ -158,6 +157,7 @@ def test_other_settings_or_histories_are_answered_elsewhere(
     assert len(list((finished / "recommendations").glob("h-*"))) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_no_more_than_its_chunk(finished: Path, tmp_path: Path) -> None:
     words = words_for(finished, write_histories(tmp_path / "h.parquet", 400))
     process = subprocess.Popen(
@@ -181,6 +181,7 @@ def test_a_killed_process_loses_no_more_than_its_chunk(finished: Path, tmp_path:
     assert not list(folder.glob("**/*.part"))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_chunks(finished: Path, tmp_path: Path, cli: Cli) -> None:
     path = write_histories(tmp_path / "h.parquet", 23)
     processes = [
@@ -191,6 +192,23 @@ def test_two_processes_share_the_chunks(finished: Path, tmp_path: Path, cli: Cli
         for rank in range(2)
     ]  # fmt: skip
     assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    folder = only_folder(finished)
+    shared = answers_of(folder)
+    assert json.loads((folder / "summary.json").read_text())["answered"] == 23
+    folder.rename(tmp_path / "shared")
+    assert cli(*words_for(finished, path)) == 0
+    assert_same_answers(shared, answers_of(only_folder(finished)))
+
+
+def test_two_shares_are_together_what_one_process_answers(
+    cli: Cli, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_histories(tmp_path / "h.parquet", 23)
+    with monkeypatch.context() as share:
+        share.setenv("WORLD_SIZE", "2")
+        for rank in ("1", "0"):
+            share.setenv("RANK", rank)
+            assert cli(*words_for(finished, path)) == 0
     folder = only_folder(finished)
     shared = answers_of(folder)
     assert json.loads((folder / "summary.json").read_text())["answered"] == 23
@@ -310,6 +328,7 @@ def test_recommend_says_what_is_wrong_with_a_file(
     assert "task.engine='spark' must be one of local, ray" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ray_gives_the_shards_of_one_process(
     cli: Cli, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-
-from .conftest import call_cli, smoke_words
+from cli import call_cli, smoke_words
 
 Cli = Callable[..., int]
 KINDS = {"popularity": [], "knn": [], "titles": [], "sasrec": ["model.sequence.max_epochs=1"]}

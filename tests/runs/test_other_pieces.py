@@ -8,12 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 import pytorch_lightning as lightning
+from cli import call_cli, smoke_words
 from toys import Compose
 
 from hatllm.config import NOT_IN_HASH
 from hatllm.runs.name import run_folder
-
-from .conftest import call_cli, smoke_words
 
 Cli = Callable[..., int]
 SAME_RUN = ["decode.users_per_batch=3", "trainer.micro_batch_size=1", "trainer=gpu", "trainer=fsdp",

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from cli import call_cli, command, environment, smoke_words
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -20,12 +21,12 @@ from hatllm.decode.shards import Shards
 from hatllm.runs.run_files import SHARDS
 from hatllm.training.recommender import Recommender
 
-from .conftest import smoke_words
-from .test_resume import command, environment
-
 Cli = Callable[..., int]
 SETTINGS = ["trainer.accelerator=cpu", "trainer.global_batch_size=12", "trainer.micro_batch_size=2",
             "trainer.learning_rate=0.01", "trainer.checkpoint_every_steps=1"]  # fmt: skip
+
+
+MORE_PROCESSES = [("ddp", 3), ("fsdp", 2), ("fsdp", 3)]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def words(place: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def alone(place: Path, words: list[str]) -> Path:
     """The run of one process."""
-    done(place, [*words, "run_name=alone"])
+    with pytest.MonkeyPatch.context() as patch:
+        assert call_cli(patch, place, *words, "run_name=alone") == 0
     return place / "outputs" / "alone"
 
 
@@ -74,7 +76,10 @@ def same_answers(path: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "devices"),
-    [("ddp", 3), ("fsdp", 2), pytest.param("fsdp", 3, marks=pytest.mark.slow)],
+    [
+        ("ddp", 2),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_PROCESSES),
+    ],
 )
 def test_processes_give_the_losses_and_adapter_of_one(
     alone: Path, place: Path, words: list[str], strategy: str, devices: int
@@ -86,6 +91,7 @@ def test_processes_give_the_losses_and_adapter_of_one(
     assert not (place / "outputs" / name / SHARDS).exists()
 
 
+@pytest.mark.slow
 def test_a_killed_fsdp_run_goes_on_to_the_same_adapter(
     alone: Path, place: Path, words: list[str]
 ) -> None:
@@ -104,6 +110,7 @@ def test_a_killed_fsdp_run_goes_on_to_the_same_adapter(
     same_run(folder, alone)
 
 
+@pytest.mark.slow
 def test_torchrun_evaluates_a_run_with_more_processes_than_trained_it(
     alone: Path, place: Path, words: list[str]
 ) -> None:
@@ -231,6 +238,7 @@ def test_what_fsdp_would_compute_wrongly_is_refused(
     assert "use trainer=ddp" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_slurms_warning_saves_a_whole_step_and_queues_the_job_again(
     alone: Path, place: Path, words: list[str]
 ) -> None:

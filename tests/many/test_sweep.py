@@ -12,9 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from cli import ROOT, command, environment
+from frames import predictions_frame
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
-from report.frames import predictions_frame
 from toys import CONF, Compose
 
 import run
@@ -27,8 +28,6 @@ from hatllm.many.sweep_tables import write_sweep
 from hatllm.runs.cell import Cell
 from hatllm.runs.lock import run_lock
 from hatllm.runs.name import run_folder
-
-from .test_resume import ROOT, command, environment
 
 Cli = Callable[..., int]
 GRID = SweepConfig("grid", "valid/NDCG@10", ["test/NDCG@10", "test/trie_NLL"], False)
@@ -209,6 +208,7 @@ def test_more_settings_than_a_figure_holds_say_so(tmp_path: Path) -> None:
     assert "No figure: 3 settings vary" in write_sweep(settings, folders, GRID, tmp_path / "sweep")
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_a_failing_cell_stops_no_other_and_is_named_at_the_end(
     cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +223,7 @@ def test_a_failing_cell_stops_no_other_and_is_named_at_the_end(
     assert len(stamps(tmp_path)) == 1
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_a_sweep_of_masks_draws_their_comparison_and_is_one_group_of_wandb(
     cli: Cli, shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_sweep_of_masks_draws_their_comparison_and_is_one_group_of_wandb(
     assert len(list(tmp_path.glob("outputs/custom-*/wandb/offline-run-*/*.wandb"))) == 2
 
 
+@pytest.mark.slow
 def test_processes_of_a_distributed_cell_start_no_sweep(
     cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +278,7 @@ def half_a_sweep(shop: list[str]) -> list[str]:
             "trainer.checkpoint_every_steps=1"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_where_it_stopped(shop: list[str], tmp_path: Path) -> None:
     words = half_a_sweep(shop)
     process = start(words, tmp_path)
@@ -295,6 +298,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(shop: list[str], tmp_path
     assert before.items() <= after.items()
 
 
+@pytest.mark.slow
 def test_a_sweep_started_again_after_a_kill_waits_for_the_cell_that_lives_on(
     shop: list[str], tmp_path: Path
 ) -> None:
@@ -328,6 +332,7 @@ def test_a_cell_that_another_process_runs_is_waited_for_at_the_end(
     assert list(stamps(tmp_path)) == ["taken"]
 
 
+@pytest.mark.slow
 def test_cells_that_need_a_run_of_another_process_wait_for_it(
     compose_config: Compose, shop: list[str], tmp_path: Path
 ) -> None:
@@ -371,6 +376,7 @@ def test_a_prepared_sweep_needs_m(cli: Cli, capsys: pytest.CaptureFixture[str]) 
     assert "python run.py -m sweep=seeds" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_a_search_proposes_the_same_cells_again(cli: Cli, shop: list[str], tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     words = ["-m", *shop, "sweep=optuna", "trainer.max_steps=1", "hydra.sweeper.n_trials=2",
@@ -413,6 +419,7 @@ def test_the_words_of_a_wandb_agent_compose() -> None:
     assert (config.mask.split_layer, config.seed, config.logger.name) == (20, 3, "wandb")
 
 
+@pytest.mark.slow
 def test_an_interrupted_experiment_saves_its_cell_and_goes_on_there(
     shop: list[str], tmp_path: Path
 ) -> None:
@@ -451,6 +458,7 @@ def kill_the_cell(process: subprocess.Popen[str], tmp_path: Path) -> None:
     os.kill(cell, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the cell in /proc")
 @pytest.mark.parametrize("kind", ["sweep", "experiment"])
 def test_a_killed_cell_is_tried_once_more(kind: str, shop: list[str], tmp_path: Path) -> None:
@@ -470,6 +478,7 @@ def test_a_killed_cell_is_tried_once_more(kind: str, shop: list[str], tmp_path: 
     assert len(stamps(tmp_path)) == 2
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_a_failing_cell_of_an_experiment_stops_no_other(
     cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -491,6 +500,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_every_launcher_gives_the_whole_table(
     launcher: str, shop: list[str], tmp_path: Path
@@ -510,6 +520,7 @@ def test_every_launcher_gives_the_whole_table(
     assert stamps(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_cells_of_joblib_fail_and_resume_alone(shop: list[str], tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", *shop, "mask.split_layer=9,1", "mask.num_cross_layers=1",

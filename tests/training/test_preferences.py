@@ -98,6 +98,7 @@ def test_loss_and_gradients_are_the_papers(fast: bool, compose_config: Compose) 
         )
 
 
+@pytest.mark.thin()
 @torch.no_grad()
 @pytest.mark.parametrize("fast", [True, False])
 def test_under_every_mask_the_loss_is_that_of_models_written_out_by_hand(

@@ -7,10 +7,9 @@ from statistics import mean, stdev
 
 import polars as pl
 import pytest
+from run_folders import make_run
 
 from experiments.paper.main import decoders
-
-from .run_folders import make_run
 
 
 def evaluated(run: Path, words: str, skill: float, seed: int, rows: int = 120) -> Path:

@@ -10,14 +10,13 @@ import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 from rich.console import Console
+from run_folders import make_run
 
 from hatllm.tables.alike_runs import cells_of, load_run
 from hatllm.tables.comparison import Comparison, compare_runs
 from hatllm.tables.example_users import example_users
 from hatllm.tables.pairing import NO_SEED
 from hatllm.tables.writers import comparison_frame, rich_table, write_comparison
-
-from .run_folders import make_run
 
 
 @pytest.fixture(scope="module")

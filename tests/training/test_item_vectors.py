@@ -10,16 +10,15 @@ import polars as pl
 import pytest
 import pytorch_lightning as lightning
 import torch
+from cli import call_cli, smoke_words
 from safetensors.torch import load_file
+from test_llm_arms import evaluated
 from toys import Compose
 
 from hatllm.compose import checked
 from hatllm.plan.one_run import Measured, plan_run
 from hatllm.runs.folder import load_config
 from hatllm.runs.name import config_hash, run_folder
-
-from .conftest import call_cli, smoke_words
-from .test_llm_arms import evaluated
 
 Cli = Callable[..., int]
 

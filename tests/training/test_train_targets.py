@@ -55,6 +55,7 @@ def losses_by_hand(recommender: Recommender, history: list[int], target: int) ->
     return [*map(float, shown), float(-title_log_prob(logits, title, trie, loss.tau))]
 
 
+@pytest.mark.thin()
 @torch.no_grad()
 @pytest.mark.parametrize("loss", ["loss=lml", "loss=msl"])
 def test_the_loss_in_place_is_that_of_a_model_written_out_by_hand(
@@ -70,6 +71,7 @@ def test_the_loss_in_place_is_that_of_a_model_written_out_by_hand(
     torch.testing.assert_close(found, torch.tensor(expected), **CLOSE)
 
 
+@pytest.mark.thin("loss form")
 @pytest.mark.parametrize("form", ["in_place", "branches"])
 @pytest.mark.parametrize("loss", ["loss=lml", "loss=msl", "loss=msl_ats"])
 def test_fast_and_plain_give_one_loss_and_one_gradient(
