@@ -38,6 +38,19 @@ def test_report_names_the_run_its_hashes_and_its_command(tmp_path: Path) -> None
     assert "python run.py data=toys seed=1" in text
 
 
+def test_report_says_at_which_temperature_and_of_how_much_of_the_history(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    path = folder / "environment.json"
+    found = json.loads(path.read_text())
+    found["temperature"] = {"legal": 3.0, "vocabulary": 1.0}
+    found["in_place"] = {"items": 30, "not_at_all": 2, "tokens": 200, "shown": 150}
+    path.write_text(json.dumps(found))
+    text = write_run_report(folder, "hatllm").read_text()
+    assert "NLL in nats a title, at temperature 3 over the legal tokens and 1 over all, a" in text
+    assert "150 of 200 title tokens are supervised (75%), 2 of 30 items not at all." in text
+    assert "| temperature |" not in text
+
+
 def test_report_calls_the_run_by_its_label_and_the_split_by_its_name(tmp_path: Path) -> None:
     text = write_run_report(make_run(tmp_path / "run"), "two_phase").read_text()
     assert "| two_phase, test | popularity baseline, test |" in text

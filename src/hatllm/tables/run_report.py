@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from hatllm.config import main_cut_off
+from hatllm.data.targets import InPlace
 from hatllm.figures.curves import draw_curves
 from hatllm.figures.saving import save_figure
 from hatllm.files import write_text
@@ -94,10 +95,11 @@ def write_run_report(folder: Path, label: str) -> Path:
     sections = [
         f"# Run {folder.resolve().name}",
         _what_ran(settings),
-        _main_table(metrics, label, _notes(metrics, settings, uniform_guess(folder))),
+        _main_table(metrics, label, _notes(metrics, settings, _nll(folder, environment))),
         _merged_titles(environment),
         _slices_table(metrics),
         _curves_section(folder, environment.get("exported")),
+        _in_place(environment),
         _examples_section(folder, label),
         _environment_section(environment),
         f"## Make it again\n\n```\n{_command(folder, environment)}\n```",
@@ -148,18 +150,25 @@ def _measured(test: Mapping[str, float]) -> list[str]:
     return [name for name in names if name in test]
 
 
-def _notes(
-    metrics: Mapping[str, dict[str, float]], config: Mapping[str, Any], guess: str | None
-) -> str:
+def _notes(metrics: Mapping[str, dict[str, float]], config: Mapping[str, Any], nll: str) -> str:
     """What must be known to read the main table."""
     top_k = config["decode"]["top_k"]
     too_long = [f"@{k}" for k in config["metrics"]["cut_offs"] if k > top_k]
     notes = [OVER_USERS, no_hits_note(users_without_a_hit(metrics, metrics["test"]))]
-    nll = "NLL in nats a title" + (f", {guess}" if guess else "")
     notes.append(f"{nll}; by title unless named item_")
     if too_long:
         notes.append(f"Not measured: {', '.join(too_long)}, of lists of {top_k} (decode.top_k)")
     return sentences(notes)
+
+
+def _nll(folder: Path, environment: Mapping[str, Any]) -> str:
+    """What an NLL is of: the temperature it is taken at, and what a uniform guess has."""
+    text = "NLL in nats a title"
+    if at := environment.get("temperature"):
+        text += f", at temperature {at['legal']:g} over the legal tokens"
+        text += "" if at["vocabulary"] == at["legal"] else f" and {at['vocabulary']:g} over all"
+    guess = uniform_guess(folder)
+    return f"{text}, {guess}" if guess else text
 
 
 def _merged_titles(environment: Mapping[str, Any]) -> str:
@@ -203,6 +212,12 @@ def _curves_section(folder: Path, exported: Mapping[str, Any] | None) -> str:
     return text if exported is None else f"{text}\n\n{_why_this_step(exported)}"
 
 
+def _in_place(environment: Mapping[str, Any]) -> str:
+    """How much of the catalogue the histories could supervise; empty where they did not."""
+    counts = environment.get("in_place")
+    return "" if counts is None else f"Every item teaches: {InPlace(**counts).note()}."
+
+
 def _why_this_step(exported: Mapping[str, Any]) -> str:
     """Which step's weights answer, see `best.exported`."""
     of = f"step {exported['step']} of {exported['of_steps']}"
@@ -232,7 +247,7 @@ def _environment_section(environment: Mapping[str, Any]) -> str:
     """Commit, hardware, versions, hashes and seconds, one row each."""
     if not environment:
         return ""
-    elsewhere = ("command", "exported")
+    elsewhere = ("command", "exported", "temperature", "in_place")
     rows = [
         [str(key), _inline(value)] for key, value in environment.items() if key not in elsewhere
     ]

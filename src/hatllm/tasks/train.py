@@ -171,6 +171,10 @@ def _run_llm(config: Config, folder: Path, signals: StopSignals) -> Path:
     if predictions is not None:
         export_adapter(recommender.lm, parts.schedule, config, folder)
         facts = {"resumed": resumed, "titles": asdict(parts.title_counts)}
+        lm = recommender.lm
+        facts["temperature"] = {"legal": lm.trie_temperature, "vocabulary": lm.vocab_temperature}
+        if counts := parts.dataset.manifest.get("in_place"):
+            facts["in_place"] = counts
         if chosen is not None:
             facts["exported"] = chosen
         metrics = _finish(config, folder, dataset, predictions, seconds, facts)
