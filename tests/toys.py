@@ -15,7 +15,7 @@ from hatllm.model.backbone import byte_tokenizer, tiny_llama
 from hatllm.model.masked_lm import MaskedLM
 
 CONF = Path(__file__).parents[1] / "conf"
-PRESETS = sorted(path.stem for path in (CONF / "mask").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (CONF / "mask").glob("[!_]*.yaml"))
 Compose: TypeAlias = Callable[..., Config]  # command-line words to a checked config
 
 NAMES = {"I": "intra", "F": "full", "C": "cross"}
