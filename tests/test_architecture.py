@@ -58,7 +58,6 @@ STILL_LONG = {
     "figures/sweep_plots.py": {"lines"},
     "many/cells.py": {"plan_cells"},
     "tasks/__init__.py": {"run_task"},
-    "tasks/train.py": {"_run_llm", "_finish"},
 }
 
 

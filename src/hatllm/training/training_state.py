@@ -72,7 +72,7 @@ class TrainingState(Checkpoint):
         self,
         config: Config,
         folder: Path,
-        steps_per_epoch: int,
+        num_rows: int,
         num_steps: int,
         signals: StopSignals,
         answers: ValidAnswers | None,
@@ -81,14 +81,16 @@ class TrainingState(Checkpoint):
 
         Args:
             config: Of the run.
-            folder: Of the checkpoints.
-            steps_per_epoch: Optimizer steps of an epoch.
+            folder: Of the run.
+            num_rows: Rows of the train split.
             num_steps: Optimizer steps of the whole run.
             signals: Says when to stop.
             answers: Keeps the predictions of validations; None = they are not kept.
         """
-        self.config, self.monitor, self.folder = config.trainer, config.monitor, folder
-        self.steps_per_epoch, self.num_steps = steps_per_epoch, num_steps
+        self.config, self.monitor = config.trainer, config.monitor
+        self.folder = (folder / CHECKPOINT_FILE).parent
+        self.steps_per_epoch = num_rows // config.trainer.global_batch_size
+        self.num_steps = num_steps
         self.signals, self.answers = signals, answers
         self.validations: list[Validation] = []
         self.saved_step, self.saved_at = 0, time.monotonic()
