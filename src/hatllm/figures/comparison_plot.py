@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from hatllm.figures.saving import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
 
 if TYPE_CHECKING:  # tables hold figures, not the other way round
-    from hatllm.tables.comparison import Comparison
+    from hatllm.tables.comparison import Arm, Comparison
 
 PLAIN = "#b8bec8"  # arms that nothing is paired with
 
@@ -50,46 +50,31 @@ def _draw_metric(axes: Axes, comparison: "Comparison", metric: str) -> None:
     axes.tick_params(axis="y", length=0, labelsize=9.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     for height, arm in enumerate(comparison.arms):
-        colour = ORANGE if arm.label == comparison.reference else BLUE
-        number = arm.numbers.get(metric)
-        if number is None:
-            where = axes.get_yaxis_transform()
-            axes.text(
-                0.5,
-                height,
-                "not defined" if arm.seeds else "not finished",
-                transform=where,
-                color=GREY,
-                fontsize=8,
-                ha="center",
-                va="center",
-                backgroundcolor="white",
-            )
-            continue
-        if arm.label == comparison.reference:
-            axes.axvline(number.mean, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axes.errorbar(
-            number.mean,
-            height,
-            xerr=number.standard_error or 0.0,
-            fmt="o",
-            color=colour,
-            markersize=7,
-            elinewidth=1.8,
-            capsize=0,
-            zorder=3,
-        )
-        if len(number.by_seed) > 1:
-            heights = [height + 0.26] * len(number.by_seed)
-            axes.plot(
-                list(number.by_seed.values()),
-                heights,
-                "o",
-                color=colour,
-                markersize=2.8,
-                alpha=0.65,
-                zorder=2,
-            )
+        _draw_arm(axes, arm, height, metric, is_reference=arm.label == comparison.reference)
+
+
+def _draw_arm(axes: Axes, arm: "Arm", height: int, metric: str, is_reference: bool) -> None:
+    """An arm's mean with its bar, and its single seeds below."""
+    colour, number = ORANGE if is_reference else BLUE, arm.numbers.get(metric)
+    if number is None:
+        axes.text(
+            0.5, height, "not defined" if arm.seeds else "not finished",
+            transform=axes.get_yaxis_transform(), color=GREY, fontsize=8, ha="center", va="center",
+            backgroundcolor="white",
+        )  # fmt: skip
+        return
+    if is_reference:
+        axes.axvline(number.mean, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.errorbar(
+        number.mean, height, xerr=number.standard_error or 0.0, fmt="o", color=colour,
+        markersize=7, elinewidth=1.8, capsize=0, zorder=3,
+    )  # fmt: skip
+    if len(number.by_seed) > 1:
+        seeds = list(number.by_seed.values())
+        axes.plot(
+            seeds, [height + 0.26] * len(seeds), "o", color=colour, markersize=2.8, alpha=0.65,
+            zorder=2,
+        )  # fmt: skip
 
 
 def bars(

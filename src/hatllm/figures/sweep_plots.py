@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -110,18 +111,8 @@ def lines(
         points = points.sort(pl.col(x).replace_strict(place, return_dtype=pl.Float64))
         errors = [0.0] * len(points) if error is None else points[error].fill_null(0.0).to_list()
         aside = (n - (len(names) - 1) / 2) * spacing  # bars of two lines do not cover each other
-        axes.errorbar(
-            [place[setting] + aside for setting in points[x].to_list()],
-            points[value].to_list(),
-            yerr=[0.0 if math.isnan(bar) else bar for bar in errors],
-            color=COLOURS[n % len(COLOURS)],
-            marker=MARKERS[n % len(MARKERS)],
-            markersize=5.5,
-            linewidth=1.6,
-            elinewidth=1.1,
-            capsize=2.5,
-            label=None if name is None else str(name),
-        )
+        places = [place[setting] + aside for setting in points[x].to_list()]
+        _line(axes, n, name, places, points[value].to_list(), errors)
     axes.set_xticks(list(place.values()), [f"{s:g}" if by_value else str(s) for s in settings])
     axes.set_xlabel(x)
     axes.set_ylabel(value)
@@ -129,6 +120,23 @@ def lines(
         axes.legend(title=group, fontsize=8.5, title_fontsize=8.5, frameon=False,
                     loc="center left", bbox_to_anchor=(1.0, 0.5))  # fmt: skip
     return save_figure(figure, path)
+
+
+def _line(
+    axes: Axes,
+    number: int,
+    name: Any,
+    places: list[float],
+    values: list[float],
+    errors: list[float],
+) -> None:
+    """The points of one group, with their bars."""
+    axes.errorbar(
+        places, values, yerr=[0.0 if math.isnan(bar) else bar for bar in errors],
+        color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
+        markersize=5.5, linewidth=1.6, elinewidth=1.1, capsize=2.5,
+        label=None if name is None else str(name),
+    )  # fmt: skip
 
 
 def _check_columns(table: pl.DataFrame, names: list[str] | tuple[str, ...]) -> None:
