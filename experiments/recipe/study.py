@@ -34,7 +34,8 @@ from hatllm.whole_files import write_csv
 
 RESULTS = Path(__file__).parent / "results"
 KEYS = ("data", "recipe", "words", "dtype", "budget", "valid_rows")  # what a curve belongs to
-ALL_ROWS = "data.train_rows=null"
+# What the cells share stands in their file: mask and scale. All train rows, in a seeded order.
+THE_REST = ("experiment=recipe", "task=train", "data.train_rows=null", "num_threads=1")
 EVALUATION_ROWS = 16  # valid rows of a forward pass
 LONG_RUN = 10**6  # steps: the budget ends a study, not a number of steps
 
@@ -48,10 +49,12 @@ def main(argv: Sequence[str]) -> None:
     for recipe, words in recipes().items():
         if arguments.only and recipe not in arguments.only:
             continue
-        words = [f"data={arguments.data}", "scale=published", ALL_ROWS, *words, *arguments.set]
-        config = composed(*words, f"data.valid_rows={arguments.valid_rows}", "num_threads=1")
+        words = [*words, *arguments.set]
+        config = composed(
+            *THE_REST, *words, f"data={arguments.data}", f"data.valid_rows={arguments.valid_rows}"
+        )
         told = {
-            "data": arguments.data, "recipe": recipe, "words": " ".join(words[3:]),
+            "data": arguments.data, "recipe": recipe, "words": " ".join(words),
             "dtype": config.model.dtype, "budget": arguments.seconds,
             "valid_rows": arguments.valid_rows,
         }  # fmt: skip
