@@ -57,7 +57,7 @@ def test_an_experiment_may_change_what_its_scale_sets() -> None:
     register_schema()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = checked(compose("config", overrides=["experiment=demo", "task=train"]))
-        assert (config.data.train_rows, config.data.test_rows) == (320, 200)
+        assert (config.data.train_rows, config.data.test_rows) == (160, 200)
         typed = checked(compose("config", overrides=["experiment=demo", "data.test_rows=7"]))
     assert typed.data.test_rows == 7
 

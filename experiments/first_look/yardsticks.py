@@ -44,7 +44,7 @@ def main() -> None:
     """Print the yardsticks."""
     register_schema()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = checked(compose("config", ["experiment=first_look", "scale=laptop"]))
+        config = checked(compose("config", ["experiment=first_look", "scale=published"]))
     parts = assemble(config)
     trie = parts.catalogue.trie
     train_R, test_B = (

@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         folder = arguments.work.resolve() / f"{arguments.model}-{processes}"
         shutil.rmtree(folder, ignore_errors=True)
         words = [
-            f"data={arguments.data}", "scale=laptop", f"model={MODELS[arguments.model]}",
+            f"data={arguments.data}", "scale=published", f"model={MODELS[arguments.model]}",
             "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}",
             "num_threads=1", f"data.train_rows={arguments.train_rows}", "data.valid_rows=8",
             f"data.test_rows={arguments.test_rows}", "trainer.micro_batch_size=4",

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the benchmark with a command line."""
     arguments = parse(_parser(), argv, QUICK)
     record = Record("curves", arguments, argv)
-    workload = Workload(arguments, arguments.dtype, "scale=laptop", "model.tuning=none")
+    workload = Workload(arguments, arguments.dtype, "scale=published", "model.tuning=none")
     rows: list[Row] = []
     for axis, value, config, catalogue, batches in tqdm(_points(workload, arguments), unit="point"):
         parts = [

@@ -118,7 +118,7 @@ class Bench:
     """All variants over one workload."""
 
     def __init__(self, arguments: argparse.Namespace, dtype: str) -> None:
-        self.workload = Workload(arguments, dtype, "scale=laptop", "model.tuning=none")
+        self.workload = Workload(arguments, dtype, "scale=published", "model.tuning=none")
         self.device, self.dtype = arguments.device, dtype
         self.size = arguments.rows_per_batch
         self.folder = tempfile.TemporaryDirectory()  # states of the catalogue, made anew

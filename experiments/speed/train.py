@@ -142,7 +142,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace, dtype: str) -> None:
         self.workload = Workload(
-            arguments, dtype, "scale=laptop", "loss=msl", "model.tuning=lora",
+            arguments, dtype, "scale=published", "loss=msl", "model.tuning=lora",
             "model.lora.dropout=0.0",
         )  # fmt: skip
         self.device, self.large_rows = arguments.device, arguments.large_rows

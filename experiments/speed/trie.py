@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(_build(arguments.build)))
         return
     record = Record("trie", arguments, argv)
-    workload = Workload(arguments, arguments.dtype, "scale=laptop", "model.tuning=none")
+    workload = Workload(arguments, arguments.dtype, "scale=published", "model.tuning=none")
     real = workload.parts.catalogue.trie.num_leaves
     sizes = [real, *(size for size in sorted(arguments.sizes) if size > real)]
     test = workload.rows("test", arguments.users)
