@@ -125,7 +125,7 @@ def test_a_model_that_is_computed_wrongly_is_refused_and_next_time_before_it_is_
     check_backbone(config, lm.schedule, tmp_path)
     lm.final_softcap = 1.0  # which transformers' own pass does not have
     with pytest.raises(ValueError, match=r"'arcee' is not computed rightly .* transformers' own"):
-        prove(lm, config, "sdpa", tmp_path)
+        prove(lm, "sdpa", config, tmp_path)
     with pytest.raises(ValueError, match=r"'arcee' is not computed rightly"):
         check_backbone(config, lm.schedule, tmp_path)
     check_backbone(config, schedule_of("FFFF"), tmp_path)  # another schedule was not tried
@@ -136,7 +136,7 @@ def test_a_proof_in_float32_leaves_bfloat16_weights_as_they_were(
 ) -> None:
     lm, config = unproven(tmp_path, compose_config)
     before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
-    prove(lm, config, "sdpa", tmp_path)
+    prove(lm, "sdpa", config, tmp_path)
     for name, tensor in lm.state_dict().items():
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, before[name])
