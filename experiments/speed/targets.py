@@ -119,7 +119,7 @@ class Bench:
         batch = TrainingBatches(self.examples, self.workload.book, config).batch(rows)
         batch = batch.to(self.device)
         loss, gradients = self._gradients(config, batch)
-        row: Row = {"rows": SMALL, "titles": len(batch.title_item_S)}
+        row: Row = {"rows": SMALL, "titles": len(batch.title_item_J)}
         if not path:
             plain = self.workload.config(*FORMS[form], PATHS["plain "])
             expected, theirs = self._gradients(plain, batch)
@@ -132,11 +132,9 @@ class Bench:
         return row
 
     def _loss(self, config: Config, batch: Batch) -> Tensor:
-        empty = pl.DataFrame()
         catalogue = self.workload.parts.catalogue
-        loss: Tensor = Recommender(
-            self.lm, catalogue, config, 1, empty, empty, empty
-        ).title_loss(batch)  # fmt: skip
+        recommender = Recommender(self.lm, catalogue, config, 1, pl.DataFrame())
+        loss: Tensor = recommender.title_loss(batch)
         return loss
 
     def _gradients(self, config: Config, batch: Batch) -> tuple[float, list[Tensor]]:

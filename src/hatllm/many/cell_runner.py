@@ -112,10 +112,12 @@ def finish(cells: Sequence[Cell], script: Path | None, write: Callable[[], None]
     failed = [cell for cell in cells if cell.failure is not None]
     for cell in failed:
         print(f"failed: {cell.name}: {cell.failure}", file=sys.stderr)
-    write()
-    if failed:
-        again = "the same command runs them again and nothing else"
-        print(f"{len(failed)} of {len(cells)} cells failed; {again}", file=sys.stderr)
+    try:
+        write()
+    finally:
+        if failed:
+            again = "the same command runs them again and nothing else"
+            print(f"{len(failed)} of {len(cells)} cells failed; {again}", file=sys.stderr)
     return len(failed)
 
 
