@@ -17,6 +17,7 @@ NEEDED = {  # what a choice asks its user for
     "data/custom": ["data.interactions_file=a.csv", "data.items_file=b.csv"],
     "data/amazon": ["data.category=Video_Games"],
     "decode/d3": ["decode.assistant_run=outputs/sasrec"],
+    "loss/sdpo": ["data.target_form=branches"],  # scale=laptop has every item as a target
     "mask/custom": ["mask.layers=IFFC", "model=tiny"],
     "model/huggingface": ["model.source=somebody/model"],
     "task/evaluate": ["task.run_folder=outputs/run"],
