@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
-from hatllm.report.figures import BLUE, FAINT, GREEN, GREY, INK, ORANGE, save_figure, tidy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.recipe.study import RESULTS
+from hatllm.figures.saving import BLUE, FAINT, GREEN, GREY, INK, ORANGE, save_figure, tidy
 
 COLOURS = (BLUE, ORANGE, GREEN, INK, GREY)
 LINES = ("-", "--", ":")  # another one each time the colours are used up

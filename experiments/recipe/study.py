@@ -19,9 +19,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from hatllm.model.recommender import Recommender
-from hatllm.tasks.assemble import assemble
-from hatllm.whole_files import write_csv
 from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
@@ -30,7 +27,10 @@ from experiments.speed.workload import CONF, composed
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, IntArray, TrainingBatches, micro_batches
 from hatllm.decode.predict import predict
-from hatllm.metrics import discounted_gains
+from hatllm.files import write_csv
+from hatllm.metrics.ranking import discounted_gains
+from hatllm.training.assemble import assemble
+from hatllm.training.lightning_module import Recommender
 
 RESULTS = Path(__file__).parent / "results"
 KEYS = ("data", "recipe", "words", "dtype", "budget", "valid_rows")  # what a curve belongs to
@@ -118,9 +118,8 @@ class Training:
         self.config, self.parts, splits = config, parts, parts.dataset.splits
         self.book = parts.catalogue.book
         self.module = Recommender(
-            parts.load_model(config), parts.catalogue, config, LONG_RUN, parts.dataset.items,
-            parts.dataset.train_interactions, splits["valid"],
-        )  # fmt: skip
+            parts.load_model(config), parts.catalogue, config, LONG_RUN, splits["valid"]
+        )
         train = Examples.of(splits["train"], config.data.max_history_items)
         self.valid = Examples.of(splits["valid"], config.data.max_history_items)
         self.batches = TrainingBatches(train, self.book, config)

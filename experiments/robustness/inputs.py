@@ -19,7 +19,7 @@ from hatllm.data.prepare import Dataset
 from hatllm.data.report import data_report_table, write_data_report
 from hatllm.decode.predict import predict
 from hatllm.training.assemble import assemble
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 
 CONF = Path(__file__).parents[2] / "conf"
 SHOP = ["scale=smoke", "data=custom", "data.user_column=who", "data.item_column=song",

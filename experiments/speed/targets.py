@@ -37,7 +37,7 @@ from experiments.speed.workload import Workload
 from hatllm.config import Config
 from hatllm.data.datamodule import TrainingBatches
 from hatllm.data.prompt import Batch
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 
 FORMS = {
     "last": ["data.train_targets=last"],

@@ -39,9 +39,9 @@ from experiments.speed.record import (
 )
 from experiments.speed.workload import Workload, mean_keys
 from hatllm.data.prompt import Batch
-from hatllm.model.backbone import add_lora
 from hatllm.model.fast.compiled import compile_layers
-from hatllm.training.recommender import Recommender
+from hatllm.model.lora import add_lora
+from hatllm.training.lightning_module import Recommender
 
 SMALL = 8  # rows a batch of the plain loop
 

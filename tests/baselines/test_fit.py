@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hatllm.baselines.bert4rec import BERT4Rec
+from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sasrec import SASRec
 from hatllm.baselines.sequences import sequences_of
-from hatllm.baselines.title_ranks import TitleIndex, predictions_of
 from hatllm.config import ClozeConfig, DrosConfig, SequenceConfig
 from hatllm.metrics.from_predictions import evaluate_predictions
 from hatllm.training.id_model import Fitted, SequenceModel, build_sequence_model, fit, scores

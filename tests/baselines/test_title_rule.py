@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import Compose
 
-from hatllm.baselines.title_ranks import TitleIndex, _first
+from hatllm.baselines.ranks_of_scores import TitleIndex, _first
 from hatllm.baselines.title_rule import title_vectors, titles_predictions
 from hatllm.config import TitlesConfig
 from hatllm.data.prepare import load_dataset

@@ -17,7 +17,7 @@ from hatllm.decode.proof import differences, prove
 from hatllm.model.before_loading import check_backbone
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.suitability import PROVEN
-from hatllm.tasks.early import check_layers
+from hatllm.tasks.before_imports import check_layers
 from hatllm.tasks.train import train
 
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from tasks.shop import write_shop
+from shop import write_shop
 
 from experiments.recipe import draw, study
 from experiments.speed.workload import composed

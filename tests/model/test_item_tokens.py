@@ -18,7 +18,7 @@ from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import byte_tokenizer, tiny_llama
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 
 Words = list[str]
 ITEMS = sorted(TITLES)

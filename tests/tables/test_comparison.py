@@ -15,7 +15,7 @@ from run_folders import make_run
 from hatllm.tables.alike_runs import cells_of, load_run
 from hatllm.tables.comparison import Comparison, compare_runs
 from hatllm.tables.example_users import example_users
-from hatllm.tables.pairing import NO_SEED
+from hatllm.tables.paired_arms import NO_SEED
 from hatllm.tables.writers import comparison_frame, rich_table, write_comparison
 
 

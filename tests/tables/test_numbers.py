@@ -14,7 +14,7 @@ from hatllm.tables.numbers import (
     ranking_metrics,
     users_without_a_hit,
 )
-from hatllm.tables.pairing import numbers_of
+from hatllm.tables.paired_arms import numbers_of
 from hatllm.tables.run_report import metrics_table
 
 

@@ -11,7 +11,7 @@ from hatllm.metrics.uncertainty import PairedDifference, holm
 from hatllm.runs.cell import Cell
 from hatllm.tables.alike_runs import refuse_other_origins
 from hatllm.tables.comparison import Comparison, compare, compare_runs
-from hatllm.tables.pairing import Tested as Difference
+from hatllm.tables.paired_arms import Tested as Difference
 from hatllm.tables.published import read_published
 from hatllm.tables.writers import comparison_frame, latex, markdown
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 
 Cli = Callable[..., int]
-TITLE_LOSS = "hatllm.training.recommender.Recommender.title_loss"
+TITLE_LOSS = "hatllm.training.lightning_module.Recommender.title_loss"
 DECODE = "hatllm.training.decode_splits.predict_into"
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 LONG = ["trainer.max_epochs=2", "trainer.validate_every_steps=2",

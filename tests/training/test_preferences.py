@@ -15,7 +15,7 @@ from hatllm.data.prompt import Batch
 from hatllm.masks.schedule import build_schedule
 from hatllm.model.backbone import tiny_llama
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 
 Words = list[str]
 CLOSE = {"rtol": 1e-5, "atol": 2e-4}  # as in test_recommender

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from hatllm.decode.shards import Shards
 from hatllm.runs.run_files import SHARDS
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 
 Cli = Callable[..., int]
 SETTINGS = ["trainer.accelerator=cpu", "trainer.global_batch_size=12", "trainer.micro_batch_size=2",
@@ -270,7 +270,7 @@ def test_slurms_warning_saves_a_whole_step_and_queues_the_job_again(
 # The command with half a second between micro-batches, so that the signal falls inside a step.
 SLOW_STEPS = """
 import runpy, sys, time
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 loss = Recommender.title_loss
 def slow(self, batch):
     time.sleep(0.5)

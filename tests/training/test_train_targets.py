@@ -11,7 +11,7 @@ from hatllm.data.datamodule import Examples, TrainingBatches
 from hatllm.data.prompt import Batch, build_batch
 from hatllm.data.targets import target_weights
 from hatllm.model.backbone import tiny_llama
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 
 Words = list[str]
 TRIE = dict_trie([title_ids(PROMPT, title) for title in TITLES.values()])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from hatllm.decode.shards import Shards
 from hatllm.training.checkpoints import put_at_step
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 
 Cli = Callable[..., int]
 # 24 rows, 8 a step: validations after steps 3, 6, 9, 12 and 15. Patience ends after that of 12.

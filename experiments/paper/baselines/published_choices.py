@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hatllm.baselines.ranks_of_scores import TitleIndex, target_ranks
 from hatllm.baselines.sequences import Sequences, sequences_of
-from hatllm.baselines.title_ranks import TitleIndex, target_ranks
 from hatllm.config import Config
 from hatllm.data.prepare import load_dataset
 from hatllm.metrics.rank_metrics import NDCG, HitRate

@@ -25,7 +25,7 @@ from hatllm.runs.run_files import (
     read_predictions,
 )
 from hatllm.tables.numbers import MEANS, arrow, columns_of, format_difference, format_row
-from hatllm.tables.pairing import numbers_of, paired_examples
+from hatllm.tables.paired_arms import numbers_of, paired_examples
 from hatllm.tables.writers import markdown_table
 
 METRICS = ("HR@5", "HR@10", "NDCG@10")

@@ -17,10 +17,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
-from hatllm.baselines.title_ranks import TitleIndex, predictions_of
 from hatllm.config import KnnConfig
-from hatllm.metrics.ties import scrambled
+from hatllm.metrics.tie_order import scrambled
 
 ROWS_A_BATCH = 256
 MEETINGS_AT_A_TIME = 4_000_000  # pairs that exist at once: long sequences make many

@@ -5,7 +5,7 @@ The user's own history is not removed from the list, because the LLM arms do not
 
 import polars as pl
 
-from hatllm.metrics.ties import scrambled
+from hatllm.metrics.tie_order import scrambled
 
 # Additive smoothing: added to every title's count, so that an unseen one has a probability. From
 # 0.01 to 10,000, four a decade.

@@ -17,8 +17,8 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
+from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
-from hatllm.baselines.title_ranks import TitleIndex, predictions_of
 from hatllm.config import TitlesConfig
 
 WORD = r"[a-z0-9]+"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hatllm.data.prompt import IntArray, PromptBook
 from hatllm.decode.trie import ItemTrie
-from hatllm.metrics.ties import scrambled
+from hatllm.metrics.tie_order import scrambled
 
 
 class Assistant(Protocol):

@@ -14,7 +14,6 @@ from torch import Tensor
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import Batch
 from hatllm.decode.beam import Answers, beam_search
-from hatllm.decode.by_title import RankedTitle, ranked_titles, ranks_of
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.exact import Certificate
 from hatllm.decode.legal import path_log_probs
@@ -22,6 +21,7 @@ from hatllm.decode.scorer import Scorer, build_scorers
 from hatllm.decode.search import Search
 from hatllm.decode.search import search as search
 from hatllm.decode.shards import Shards
+from hatllm.decode.titles_alike import RankedTitle, ranked_titles, ranks_of
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.processes import gather_objects, process_rank
 from hatllm.progress import Progress
@@ -52,7 +52,7 @@ def predict(
         target_item_rank (by item id), top_items, top_log_probs, target_trie_log_prob,
         target_vocab_log_prob (nats for the whole title), history_length, ambiguous; and with
         `decode=exact` certified, gap, beam_missed. Titles that became the same tokens take
-        consecutive ranks and share the probability of these tokens (`hatllm.decode.by_title`),
+        consecutive ranks and share the probability of these tokens (`hatllm.decode.titles_alike`),
         targets too. With a length penalty titles stand by log-probability over length; there and
         behind titles that share top_log_probs need not fall. Under `decode=d3` top_log_probs
         is the mixture with the assistant, and the target's log-probabilities are null: those of the

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -27,6 +25,7 @@ from hatllm.data.download import fetch_package_file
 from hatllm.files import CHECKSUMS_FILE, damaged_file, folder_written_whole, record_checksums
 from hatllm.masks.schedule import Schedule
 from hatllm.model.fast.compiled import compile_layers
+from hatllm.model.lora import add_lora
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.model.suitability import num_layers_in
 
@@ -164,50 +163,6 @@ def usable_backend(backend: str) -> str:
         )
         return "sdpa"
     return backend
-
-
-def check_lora_targets(backbone: Any, config: "ModelConfig") -> None:
-    """Refuse adapters of layers that the model does not have, or that must stay as they are.
-
-    Raises:
-        ValueError: If a target module is not in the model; lists the linear layers there are.
-    """
-    linear = {
-        n.rsplit(".", 1)[-1] for n, m in backbone.named_modules() if hasattr(m, "in_features")
-    }
-    if missing := sorted(set(config.lora.target_modules) - linear):
-        raise ValueError(
-            f"model.lora.target_modules holds {', '.join(missing)}, which "
-            f"{config.name} does not have; its linear layers: {', '.join(sorted(linear))}"
-        )
-    output = backbone.get_output_embeddings()
-    name = next(n for n, m in backbone.named_modules() if m is output).rsplit(".", 1)[-1]
-    if name in config.lora.target_modules:
-        raise ValueError(
-            f"model.lora.target_modules holds {name}, the output layer, whose single rows the loss "
-            "and the decoder read; adapt other layers, or use model.tuning=full"
-        )
-
-
-def add_lora(backbone: Any, config: "ModelConfig", seed: int) -> Any:
-    """Wrap a backbone with low-rank adapters.
-
-    Raises:
-        ValueError: As `check_lora_targets`.
-    """
-    check_lora_targets(backbone, config)
-    peft_config = PeftLoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=list(config.lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        torch.manual_seed(seed)
-        # peft asks transformers by the old name of the property.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        return get_peft_model(backbone, peft_config)
 
 
 def _load_backbone(config: "ModelConfig", cache_root: Path) -> Any:

@@ -7,7 +7,8 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from hatllm.masks.schedule import Schedule
-from hatllm.model.backbone import NO_CODE, SHIPPED, check_lora_targets, read_config
+from hatllm.model.backbone import NO_CODE, SHIPPED, read_config
+from hatllm.model.lora import check_lora_targets
 from hatllm.model.suitability import (
     PROVEN,
     UNFIT,

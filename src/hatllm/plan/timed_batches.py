@@ -12,8 +12,8 @@ import pytorch_lightning as lightning
 import torch
 from torch.utils.data import DataLoader
 
+from hatllm.baselines.ranks_of_scores import TitleIndex
 from hatllm.baselines.sequences import sequences_of
-from hatllm.baselines.title_ranks import TitleIndex
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples, TrainingBatches
 from hatllm.data.prepare import Dataset
@@ -26,8 +26,8 @@ from hatllm.plan.loads import Load
 from hatllm.training.assemble import Parts
 from hatllm.training.baseline_run import rows_to_fit
 from hatllm.training.id_model import build_sequence_model, fit
+from hatllm.training.lightning_module import Recommender
 from hatllm.training.lightning_trainer import build_calibration_trainer
-from hatllm.training.recommender import Recommender
 
 NUM_BATCHES = 4  # of training; as many rows are ranked
 NUM_WARM = 2  # batches before the clock starts

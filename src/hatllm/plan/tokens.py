@@ -11,8 +11,8 @@ from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.data.prepare import Dataset, cache_root
 from hatllm.data.prompt import build_prompt_book
-from hatllm.decode.by_title import TitleCounts
 from hatllm.decode.catalogue import Catalogue
+from hatllm.decode.titles_alike import TitleCounts
 from hatllm.files import write_json
 from hatllm.memory import peak_memory_mb
 from hatllm.model.backbone import load_tokenizer

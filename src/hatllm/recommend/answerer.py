@@ -9,9 +9,9 @@ import torch
 from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import IntArray
-from hatllm.decode.by_title import ranked_titles
 from hatllm.decode.scorer import Scorers, build_scorers
 from hatllm.decode.search import Search
+from hatllm.decode.titles_alike import ranked_titles
 from hatllm.memory import naming_what_to_lower
 from hatllm.recommend.answers import Answer, Answerer
 from hatllm.recommend.id_answerer import IdAnswerer

@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from hatllm.baselines.knn import knn_answers
+from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import sequences_of
-from hatllm.baselines.title_ranks import TitleIndex, predictions_of
 from hatllm.baselines.title_rule import titles_predictions
 from hatllm.config import Config
 from hatllm.data.sources.source_tables import read_parquet

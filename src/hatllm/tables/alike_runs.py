@@ -26,7 +26,7 @@ from hatllm.runs.run_files import (
     read_settings,
 )
 from hatllm.tables.numbers import cut_offs_of
-from hatllm.tables.pairing import NO_SEED, ByLabel
+from hatllm.tables.paired_arms import NO_SEED, ByLabel
 
 
 @dataclass(frozen=True)

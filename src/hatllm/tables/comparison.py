@@ -1,8 +1,8 @@
 """Arms side by side on one data set: the one comparison that every table and figure is made of.
 
 Metrics are means over examples, then over seeds. An arm is compared with one other arm on the same
-examples and seeds (:mod:`hatllm.tables.pairing`): bootstrap interval, Wilcoxon's signed-rank test,
-and Holm's correction over the arms of the table.
+examples and seeds (:mod:`hatllm.tables.paired_arms`): bootstrap interval, Wilcoxon's signed-rank
+test, and Holm's correction over the arms of the table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from hatllm.tables.alike_runs import (
     values_by_label,
 )
 from hatllm.tables.numbers import Number, paired_metrics, ranking_metrics, uniform_guess
-from hatllm.tables.pairing import ByLabel, Tested, clear_winner, numbers_of, tested_differences
+from hatllm.tables.paired_arms import ByLabel, Tested, clear_winner, numbers_of, tested_differences
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hatllm.runs.run_files import (
 )
 from hatllm.tables.alike_runs import is_seeded, top_k_of
 from hatllm.tables.numbers import columns_of, cut_offs_of, over_seeds, ranking_metrics
-from hatllm.tables.pairing import mean_of, numbers_of
+from hatllm.tables.paired_arms import mean_of, numbers_of
 
 
 def metric_names(folders: Sequence[Path], config: SweepConfig) -> list[str]:

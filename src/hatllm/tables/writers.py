@@ -29,7 +29,7 @@ from hatllm.tables.numbers import (
     no_hits_note,
     sentences,
 )
-from hatllm.tables.pairing import Tested
+from hatllm.tables.paired_arms import Tested
 from hatllm.tables.published import METRICS as PUBLISHED_METRICS
 from hatllm.tables.published import NOTE as PUBLISHED_NOTE
 from hatllm.tables.published import published_on

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hatllm.compose import Compose
 from hatllm.config import Config
-from hatllm.tasks.early import check_layers
+from hatllm.tasks.before_imports import check_layers
 
 
 def run_task(config: Config, compose: Compose, script: Path) -> None:

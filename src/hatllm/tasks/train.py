@@ -50,8 +50,8 @@ from hatllm.training.baseline_run import baseline_predictions, popularity_of
 from hatllm.training.decode_splits import decode_splits
 from hatllm.training.fit_llm import start_from_run, tuned
 from hatllm.training.hardware import check_hardware
+from hatllm.training.lightning_module import Recommender
 from hatllm.training.loggers import build_loggers, log_results, wants_picture
-from hatllm.training.recommender import Recommender
 from hatllm.training.stop_signals import StopSignals
 from hatllm.training.training_state import TrainingState, ValidAnswers
 

@@ -16,10 +16,10 @@ from hatllm.data.datamodule import Examples
 from hatllm.data.prepare import Dataset, cache_root, load_dataset
 from hatllm.data.prompt import PromptBook, build_prompt_book
 from hatllm.data.targets import in_place_counts
-from hatllm.decode.by_title import TitleCounts, count_titles
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.fast.catalogue_states import check_states
 from hatllm.decode.proof import load_proven_lm
+from hatllm.decode.titles_alike import TitleCounts, count_titles
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import (
     context_length_of,

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from hatllm.baselines.knn import knn_answers, neighbours
 from hatllm.baselines.popularity import popularity_predictions
+from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
-from hatllm.baselines.title_ranks import TitleIndex, predictions_of
 from hatllm.baselines.title_rule import titles_predictions
 from hatllm.config import SEQUENCE_KINDS, Config, SequenceConfig
 from hatllm.data.prepare import Dataset, load_dataset

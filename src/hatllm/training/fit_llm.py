@@ -21,8 +21,8 @@ from hatllm.runs.run_files import CHECKPOINT_FILE
 from hatllm.training.assemble import Parts
 from hatllm.training.checkpoints import load_checkpoint
 from hatllm.training.decode_splits import start_processes
+from hatllm.training.lightning_module import Recommender
 from hatllm.training.lightning_trainer import build_trainer
-from hatllm.training.recommender import Recommender
 from hatllm.training.training_state import TrainingState
 
 console = Console()

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from hatllm.baselines.bert4rec import BERT4Rec
 from hatllm.baselines.gru4rec import GRU4Rec
 from hatllm.baselines.next_item_loss import next_item_loss, nominal_distribution
+from hatllm.baselines.ranks_of_scores import TitleIndex, target_ranks
 from hatllm.baselines.sasrec import SASRec
 from hatllm.baselines.sequences import Sequences, learned_items
-from hatllm.baselines.title_ranks import TitleIndex, target_ranks
 from hatllm.config import SequenceConfig
 from hatllm.metrics.best_step import Validation, best_of, num_without_better
 from hatllm.metrics.rank_metrics import NDCG

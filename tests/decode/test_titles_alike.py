@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from toys import HISTORIES, PROMPT, Compose, schedule_of, toy_catalogue, toy_frame, toy_lm
 from transformers import PreTrainedTokenizerFast
 
-from hatllm.baselines.title_ranks import TitleIndex, predictions_of
+from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.data.prompt import build_prompt_book
-from hatllm.decode.by_title import TitleCounts, count_titles
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.predict import predict
+from hatllm.decode.titles_alike import TitleCounts, count_titles
 from hatllm.model.backbone import byte_tokenizer
 
 # In lower case three of them are one: "Heat" of two items, "HEAT" and "heat".

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hatllm.metrics.ties import scrambled
+from hatllm.metrics.tie_order import scrambled
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 import pytorch_lightning as lightning
 import torch
+from frames import predictions_frame
 from reference import Reference, byte_ids, dict_trie, prompt_pieces, title_ids, title_log_prob
-from report.frames import predictions_frame
 from torch import Tensor
 from torch.utils.data import DataLoader
 from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, toy_batch, toy_catalogue, toy_frame
@@ -14,7 +14,7 @@ from hatllm.masks.schedule import build_schedule
 from hatllm.metrics.from_predictions import evaluate_predictions
 from hatllm.model.backbone import tiny_llama
 from hatllm.model.masked_lm import MaskedLM
-from hatllm.training.recommender import Recommender
+from hatllm.training.lightning_module import Recommender
 
 Words = list[str]
 # Float32 against float32 in another order, or float64: nats summed over a title of ten tokens.

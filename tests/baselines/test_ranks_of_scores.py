@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hatllm.baselines.popularity import popularity_predictions
-from hatllm.baselines.title_ranks import TitleIndex, predictions_of, target_ranks
+from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of, target_ranks
 from hatllm.metrics.from_predictions import evaluate_predictions
 
 from .small import ITEMS
