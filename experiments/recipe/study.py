@@ -159,7 +159,7 @@ class Training:
             batch = self.batches.batch(next(self.rows))
             loss = self.module.title_loss(batch) / passes
             loss.backward()
-            total, titles = total + float(loss.detach()), titles + len(batch.title_weight_S)
+            total, titles = total + float(loss.detach()), titles + len(batch.title_weight_J)
         if trainer.gradient_clip:
             torch.nn.utils.clip_grad_norm_(self.tuned, trainer.gradient_clip)
         self.optimizer.step()

@@ -84,7 +84,7 @@ def _pass_of(kwargs: dict[str, Any]) -> ForwardPass:
     forward_pass: ForwardPass | None = kwargs.pop("forward_pass", None)
     if forward_pass is None:
         raise RuntimeError(
-            "the forward pass got no masks; call the model through hatllm.model.MaskedLM"
+            "the forward pass got no masks; call the model through hatllm.model.masked_lm.MaskedLM"
         )
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("attention sinks (s_aux) are not supported")
