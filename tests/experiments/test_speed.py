@@ -104,6 +104,7 @@ def test_every_form_of_targets_has_the_plain_paths_loss_and_gradients(
     assert rows["in place"]["titles_per_row"] == rows["branches"]["titles_per_row"] > 1
 
 
+@pytest.mark.slow
 def test_training_variants_have_the_plain_loops_loss_and_gradients(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_training_variants_have_the_plain_loops_loss_and_gradients(
     assert rows["plain hatllm_segments@large"]["rows_per_batch"] == 6  # 8 and the 4 that are left
 
 
+@pytest.mark.slow
 def test_the_trie_is_built_in_a_process_of_its_own_and_searched(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -206,6 +208,7 @@ def test_the_peak_is_what_the_work_took_and_gave_back() -> None:
     assert 90 < found["extra_mb"] < 150
 
 
+@pytest.mark.slow
 def test_the_profile_accounts_for_all_the_time(words: list[str], tmp_path: Path) -> None:
     profile.main([*words, "--data", "custom"])
     rows = {row["variant"]: row for row in written(tmp_path, "profile")["rows"]}

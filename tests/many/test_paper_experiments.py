@@ -124,7 +124,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Of those that end in the files of another, with fewer arms, only the cells are planned below.
-ALIKE = ("ablation", "attention", "bert4rec", "sasrec")
+ALIKE = ("ablation", "attention", "bert4rec", "efficiency", "main", "sasrec", "unseen")
 
 
 @pytest.mark.parametrize(
@@ -316,6 +316,7 @@ def test_the_arms_of_one_experiment_are_the_runs_of_another(
     assert ablation["causal"] == main["msl"] and ablation["hatllm"] == main["msl_hatllm"]
 
 
+@pytest.mark.slow
 def test_chosen_cells_run_in_the_order_given_within_a_seed(
     compose_config: Compose, root: Path
 ) -> None:

@@ -315,6 +315,7 @@ def test_a_sweep_started_again_after_a_kill_waits_for_the_cell_that_lives_on(
     assert len(pl.read_csv(sweep_folder(tmp_path) / "cells.csv")) == 2
 
 
+@pytest.mark.slow
 def test_a_cell_that_another_process_runs_is_waited_for_at_the_end(
     shop: list[str], tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from hatllm.training.lightning_module import Recommender
 Words = list[str]
 ITEMS = sorted(TITLES)
 VOCABULARY = 258
-CLOSE = {"rtol": 1e-5, "atol": 2e-4}  # as in test_recommender
+CLOSE = {"rtol": 1e-5, "atol": 2e-4}  # as in test_lightning_module
 
 
 def book_with_items() -> PromptBook:

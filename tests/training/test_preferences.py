@@ -18,7 +18,7 @@ from hatllm.model.masked_lm import MaskedLM
 from hatllm.training.lightning_module import Recommender
 
 Words = list[str]
-CLOSE = {"rtol": 1e-5, "atol": 2e-4}  # as in test_recommender
+CLOSE = {"rtol": 1e-5, "atol": 2e-4}  # as in test_lightning_module
 
 
 def recommender_of(compose_config: Compose, *words: str) -> Recommender:

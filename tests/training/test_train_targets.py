@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, byte_ids, dict_trie, prompt_pieces, title_ids, title_log_prob
-from test_recommender import CLOSE, recommender_of
+from test_lightning_module import CLOSE, recommender_of
 from toys import HISTORIES, PROMPT, TARGETS, TITLES, Compose, toy_batch, toy_frame
 
 from hatllm.data.datamodule import Examples, TrainingBatches

@@ -5,6 +5,7 @@ stopped. A cell that fails is tried once more and stops no other.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hatllm.compose import Compose
@@ -31,6 +32,7 @@ def run_experiment(config: Config, compose: Compose, script: Path) -> None:
             other code or of data that have changed since, attention is asked for on several data
             sets, or none could be finished.
     """
+    _check_attention(config, config.experiment.datasets)  # before minutes of composing
     cells = plan_cells(config, compose)
     chosen = chosen_cells(config, cells)
     check_same_code(cells, chosen if config.task.force else [])
@@ -48,7 +50,11 @@ def _check_ends(config: Config, cells: list[Cell]) -> None:
         from hatllm.tables.published import read_published
 
         read_published(Path(config.experiment.published))
-    datasets = list(dict.fromkeys(cell.data for cell in cells))
+    _check_attention(config, [cell.data for cell in cells])
+
+
+def _check_attention(config: Config, every: Sequence[str]) -> None:
+    datasets = list(dict.fromkeys(every))
     if config.task.attention and len(datasets) > 1:
         raise ValueError(
             f"task.attention=true is for one data set, got {', '.join(datasets)}: leave it out, "
