@@ -219,7 +219,7 @@ def _in_place(environment: Mapping[str, Any]) -> str:
 
 
 def _why_this_step(exported: Mapping[str, Any]) -> str:
-    """Which step's weights answer, see `best.exported`."""
+    """Which step's weights answer, see `hatllm.metrics.best_step.exported`."""
     of = f"step {exported['step']} of {exported['of_steps']}"
     return f"The answers are those of {of}: {exported['why']}."
 

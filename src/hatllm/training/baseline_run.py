@@ -67,7 +67,8 @@ def baseline_predictions(
         signals: Say when to stop.
 
     Returns:
-        split -> predictions table; which step answers, see `best.exported`, None = no training.
+        split -> predictions table; which step answers, as `exported` of
+        `hatllm.metrics.best_step` says it, None = no training.
     """
     start, chosen = time.perf_counter(), None
     match config.model.kind:

@@ -77,7 +77,7 @@ def fit(
         state: Saves, chooses and stops; knows the number of steps.
 
     Returns:
-        Which step's weights these are and why, see `best.exported`.
+        Which step's weights these are and why, see `hatllm.metrics.best_step.exported`.
     """
     console.quiet = rank_zero_only.rank != 0
     data = TrainingData(rows, parts.catalogue.book, config)

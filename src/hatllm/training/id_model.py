@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from hatllm.baselines.bert4rec import BERT4Rec
 from hatllm.baselines.gru4rec import GRU4Rec
@@ -23,6 +22,7 @@ from hatllm.baselines.sequences import Sequences, learned_items
 from hatllm.config import SequenceConfig
 from hatllm.metrics.best_step import Validation, best_of, num_without_better
 from hatllm.metrics.rank_metrics import NDCG
+from hatllm.progress import Progress
 
 SequenceModel = SASRec | GRU4Rec | BERT4Rec
 VALID_K = 10
@@ -112,7 +112,7 @@ def fit(
     done = _Progress(deepcopy(model.state_dict()))
     if saved is not None:
         done = _restore(saved, model, optimizer)
-    bar = tqdm(total=config.max_epochs, initial=done.epoch, desc="train", unit="epoch")
+    bar = Progress(total=config.max_epochs, initial=done.epoch, desc="train", unit="epoch")
     while not done.is_done(config):
         for _ in _steps(model, optimizer, train, config, nominal_I, done):
             if is_due():

@@ -23,7 +23,6 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from hatllm.decode.catalogue import Catalogue
 from hatllm.files import damaged_file, record_checksums
@@ -33,6 +32,7 @@ from hatllm.model.fast.prefix import run_prefix
 from hatllm.model.fast.stages import states_after
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.processes import process_rank
+from hatllm.progress import Progress
 
 if TYPE_CHECKING:
     from hatllm.config import Config
@@ -238,7 +238,7 @@ def _fill(lm: MaskedLM, catalogue: Catalogue, tables: dict[str, Tensor]) -> None
     book, device, schedule = catalogue.book, lm.output_embedding_VD.device, lm.schedule
     prefix = run_prefix(lm, torch.from_numpy(book.prefix).to(device))
     total = tokens_to_build(catalogue, schedule.target_is_item)
-    with tqdm(total=total, desc="catalogue states", unit="token") as bar:
+    with Progress(total=total, desc="catalogue states", unit="token") as bar:
         for name, segments, places in (
             ("book", *_book_segments(catalogue)),
             ("node", *_title_segments(catalogue, schedule.target_is_item)),
