@@ -134,12 +134,12 @@ class Config:
     def temperatures(self) -> tuple[float, float]:
         """What logits are divided by before the softmax over legal tokens, over the vocabulary.
 
-        MSL trains softmax(f / tau) over the legal tokens; lml and sdpo train at 1. Under msl_ats
-        tau is where its adaptation begins, and the run's own value takes its place.
+        MSL and BEAR train softmax(f / tau) over the legal tokens; the others train at 1. Under
+        msl_ats tau is where its adaptation begins, and the run's own value takes its place.
         """
         if self.decode.temperature is not None:
             return self.decode.temperature, self.decode.temperature
-        return (self.loss.tau if self.loss.name in ("msl", "msl_ats") else 1.0), 1.0
+        return (self.loss.tau if self.loss.name in ("msl", "msl_ats", "bear") else 1.0), 1.0
 
     @property
     def is_seeded(self) -> bool:
