@@ -42,7 +42,8 @@ OF_LLMS = ("mask", "loss", "trainer", "fast", "scale", "data.prompt", "model.sou
            )  # fmt: skip
 # Settings that name the folder of another run. Its own name tells its settings; where it lies, it
 # may move.
-OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
+OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("model", "first_run"),
+              ("model", "second_run"), ("decode", "assistant_run"))  # fmt: skip
 
 
 def only_what_counts(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from hatllm.runs.folder import load_config, load_items
 from hatllm.runs.run_files import CHECKPOINT_FILE, NEIGHBOURS_FILE, WEIGHTS_FILE
 from hatllm.training.checkpoints import load_checkpoint
 from hatllm.training.finite_loss import stop_at_non_finite_loss
+from hatllm.training.fused_run import fused_answers
 from hatllm.training.id_model import (
     MONITOR,
     Fitted,
@@ -78,6 +79,8 @@ def baseline_predictions(
             found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
         case "knn":
             found = _knn(config, folder, dataset)
+        case "fusion":
+            found = fused_answers(config, folder, dataset)
         case "titles":
             assert config.model.titles is not None
             examples = {split: dataset.splits[split] for split in SPLITS}
