@@ -14,7 +14,8 @@ from hatllm.data.targets import InPlace
 from hatllm.figures.curves import draw_curves
 from hatllm.figures.saving import save_figure
 from hatllm.files import write_text
-from hatllm.metrics.from_predictions import NLL_COLUMNS, SLICES
+from hatllm.metrics.from_predictions import NLL_COLUMNS
+from hatllm.metrics.slices import SLICES, SLICES_EXPLAINED
 from hatllm.runs.run_files import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -184,19 +185,15 @@ def _merged_titles(environment: Mapping[str, Any]) -> str:
 
 
 def _slices_table(metrics: Mapping[str, dict[str, float]]) -> str:
-    """Test metrics by the popularity of the target in train."""
+    """Test metrics where words and train tell of the target, and where they do not."""
     k = main_cut_off(cut_offs_of(metrics["test"]))
     names = ("count", f"HR@{k}", f"NDCG@{k}", "trie_NLL")
     rows = [
         [slice_name] + [format_row(metrics["test"], f"{slice_name}/{name}") for name in names]
         for slice_name in SLICES
     ]
-    note = (
-        "Unseen targets never occur in train; head, mid and tail each hold a third of all "
-        "train interactions, the most popular items first."
-    )
     table = markdown_table(["target", "examples", *names[1:]], rows)
-    return f"## By popularity of the target\n\n{table}\n\n{note}"
+    return f"## By slice\n\n{table}\n\n{SLICES_EXPLAINED}."
 
 
 def _curves_section(folder: Path, exported: Mapping[str, Any] | None) -> str:
