@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from hatllm.config import main_cut_off
+from hatllm.data.report import later_notes
 from hatllm.data.targets import InPlace
 from hatllm.figures.curves import draw_curves
 from hatllm.figures.saving import save_figure
@@ -22,11 +23,13 @@ from hatllm.runs.run_files import (
     CURVES_PICTURE,
     EXAMPLES_FILE,
     ITEMS_FILE,
+    MANIFEST_FILE,
     METRICS_FILE,
     PREDICTIONS_FILE,
     REPORT_FILE,
     check_files,
     read_environment,
+    read_manifest,
     read_metrics,
     read_predictions,
     read_settings,
@@ -75,7 +78,8 @@ def write_run_report(folder: Path, label: str) -> Path:
     """Write the report of a run from the files it left behind.
 
     Reads ``config.yaml``, ``metrics.json`` and ``predictions.parquet``; ``environment.json``,
-    ``curves.csv``, ``examples.parquet`` and ``items.parquet`` where they are there.
+    ``curves.csv``, ``split_manifest.json``, ``examples.parquet`` and ``items.parquet`` where they
+    are there.
 
     Args:
         folder: A finished run.
@@ -97,6 +101,7 @@ def write_run_report(folder: Path, label: str) -> Path:
         f"# Run {folder.resolve().name}",
         _what_ran(settings),
         _main_table(metrics, label, _notes(metrics, settings, _nll(folder, environment))),
+        _warnings(folder),
         _merged_titles(environment),
         _slices_table(metrics),
         _curves_section(folder, environment.get("exported")),
@@ -170,6 +175,14 @@ def _nll(folder: Path, environment: Mapping[str, Any]) -> str:
         text += "" if at["vocabulary"] == at["legal"] else f" and {at['vocabulary']:g} over all"
     guess = uniform_guess(folder)
     return f"{text}, {guess}" if guess else text
+
+
+def _warnings(folder: Path) -> str:
+    """What the numbers cannot be trusted in because of how the data are cut."""
+    if not (folder / MANIFEST_FILE).exists():
+        return ""
+    notes = later_notes(read_manifest(folder))
+    return f"**Mind the split**: {sentences(notes)}" if notes else ""
 
 
 def _merged_titles(environment: Mapping[str, Any]) -> str:
