@@ -186,8 +186,8 @@ class Config:
 
     def _check_monitor(self) -> None:
         """Refuse to choose a step by what its validation does not find."""
-        monitor = self.monitor
-        if self.model.kind == "llm" and self.decode.name == "d3" and monitor.endswith("NLL"):
+        monitor, is_d3 = self.monitor, self.decode.name == "d3"
+        if self.model.kind == "llm" and self.trains and is_d3 and monitor.endswith("NLL"):
             raise ValueError(
                 f"trainer.monitor={monitor!r} is not logged under decode=d3, which ranks by two "
                 "models and has no NLL; use val/NDCG@10 or val/HR@10"
