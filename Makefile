@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP) ## virtual environment, pinned packages, data and backbone fetched
 	$(BIN)/python run.py task=prepare
 
-demo: setup ## the main job: five arms on MovieLens-100K, one table
+demo: setup ## the main job: six arms on MovieLens-100K, one table
 	$(BIN)/python run.py experiment=demo
 
 WORKERS := -n auto --maxprocesses 8 --dist worksteal

@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/reference/api.md"
 MODULES = {
     "Masks": ("masks/patterns", "masks/layer_masks", "masks/schedule"),
-    "Losses": ("losses/lml", "losses/msl", "losses/sdpo"),
+    "Losses": ("losses/lml", "losses/msl", "losses/bear", "losses/sdpo"),
     "Decoders": ("decode/trie", "decode/search", "decode/beam", "decode/exact", "decode/d3",
                  "decode/grounding", "decode/legal", "decode/scorer", "decode/titles_alike"),
     "Metrics": ("metrics/ranking", "metrics/rank_metrics", "metrics/from_predictions",
-                "metrics/uncertainty", "metrics/best_step"),
+                "metrics/slices", "metrics/uncertainty", "metrics/best_step"),
 }  # fmt: skip
 INTRO = """# Python API
 

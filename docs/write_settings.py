@@ -40,6 +40,8 @@ SHOWN_WITH = {
     "model.popularity": "model=popularity",
     "model.knn": "model=knn",
     "model.titles": "model=titles",
+    "model.fusion": "model=fusion model.first_run=A model.second_run=B",
+    "model.transitions": "model=titles_graph",
     "model.sequence": "model=sasrec",
     "model.sequence.cloze": "model=bert4rec",
     "model.sequence.dros": "model=sasrec_dros",
@@ -232,7 +234,7 @@ def in_yaml(value: Any) -> str:
 def meanings_of(schema: type, start: str) -> dict[str, str]:
     """The meaning of each field: of its comments in conf/ and in the schema the longer one."""
     group, _, inner = start.rstrip(".").partition(".")
-    choice = SHOWN_WITH.get(start.rstrip("."), "").partition("=")[2]
+    choice = SHOWN_WITH.get(start.rstrip("."), "").split(" ")[0].partition("=")[2]
     files = [
         "config.yaml",
         f"{group}/_base.yaml",
@@ -286,7 +288,7 @@ def doc_line(schema: type) -> str:
 def sections_of(schema: type, name: str) -> Iterator[str]:
     """Heading and table of a dataclass, then of those within it."""
     shown_with = SHOWN_WITH.get(name)
-    values = composed([shown_with] if shown_with else [])
+    values = composed(shown_with.split(" ") if shown_with else [])
     start = f"{name}." if name else ""
     rows = list(settings_of(schema, start, values))
     if name:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from hatllm.metrics.slices import target_slices
+
 
 def predictions_frame(
     target_ranks: Sequence[int | None],
@@ -42,3 +44,15 @@ def predictions_frame(
         "ambiguous": pl.Boolean,
     }
     return pl.DataFrame(data, schema=schema)
+
+
+def popularity_alone(predictions: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
+    """Slices of examples that share no word with their history and whose transition is unseen."""
+    once = predictions.unique("example_id", maintain_order=True)
+    return once.select(
+        "example_id",
+        word_similarity=pl.lit(0.0),
+        popularity=target_slices(once["target_item"], train),
+        words=pl.lit("no_shared_words"),
+        transition=pl.lit("unseen_transition"),
+    )

@@ -8,6 +8,7 @@ import polars as pl
 from frames import predictions_frame
 
 from hatllm.metrics.from_predictions import evaluate_predictions
+from hatllm.metrics.slices import example_slices
 
 NUM_ITEMS = 30
 ITEMS = pl.DataFrame(
@@ -62,13 +63,18 @@ def make_run(
     examples = pl.DataFrame(
         {"example_id": list(range(num_examples)), "history": histories, "target": targets}
     )
-    history = examples["history"]
-    train = pl.concat([history.explode(), history.list.first()]).to_frame("item_id")
+    train = pl.concat(
+        [
+            examples.select(user_id="example_id", item_id="history").explode("item_id"),
+            examples.select(user_id="example_id", item_id=pl.col("history").list.first()),
+        ]
+    )
+    examples = examples.join(example_slices(examples, ITEMS, train), on="example_id")
     cut_offs = [k for k in (1, 5, 10) if k <= top_k]
     metrics = {
-        "test": evaluate_predictions(predictions, ITEMS, train, cut_offs),
+        "test": evaluate_predictions(predictions, ITEMS, examples, cut_offs),
         "popularity": evaluate_predictions(
-            predictions_frame([None] * (num_examples - 1) + [3]), ITEMS, train, (1, 5, 10)
+            predictions_frame([None] * (num_examples - 1) + [3]), ITEMS, examples, (1, 5, 10)
         ),
     }
     environment = {

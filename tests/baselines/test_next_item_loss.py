@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from hatllm.baselines.next_item_loss import (
+    binary_loss,
     next_item_loss,
     nominal_distribution,
     robust_loss,
-    sampled_loss,
+    sampled_logits,
+    sampled_softmax_loss,
     softmax_loss,
 )
 from hatllm.config import DrosConfig
@@ -41,18 +43,35 @@ def test_samples_are_uniform_over_the_other_items() -> None:
     # Only item 3 has a logit: log 3, so its loss as a sample is log 4, any other's log 2.
     weight_ID, bias_I = torch.zeros(4, 1), torch.tensor([0.0, 0.0, 0.0, math.log(3)])
     state_MD, target_M = torch.ones(1, 1), torch.tensor([1])
-    found = float(sampled_loss(state_MD, target_M, weight_ID, bias_I, 60_000))
+    found = float(binary_loss(sampled_logits(state_MD, target_M, weight_ID, bias_I, 60_000)))
     expected = (math.log(2) + (math.log(4) + 2 * math.log(2)) / 3) / 2
     assert found == pytest.approx(expected, abs=0.01)  # 60,000 draws: a deviation of 0.0007
 
 
 def test_the_target_is_never_a_sample() -> None:
     weight_ID, bias_I = torch.zeros(3, 1), torch.tensor([0.0, 50.0, 0.0])
-    found = sampled_loss(torch.ones(1, 1), torch.tensor([1]), weight_ID, bias_I, 1000)
+    logit_MC = sampled_logits(torch.ones(1, 1), torch.tensor([1]), weight_ID, bias_I, 1000)
+    found = binary_loss(logit_MC)
     assert float(found) == pytest.approx(math.log(2) / 2)  # 25 more if the target were drawn
 
 
-@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_sampled_softmax_is_minus_the_log_of_the_share_of_the_target() -> None:
+    logit_MC = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 3.0]])
+    shares = [math.e**2 / (math.e**2 + 1 + math.e), 1 / (1 + 2 * math.e**3)]
+    expected = -sum(math.log(share) for share in shares) / 2
+    assert float(sampled_softmax_loss(logit_MC)) == pytest.approx(expected)
+
+
+def test_sampled_softmax_over_many_samples_is_near_the_softmax_over_all_items() -> None:
+    # Of n samples each other item is drawn n / 3 times: they weigh n / 3 times as much as in "ce".
+    output = (torch.tensor([[1.0], [2.0], [0.0], [0.5]]), torch.zeros(4))
+    config = settings(loss="sampled_softmax", num_negatives=30_000)
+    found = next_item_loss(torch.ones(1, 1), torch.tensor([1]), output, config, None)
+    others = 10_000 * (math.e + 1 + math.e**0.5)
+    assert float(found) == pytest.approx(math.log(math.e**2 + others) - 2, abs=0.02)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce", "sampled_softmax"])
 def test_dros_adds_its_weight_times_the_robust_term(loss: str) -> None:
     state_MD, target_M = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 3])
     output = (torch.randn(4, 3), torch.randn(4))

@@ -3,6 +3,7 @@
 import polars as pl
 import pytest
 import torch
+from frames import popularity_alone
 
 from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of, target_ranks
@@ -83,7 +84,7 @@ def test_ranks_and_metrics_equal_a_brute_force_sort() -> None:
             index.item_id_I[order[:10]].tolist() == table["top_items"][len(expected) - 1].to_list()
         )
     assert table["target_rank"].to_list() == [r if r <= 10 else None for r in expected]
-    metrics = evaluate_predictions(table, ITEMS, ITEMS, (1, 5, 10))
+    metrics = evaluate_predictions(table, ITEMS, popularity_alone(table, ITEMS), (1, 5, 10))
     assert metrics["HR@5"] == pytest.approx(sum(r <= 5 for r in expected) / 200)
     assert metrics["MRR@10"] == pytest.approx(sum(1 / r for r in expected if r <= 10) / 200)
     assert metrics["item_NDCG@10"] == metrics["NDCG@10"]

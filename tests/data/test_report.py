@@ -53,6 +53,24 @@ def test_targets_that_the_user_had_before_are_counted(tmp_path: Path) -> None:
     assert "| target is the last history item | 0 (0.0%) | 0 (0.0%) | 1 (50.0%) |" in text
 
 
+def test_targets_at_one_time_and_titles_without_words_are_counted(tmp_path: Path) -> None:
+    # User 1's last three share a time: valid and test are told apart by the file's order alone.
+    times = {1: [10, 20, 20, 20], 2: [10, 20, 30, 40]}
+    rows = [(u, 1 + place, time) for u in times for place, time in enumerate(times[u])]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    hearts = items().with_columns(title=pl.Series(["♥", "愛 1", "Four", "Five", "Six"]))
+    write_ready(tmp_path / "films", table, hearts)
+    made = prepare(tmp_path, min_interactions=1)
+    statistics = dataset_statistics(made)
+    assert {name: s.targets_tied for name, s in statistics.splits.items()} == {
+        "train": 1, "valid": 1, "test": 1,
+    }  # fmt: skip
+    assert statistics.wordless_titles == 1
+    text = write_data_report(made, tmp_path / "report").read_text()
+    assert "| target at the time of another of its user | 1 (50.0%) | 1 (50.0%) |" in text
+    assert "- 1 items have a title without a letter a-z or a digit" in text
+
+
 def test_the_report_says_that_leave_one_out_trains_on_what_comes_later(tmp_path: Path) -> None:
     write_ready(tmp_path / "films", interactions(), items())
     texts = {

@@ -4,9 +4,10 @@ import math
 
 import polars as pl
 import pytest
-from frames import predictions_frame
+from frames import popularity_alone, predictions_frame
 
-from hatllm.metrics.from_predictions import evaluate_predictions, example_metrics, target_slices
+from hatllm.metrics.from_predictions import evaluate_predictions, example_metrics
+from hatllm.metrics.slices import target_slices
 
 ITEMS = pl.DataFrame({"item_id": [0, 1, 2, 3, 4], "title": ["A", "B", "C", "D", "D"]})
 # Item 0 occurs six times, item 1 three times, item 2 twice, item 3 once, item 4 never.
@@ -14,7 +15,8 @@ TRAIN = pl.DataFrame({"item_id": [0] * 6 + [1] * 3 + [2] * 2 + [3]})
 
 
 def evaluate(predictions: pl.DataFrame, cut_offs: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    return evaluate_predictions(predictions, ITEMS, TRAIN, cut_offs)
+    slices = popularity_alone(predictions, TRAIN)
+    return evaluate_predictions(predictions, ITEMS, slices, cut_offs)
 
 
 def test_metrics_equal_hand_fractions() -> None:
@@ -97,12 +99,21 @@ def test_slice_metrics_add_up_to_the_whole() -> None:
     whole = sum(metrics[f"{name}/count"] * metrics[f"{name}/NDCG@10"] for name in names) / 6
     assert whole == pytest.approx(metrics["NDCG@10"])
     assert metrics["unseen/trie_NLL"] == 1.0
+    # Two targets of the head, ranks 1 and 9: their standard error is half of what they differ by.
+    assert metrics["head/NDCG@10_se"] == pytest.approx((1 - 1 / math.log2(10)) / 2)
+    assert metrics["no_words_no_transition/NDCG@10"] == pytest.approx(metrics["NDCG@10"])
     assert metrics["unseen_target_share"] == pytest.approx(1 / 6)
 
 
 def test_an_empty_slice_has_a_count_and_nothing_else() -> None:
     metrics = evaluate(predictions_frame([1]))
     assert [name for name in metrics if name.startswith("tail/")] == ["tail/count"]
+
+
+def test_an_example_without_slices_is_an_error() -> None:
+    frame = predictions_frame([1, 2])
+    with pytest.raises(ValueError, match="example_id=1 of the predictions has no slices"):
+        evaluate_predictions(frame, ITEMS, popularity_alone(frame[:1], TRAIN), (10,))
 
 
 def test_coverage_counts_titles_and_ambiguity_counts_examples() -> None:

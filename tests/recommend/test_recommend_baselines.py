@@ -8,7 +8,13 @@ import pytest
 from cli import call_cli, smoke_words
 
 Cli = Callable[..., int]
-KINDS = {"popularity": [], "knn": [], "titles": [], "sasrec": ["model.sequence.max_epochs=1"]}
+KINDS: dict[str, list[str]] = {
+    "popularity": [],
+    "knn": [],
+    "titles": [],
+    "titles_graph": [],
+    "sasrec": ["model.sequence.max_epochs=1"],
+}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from frames import predictions_frame
+from frames import popularity_alone, predictions_frame
 from matplotlib.image import imread
 from run_folders import curves_frame, make_run
 
@@ -28,6 +28,9 @@ def test_report_shows_the_metrics_of_the_run_beside_popularity(tmp_path: Path) -
     assert nll.endswith("| – |")  # the popularity of this folder has none
     assert "NLL in nats a title, a uniform guess among 30 titles has 3.401; by title" in text
     assert f"| head | {test['head/count']:.0f} | {test['head/HR@10']:.4f}" in text
+    for name in ("some_shared_words", "seen_transition"):
+        hits, error = test[f"{name}/HR@10"], test[f"{name}/HR@10_se"]
+        assert f"| {name} | {test[f'{name}/count']:.0f} | {hits:.4f} ± {error:.4f} |" in text
 
 
 def test_report_names_the_run_its_hashes_and_its_command(tmp_path: Path) -> None:
@@ -141,10 +144,8 @@ def test_values_are_written_with_the_digits_they_deserve() -> None:
 
 
 def test_metrics_survive_json() -> None:
-    metrics = evaluate_predictions(
-        predictions_frame([1, None], [-1.0, -2.0]),
-        pl.DataFrame({"item_id": [0, 1], "title": ["A", "B"]}),
-        pl.DataFrame({"item_id": [0, 1]}),
-        (1, 5, 10),
-    )
+    items = pl.DataFrame({"item_id": [0, 1], "title": ["A", "B"]})
+    predictions = predictions_frame([1, None], [-1.0, -2.0])
+    slices = popularity_alone(predictions, items)
+    metrics = evaluate_predictions(predictions, items, slices, (1, 5, 10))
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics

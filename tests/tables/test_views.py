@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hatllm.runs.cell import Cell
-from hatllm.tables.views import efficiency_frame, frame_markdown, slices_frame
+from hatllm.tables.views import efficiency_frame, frame_markdown
 
 
 def write_run(
@@ -16,17 +16,12 @@ def write_run(
     seconds: dict[str, float],
     resumed: bool = False,
     gpu: list[str] | None = None,
-    test: dict[str, float] | None = None,
 ) -> Cell:
     """A finished run of 10 valid and 30 test rows."""
     folder.mkdir()
     hardware = {"processor": "Zen", "gpu": gpu}
     environment = {"hardware": hardware, "seconds": seconds, "resumed": resumed}
-    slices = {f"{name}/count": 0.0 for name in ("unseen", "tail", "mid", "head")}
-    metrics = {
-        "valid": {"num_examples": 10.0},
-        "test": {"num_examples": 30.0, **slices, **(test or {})},
-    }
+    metrics = {"valid": {"num_examples": 10.0}, "test": {"num_examples": 30.0}}
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "run.json").write_text("{}")
@@ -90,26 +85,3 @@ def test_the_hardware_of_every_seed_is_listed(tmp_path: Path) -> None:
         for n, gpu in enumerate((["A", "A"], ["A", "A"], None, ["B"]))
     ]
     assert by_label(runs, {})["causal"]["hardware"] == "A, A; Zen; B"
-
-
-def test_slices_are_means_over_the_seeds_and_what_a_run_lacks_is_null(tmp_path: Path) -> None:
-    def of(hits: float, nll: float | None) -> dict[str, float]:
-        head = {"head/count": 3.0, "head/HR@10": hits, "head/NDCG@10": hits / 2}
-        return head if nll is None else head | {"head/trie_NLL": nll}
-
-    runs = [
-        write_run(tmp_path / "1", "msl", {}, test=of(0.2, 5.0)),
-        write_run(tmp_path / "2", "msl", {}, test=of(0.4, 7.0)),
-        write_run(tmp_path / "3", "d3", {}, test=of(0.6, None)),
-    ]
-    frame = slices_frame("toys", runs)
-    assert frame["slice"].to_list() == ["unseen", "tail", "mid", "head"] * 2
-    msl, d3 = frame.to_dicts()[3::4]
-    assert (msl["label"], msl["count"]) == ("msl", 3)
-    assert [msl[name] for name in ("HR@10", "NDCG@10", "trie_NLL")] == pytest.approx([0.3, 0.15, 6])
-    assert msl["trie_NLL_std"] == pytest.approx(2**0.5)
-    assert (d3["HR@10"], d3["HR@10_std"], d3["trie_NLL"]) == (0.6, None, None)
-    lines = frame_markdown(frame).splitlines()
-    assert lines[2] == "| toys | msl | unseen | 0 | – | – | – |"
-    assert lines[5].endswith("| 3 | 0.3000 (0.1414) | 0.1500 (0.0707) | 6.000 (1.414) |")
-    assert lines[9] == "| toys | d3 | head | 3 | 0.6000 | 0.3000 | – |"

@@ -23,7 +23,7 @@ from hatllm.many.cells import plan_cells
 
 Cli = Callable[..., int]
 CASES = Path(__file__).parents[1] / "cases"
-LEARNED = ("sasrec", "sasrec_dros", "gru4rec", "bert4rec")
+LEARNED = ("sasrec", "sasrec_ss", "sasrec_dros", "gru4rec", "bert4rec")
 SHORT = ("model.sequence.max_epochs=2", "model.sequence.batch_size=16")
 
 
@@ -50,7 +50,7 @@ def popularity(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "outputs" / "popularity"
 
 
-@pytest.mark.parametrize("model", ["knn", *LEARNED])
+@pytest.mark.parametrize("model", ["knn", "titles", "titles_graph", *LEARNED])
 def test_a_run_folder_holds_what_that_of_popularity_holds(
     cli: Cli, shop: list[str], popularity: Path, model: str
 ) -> None:
@@ -58,7 +58,8 @@ def test_a_run_folder_holds_what_that_of_popularity_holds(
     words = [f"model={model}", *(SHORT if model in LEARNED else ())]
     folder = runs(cli, shop, "baseline", *words)
     more = {"curves.csv", "curves.png", "model.safetensors"} if model in LEARNED else set()
-    more |= {"neighbours.parquet"} if model == "knn" else set()
+    learned = {"knn": {"neighbours.parquet"}, "titles_graph": {"transitions.parquet"}}
+    more |= learned.get(model, set())
     assert files_of(folder) == files_of(expected) | more
     tables = [pl.read_parquet(f / "predictions.parquet") for f in (expected, folder)]
     assert tables[0].schema == tables[1].schema
@@ -254,6 +255,11 @@ def test_an_experiment_runs_learned_baselines_once_a_seed(compose_config: Compos
         (["model=sasrec_dros", "model.sequence.dros.radius=0"],
          "model.sequence.dros.radius=0.0 must be above 0"),
         (["model=knn", "model.knn.balance=2"], "model.knn.balance=2.0 must be between 0.0 and 1.0"),
+        (["model=sasrec_ss", "model.sequence.num_negatives=null"],
+         "model.sequence.num_negatives=null must be a number with loss=sampled_softmax"),
+        (["model=titles_graph", "model.transitions.weight=-1"],
+         "model.transitions.weight=-1.0 must be"),
+        (["model=titles", "model.kind=titles_graph"], "model.transitions must be given for"),
         (["model=knn", "model.kind=sasrec"], "model.knn must be given for model.kind=knn"),
         (["model=popularity", "model.kind=bert4rec"], "model.sequence must be given for"),
     ],

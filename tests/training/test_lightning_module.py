@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 import pytorch_lightning as lightning
 import torch
-from frames import predictions_frame
+from frames import popularity_alone, predictions_frame
 from reference import Reference, byte_ids, dict_trie, prompt_pieces, title_ids, title_log_prob
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -121,6 +121,44 @@ def test_a_catalogue_of_one_item_has_nothing_to_learn_under_msl(compose_config: 
     assert all(not p.grad.any() for p in recommender.parameters() if p.grad is not None)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
+def test_igd_counts_forced_tokens_as_much_as_it_is_told(
+    weight: float, compose_config: Compose
+) -> None:
+    words = ["mask=causal", "loss=igd", f"loss.forced_weight={weight}"]
+    recommender = recommender_of(compose_config, *words)
+    batch = toy_batch(recommender.catalogue.book, True, True)
+    expected = []
+    for row, target in zip(untouched_logits(HISTORIES, TARGETS)[0], TARGETS, strict=True):
+        title = title_ids(PROMPT, TITLES[target])
+        others = [title_ids(PROMPT, other) for other in TITLES.values()]
+        log_prob = row.log_softmax(-1)
+        expected.append(
+            -sum(
+                log_prob[place, token] * (weight if len(legal) == 1 else 1.0)
+                for place, token in enumerate(title)
+                for legal in [{o[place] for o in others if o[:place] == title[:place]}]
+            )
+        )
+    torch.testing.assert_close(recommender.title_loss(batch), torch.stack(expected).mean(), **CLOSE)
+
+
+@torch.no_grad()
+def test_bear_without_weight_is_msl(compose_config: Compose) -> None:
+    plain = recommender_of(compose_config, "loss=msl", "loss.tau=2")
+    batch = toy_batch(plain.catalogue.book, True, True)
+    expected = plain.title_loss(batch)
+    losses = [
+        recommender_of(
+            compose_config, "loss=bear", "loss.tau=2", f"loss.margin_weight={weight}"
+        ).title_loss(batch)
+        for weight in (0.0, 5.0)
+    ]
+    torch.testing.assert_close(losses[0], expected, **CLOSE)
+    assert abs(losses[1] - expected) > 1e-3
+
+
 def test_the_adaptive_temperature_reads_the_first_choice_of_every_title(
     compose_config: Compose,
 ) -> None:
@@ -165,7 +203,7 @@ def test_a_validation_logs_the_numbers_of_its_table_and_forgets_those_before(
         # Another process's repetition of a row counts once, whatever the order.
         recommender.decode_valid = lambda _, t=table: pl.concat([t.reverse(), t.head(1)])
         trainer.validate(recommender, DataLoader([0], batch_size=None), verbose=False)
-        expected = evaluate_predictions(table, items, items, (10,))
+        expected = evaluate_predictions(table, items, popularity_alone(table, items), (10,))
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         names = ("NDCG@10", "HR@10", "trie_NLL", "vocab_NLL")
         assert found == {f"val/{name}": expected[name] for name in names}

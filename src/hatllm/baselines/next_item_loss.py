@@ -1,6 +1,7 @@
 """Losses of the id-based baselines, from the states that come before their targets.
 
-Dimension key: M training states, I items, D hidden size, C sampled items a state.
+Dimension key: M training states, I items, D hidden size, C candidates of a state: its target,
+then sampled items.
 """
 
 import torch
@@ -38,7 +39,8 @@ def next_item_loss(
         loss = softmax_loss(state_MD, target_M, weight_ID, bias_I)
     else:
         assert config.num_negatives is not None
-        loss = sampled_loss(state_MD, target_M, weight_ID, bias_I, config.num_negatives)
+        logit_MC = sampled_logits(state_MD, target_M, weight_ID, bias_I, config.num_negatives)
+        loss = binary_loss(logit_MC) if config.loss == "bce" else sampled_softmax_loss(logit_MC)
     if nominal_I is not None:
         assert config.dros is not None
         logit_MI = F.linear(state_MD, weight_ID, bias_I)
@@ -67,20 +69,20 @@ def softmax_loss(state_MD: Tensor, target_M: Tensor, weight_ID: Tensor, bias_I: 
     )
 
 
-def sampled_loss(
+def sampled_logits(
     state_MD: Tensor, target_M: Tensor, weight_ID: Tensor, bias_I: Tensor, num_negatives: int
 ) -> Tensor:
-    """Binary cross-entropy of the target against uniformly sampled other items (SASRec, eq. 5).
+    """Logits of the target, then of uniformly sampled other items.
 
     Args:
         state_MD: States. Shape (M, D).
         target_M: Targets. Shape (M,), int64.
         weight_ID: Output weights. Shape (I, D), I at least 2.
         bias_I: Output biases. Shape (I,).
-        num_negatives: Sampled items C a state; none is the target.
+        num_negatives: Sampled items a state; none is the target, one may be drawn twice.
 
     Returns:
-        A scalar: targets and samples weigh one half each.
+        Shape (M, C), C = 1 + ``num_negatives``.
     """
     drawn_MC = torch.randint(
         len(bias_I) - 1, (len(target_M), num_negatives), device=target_M.device
@@ -89,8 +91,31 @@ def sampled_loss(
     item_MC = torch.cat([target_M[:, None], item_MC], dim=1)
     # F.embedding and not indexing: its gradient is summed in a fixed order.
     logit_MC = torch.einsum("md,msd->ms", state_MD, F.embedding(item_MC, weight_ID))
-    logit_MC = logit_MC + F.embedding(item_MC, bias_I[:, None]).squeeze(2)
+    return logit_MC + F.embedding(item_MC, bias_I[:, None]).squeeze(2)
+
+
+def binary_loss(logit_MC: Tensor) -> Tensor:
+    """Binary cross-entropy of the target against the sampled items (SASRec, eq. 5).
+
+    Args:
+        logit_MC: Output of `sampled_logits`.
+
+    Returns:
+        A scalar: targets and samples weigh one half each.
+    """
     return (F.softplus(-logit_MC[:, 0]).mean() + F.softplus(logit_MC[:, 1:]).mean()) / 2
+
+
+def sampled_softmax_loss(logit_MC: Tensor) -> Tensor:
+    """Cross-entropy of the target among itself and the sampled items.
+
+    Args:
+        logit_MC: Output of `sampled_logits`.
+
+    Returns:
+        A scalar, the mean over states.
+    """
+    return F.cross_entropy(logit_MC, logit_MC.new_zeros(len(logit_MC), dtype=torch.int64))
 
 
 def robust_loss(logit_MI: Tensor, target_M: Tensor, nominal_I: Tensor, radius: float) -> Tensor:

@@ -14,14 +14,13 @@ import numpy as np
 import polars as pl
 import torch
 from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import TitlesConfig
+from hatllm.metrics.title_vectors import tf_idf
 
-WORD = r"[a-z0-9]+"
 SCORES_AT_A_TIME = 16_000_000
 
 
@@ -45,7 +44,7 @@ def titles_predictions(
     index = TitleIndex.of(items)
     sequences = sequences_of(examples, index.item_id_I, config.last_items)
     vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
-    return predictions_of(examples, _scores(vectors, sequences, config), index, top_k)
+    return predictions_of(examples, title_scores(vectors, sequences, config), index, top_k)
 
 
 def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
@@ -61,31 +60,31 @@ def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
     Raises:
         ValueError: If no title has a word.
     """
-    reader = TfidfVectorizer(
-        analyzer=config.analyzer,
-        token_pattern=WORD if config.analyzer == "word" else None,
-        ngram_range=(config.shortest_ngram, config.longest_ngram),
-    )
-    try:
-        return csr_matrix(reader.fit_transform(titles))
-    except ValueError as error:
+    vectors = tf_idf(titles, config.analyzer, (config.shortest_ngram, config.longest_ngram))
+    if vectors.nnz == 0:
         raise ValueError(
             f"model=titles: none of the {len(titles)} titles, such as {titles[0]!r}, holds a word "
             "of letters a-z or digits; read characters with model.titles.analyzer=char_wb"
-        ) from error
+        )
+    return vectors
 
 
-def _scores(
+def title_scores(
     vectors: csr_matrix, sequences: Sequences, config: TitlesConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """score_BI and target_B of each batch."""
-    num_rows = max(1, SCORES_AT_A_TIME // sequences.num_items)
+    """score_BI and target_B of each batch of `row_slices`."""
     transposed = vectors.T.tocsr()
-    for first in range(0, len(sequences), num_rows):
-        part = slice(first, first + num_rows)
+    for part in row_slices(sequences):
         query = _weights(sequences, part, config) @ vectors
         score_BI = (query @ transposed).toarray()
         yield torch.from_numpy(score_BI), sequences.target_G[part]
+
+
+def row_slices(sequences: Sequences) -> Iterator[slice]:
+    """The rows of each batch: few enough that the scores of all items fit beside each other."""
+    num_rows = max(1, SCORES_AT_A_TIME // sequences.num_items)
+    for first in range(0, len(sequences), num_rows):
+        yield slice(first, first + num_rows)
 
 
 def _weights(sequences: Sequences, rows: slice, config: TitlesConfig) -> csr_matrix:

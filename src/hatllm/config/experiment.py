@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hatllm.config.checks import check_choice, check_range
 
-VIEWS = ("bars", "grid", "slices", "efficiency")
+VIEWS = ("bars", "grid", "efficiency")
 
 
 @dataclass

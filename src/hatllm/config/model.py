@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from hatllm.config.checks import check_choice, check_positive, check_range
 
 SEQUENCE_KINDS = ("sasrec", "gru4rec", "bert4rec")
-SEEDLESS_KINDS = ("popularity", "knn", "titles")  # no seed changes what they answer
+SEEDLESS_KINDS = ("popularity", "knn", "titles", "titles_graph")  # no seed changes what they answer
 TRAIN_ON = ("full", "sampled")
 ANALYZERS = ("word", "char", "char_wb")
 POPULARITY_COUNTS = ("interactions", "targets")
-SEQUENCE_LOSSES = ("bce", "ce")
+SEQUENCE_LOSSES = ("bce", "ce", "sampled_softmax")
+SAMPLED_LOSSES = ("bce", "sampled_softmax")
 OPTIMIZERS = ("adam", "adamw")
 BACKENDS = ("sdpa", "eager", "flex")
-MODEL_KINDS = ("llm", *SEEDLESS_KINDS, *SEQUENCE_KINDS)
+MODEL_KINDS = ("llm", "fusion", *SEEDLESS_KINDS, *SEQUENCE_KINDS)
 DTYPES = ("auto", "float32", "bfloat16")
 TUNINGS = ("lora", "full", "none")
 
@@ -62,6 +63,30 @@ class TitlesConfig:
 
 
 @dataclass
+class FusionConfig:
+    """How the lists of two finished runs become one."""
+
+    constant: float  # added to every rank
+    steps: int  # shares of the first run tried on valid: 0, 1 / steps, ..., 1
+
+    def __post_init__(self) -> None:
+        check_positive("model.fusion.constant", self.constant)
+        check_range("model.fusion.steps", self.steps, 1)
+
+
+@dataclass
+class TransitionsConfig:
+    """What the title rule with transitions counts in train."""
+
+    train_on: str  # one of TRAIN_ON: all train interactions, or those in the rows the LLM arms see
+    weight: float  # of log(1 + count), beside a cosine in [0, 1]
+
+    def __post_init__(self) -> None:
+        check_choice("model.transitions.train_on", self.train_on, TRAIN_ON)
+        check_range("model.transitions.weight", self.weight, 0.0)
+
+
+@dataclass
 class ClozeConfig:
     """How BERT4Rec hides items of a training sequence."""
 
@@ -101,7 +126,7 @@ class SequenceConfig:
     init_std: float  # of item and position embeddings
     shared_embedding: bool | None  # the output layer is the item embedding; null: bert4rec, always
     loss: str  # one of SEQUENCE_LOSSES
-    num_negatives: int | None  # bce: sampled items for each target
+    num_negatives: int | None  # SAMPLED_LOSSES: sampled items for each target
     every_position: bool  # learn from every next item of a row; false = from its target alone
     cloze: ClozeConfig | None  # bert4rec only
     dros: DrosConfig | None  # null = no robust term
@@ -130,8 +155,10 @@ class SequenceConfig:
                 f"model.sequence.hidden_size={self.hidden_size} must be a multiple of "
                 f"num_heads={self.num_heads}"
             )
-        if self.loss == "bce" and self.num_negatives is None:
-            raise ValueError("model.sequence.num_negatives=null must be a number with loss=bce")
+        if self.loss in SAMPLED_LOSSES and self.num_negatives is None:
+            raise ValueError(
+                f"model.sequence.num_negatives=null must be a number with loss={self.loss}"
+            )
 
 
 @dataclass
@@ -169,8 +196,12 @@ class ModelConfig:
     compile: bool  # decoder layers through torch.compile
     popularity: PopularityConfig | None  # kind popularity
     knn: KnnConfig | None  # kind knn
-    titles: TitlesConfig | None  # kind titles
+    titles: TitlesConfig | None  # kinds titles and titles_graph
+    transitions: TransitionsConfig | None  # kind titles_graph
     sequence: SequenceConfig | None  # one of SEQUENCE_KINDS
+    fusion: FusionConfig | None  # kind fusion
+    first_run: str | None  # fusion: finished run; of equal fused titles its list decides
+    second_run: str | None  # fusion: another on the same examples
     item_vectors: str | None  # finished run of SEQUENCE_KINDS whose items get tokens of their own
     item_curriculum: bool  # from prompts of text to prompts with these tokens, over the training
 
@@ -178,6 +209,7 @@ class ModelConfig:
         check_choice("model.kind", self.kind, MODEL_KINDS)
         self._check_baseline()
         self._check_item_tokens()
+        self._check_fused_runs()
         if not self.source:
             raise ValueError(
                 "model.source='' must be a Hugging Face name or a local folder, such as "
@@ -193,6 +225,16 @@ class ModelConfig:
             )
         if self.quantization_bits and self.tuning == "full":
             raise ValueError("model.tuning='full' cannot train quantized weights; use 'lora'")
+
+    def _check_fused_runs(self) -> None:
+        for field in ("first_run", "second_run"):
+            value = getattr(self, field)
+            if self.kind == "fusion" and value is None:
+                raise ValueError(
+                    f"model.{field}=null must be the folder of a finished run with model=fusion"
+                )
+            if self.kind != "fusion" and value is not None:
+                raise ValueError(f"model.{field}={value!r} must be null with model={self.name}")
 
     def _check_item_tokens(self) -> None:
         if self.item_curriculum and self.item_vectors is None:
@@ -213,7 +255,9 @@ class ModelConfig:
     def _check_baseline(self) -> None:
         for field, kinds in (
             ("knn", ("knn",)),
-            ("titles", ("titles",)),
+            ("fusion", ("fusion",)),
+            ("titles", ("titles", "titles_graph")),
+            ("transitions", ("titles_graph",)),
             ("sequence", SEQUENCE_KINDS),
             ("popularity", ("popularity",)),
         ):

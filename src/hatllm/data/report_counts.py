@@ -36,6 +36,8 @@ class SplitStatistics:
         shared_title_share: Targets whose title another item has too.
         targets_in_history: Targets that stand in their own history.
         targets_last: Targets that are the last item of their history.
+        targets_tied: Targets at the same time as another target of their user, in any split: the
+            order of the two is that of the source file.
     """
 
     rows: int
@@ -50,6 +52,7 @@ class SplitStatistics:
     shared_title_share: float
     targets_in_history: int
     targets_last: int
+    targets_tied: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class DatasetStatistics:
         title_characters: Length of titles.
         duplicate_titles: Titles that two or more items share.
         items_sharing_titles: Items that share their title with another.
+        wordless_titles: Items whose title has no letter a-z and no digit, in either case.
         splits: Per split.
     """
 
@@ -74,6 +78,7 @@ class DatasetStatistics:
     title_characters: Spread
     duplicate_titles: int
     items_sharing_titles: int
+    wordless_titles: int
     splits: dict[str, SplitStatistics]
 
 
@@ -90,6 +95,7 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
         title_characters=_spread(titles.str.len_chars()),
         duplicate_titles=shared["title"].n_unique(),
         items_sharing_titles=shared.height,
+        wordless_titles=int((~titles.str.contains("[A-Za-z0-9]")).sum()),
         splits={name: _split_statistics(dataset, name, shared["item_id"]) for name in SPLITS},
     )
 
@@ -117,7 +123,18 @@ def _split_statistics(dataset: Dataset, name: str, shared: pl.Series) -> SplitSt
         shared_title_share=_share_in(targets, shared),
         targets_in_history=_num(rows, pl.col("history").list.contains(pl.col("target"))),
         targets_last=_num(rows, pl.col("history").list.last() == pl.col("target")),
+        targets_tied=_num_tied(rows, dataset),
     )
+
+
+def _num_tied(rows: pl.DataFrame, dataset: Dataset) -> int:
+    """Targets of some rows that share their user and time with another row's target."""
+    others = [dataset.splits[name] for name in SPLITS if name != "train"]
+    every = pl.concat(
+        [part.select("user_id", "timestamp") for part in (dataset.full_train, *others)]
+    )
+    tied = every.filter(every.is_duplicated()).unique()
+    return rows.join(tied, on=["user_id", "timestamp"], how="semi").height
 
 
 def _num(rows: pl.DataFrame, condition: pl.Expr) -> int:

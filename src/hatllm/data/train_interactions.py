@@ -49,6 +49,24 @@ def item_counts(item_ids: pl.Series) -> pl.DataFrame:
     return counts.select("item_id", pl.col("count").cast(pl.Int64))
 
 
+def transition_counts(interactions: pl.DataFrame) -> pl.DataFrame:
+    """How often one item comes right after another in a train sequence.
+
+    Args:
+        interactions: user_id, item_id, place, in sequence order.
+
+    Returns:
+        item_id, next_item, count, all Int64; those that occur, by item, then by the next one.
+    """
+    pairs = interactions.select(
+        pl.col("item_id").cast(pl.Int64),
+        next_item=pl.col("item_id").cast(pl.Int64).shift(-1),
+        is_pair=pl.col("user_id") == pl.col("user_id").shift(-1),
+    )
+    counts = pairs.filter("is_pair").group_by("item_id", "next_item").agg(count=pl.len())
+    return counts.with_columns(pl.col("count").cast(pl.Int64)).sort("item_id", "next_item")
+
+
 def sequence_rows(
     interactions: pl.DataFrame, max_history_items: int, every_position: bool
 ) -> pl.DataFrame:

@@ -20,18 +20,24 @@ from hatllm.tables.example_users import example_users
 from hatllm.tables.published import read_published
 from hatllm.tables.views import (
     EFFICIENCY_NOTE,
-    SLICES_NOTE,
     efficiency_frame,
     frame_markdown,
-    slices_frame,
 )
-from hatllm.tables.writers import comparison_frame, latex, markdown, rich_table, write_comparison
+from hatllm.tables.writers import (
+    comparison_frame,
+    latex,
+    markdown,
+    rich_differences,
+    rich_table,
+    write_comparison,
+    write_slices,
+)
 
 console = Console()
 
 
 def write_results_of(config: Config, cells: list[Cell]) -> Path:
-    """Write ``results.md``, ``.tex``, ``.csv``, the experiment's views, and each data set's table.
+    """Write ``results.*``, ``slices.*``, the experiment's views, and each data set's table.
 
     Args:
         config: The experiment.
@@ -75,6 +81,7 @@ def write_results_of(config: Config, cells: list[Cell]) -> Path:
     write_text(target / "results.md", markdown(found, published, facts))
     write_text(target / "results.tex", latex(found, published))
     write_csv(target / "results.csv", comparison_frame(found))
+    write_slices(found, target)
     _write_views(config, cells, finished, found, target)
     console.print(f"tables and figures: {target}")
     return target
@@ -98,6 +105,8 @@ def show(comparison: Comparison, runs: Sequence[Cell], target: Path) -> None:
     """
     write_comparison(comparison, target)
     console.print(rich_table(comparison))
+    if (differences := rich_differences(comparison)) is not None:
+        console.print(differences)
     text = example_users(runs, list(dict.fromkeys(run.label for run in runs)))
     write_text(target / "examples.md", text)
     console.print(text, markup=False, highlight=False)
@@ -139,13 +148,6 @@ def _write_views(
                      target / "bars.png")  # fmt: skip
             case "grid":
                 _write_grid(config, cells, frame, found[0].tested_metrics, target)
-            case "slices":
-                slices = pl.concat(
-                    [slices_frame(data, runs) for data, runs in finished.items()],
-                    how="diagonal_relaxed",  # lists may be of other lengths on other data
-                )
-                write_csv(target / "slices.csv", slices)
-                write_text(target / "slices.md", f"{frame_markdown(slices)}\n\n{SLICES_NOTE}\n")
             case "efficiency":
                 frames = [
                     efficiency_frame(data, runs, _rows_trained(runs))

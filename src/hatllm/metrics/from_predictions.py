@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from hatllm.config import main_cut_off
-from hatllm.data.train_interactions import item_counts
 from hatllm.metrics.ranking import discounted_gains, hits, reciprocal_ranks, standard_error
+from hatllm.metrics.slices import members
 
-SLICES = ("unseen", "tail", "mid", "head")
 NLL_COLUMNS = {"trie_NLL": "target_trie_log_prob", "vocab_NLL": "target_vocab_log_prob"}
 
 
 def evaluate_predictions(
     predictions: pl.DataFrame,
     items: pl.DataFrame,
-    train_interactions: pl.DataFrame,
+    slices: pl.DataFrame,
     cut_offs: Sequence[int],
 ) -> dict[str, float]:
     """Every metric of one split of one run, flat.
@@ -35,30 +34,30 @@ def evaluate_predictions(
         predictions: One row an example (`hatllm.decode.predict`); one that repeats an
             example_id is dropped.
         items: The catalogue: item_id, title.
-        train_interactions: What train holds, each interaction once: item_id.
+        slices: Output of `hatllm.metrics.slices.example_slices` for at least these examples.
         cut_offs: K of HR@K, NDCG@K and MRR@K, none above the number of titles that were asked for
             (``decode.top_k``): of a list of four, HR@10 would be HR@4 under a wrong name.
 
     Returns:
         ``HR@K``, ``NDCG@K``, ``MRR@K`` by title and ``item_HR@K``, ... by item id, in [0, 1];
         ``trie_NLL``, ``vocab_NLL`` in nats a title; each with its standard error over users as
-        ``NAME_se``; ``SLICE/count`` and ``SLICE/HR@K``, ``SLICE/NDCG@K``, ``SLICE/trie_NLL`` for
-        the slices of :func:`target_slices`; ``coverage@K``, the share of the catalogue's titles
-        that somebody is recommended; ``ambiguous_title_rate`` and ``unseen_target_share`` over
-        examples; ``num_examples`` and ``num_users``. The K of slices and coverage is
-        :func:`hatllm.config.main_cut_off`.
+        ``NAME_se``; ``SLICE/count`` and ``SLICE/HR@K``, ``SLICE/NDCG@K``, ``SLICE/trie_NLL``, with
+        errors likewise, for the slices of :mod:`hatllm.metrics.slices`; ``coverage@K``, the share
+        of the catalogue's titles that somebody is recommended; ``ambiguous_title_rate`` and
+        ``unseen_target_share`` over examples; ``num_examples`` and ``num_users``. The K of slices
+        and coverage is :func:`hatllm.config.main_cut_off`.
 
     Raises:
-        ValueError: If there are no predictions, or a log-probability is missing or not finite.
+        ValueError: If there are no predictions, one of them has no slices, or a log-probability is
+            missing or not finite.
     """
     main_k = main_cut_off(cut_offs)
     values = example_metrics(predictions, cut_offs)
     predictions = _each_example_once(predictions)
-    slices = target_slices(predictions["target_item"], train_interactions)
     main = [f"{kind}@{k}" for k in cut_offs for kind in ("HR", "NDCG", "MRR")]
     nlls = [name for name in NLL_COLUMNS if name in values.columns]
     metrics = _means_and_errors(values, [*main, *(f"item_{name}" for name in main), *nlls])
-    metrics |= _slice_metrics(values, slices, main_k)
+    metrics |= _slice_metrics(values, slices_of(values, slices), main_k)
     answers = predictions["top_items"].list.head(main_k).explode().drop_nulls()
     metrics[f"coverage@{main_k}"] = answers.n_unique() / items["title"].n_unique()
     metrics["ambiguous_title_rate"] = float(predictions["ambiguous"].cast(pl.Float64).sum())
@@ -117,45 +116,23 @@ def ranks_and_nlls(predictions: pl.DataFrame) -> tuple[Tensor, dict[str, Tensor]
     return _ranks(predictions, "target_rank"), known
 
 
-def target_slices(targets: pl.Series, train_interactions: pl.DataFrame) -> pl.Series:
-    """The popularity slice of each target: ``unseen``, ``tail``, ``mid`` or ``head``.
-
-    The popularity of an item is how many train interactions it has; an unseen item has none. The
-    others, most popular first, are cut so that head holds the first third of all these
-    interactions, mid the second and tail the last; items of equal popularity stay together, in the
-    slice in which the first of them begins.
+def slices_of(values: pl.DataFrame, slices: pl.DataFrame) -> pl.DataFrame:
+    """The slices of some examples, row by row.
 
     Args:
-        targets: Item ids.
-        train_interactions: What train holds, each interaction once: item_id.
+        values: example_id, each once.
+        slices: Output of `hatllm.metrics.slices.example_slices`.
 
-    Returns:
-        The slices' names, in the order of ``targets``.
+    Raises:
+        ValueError: If an example has none.
     """
-    counts = item_counts(train_interactions["item_id"])
-    by_count = (
-        counts.group_by("count").agg(total=pl.col("count").sum()).sort("count", descending=True)
+    joined = values.select("example_id").join(
+        slices, on="example_id", how="left", maintain_order="left"
     )
-    share_before = (pl.col("total").cum_sum() - pl.col("total")) / pl.col("total").sum()
-    by_count = by_count.select("count", slice=_third(share_before))
-    item_slices = counts.join(by_count, on="count").select("item_id", "slice")
-    joined = (
-        targets.cast(pl.Int64)
-        .to_frame("item_id")
-        .join(item_slices, on="item_id", how="left", maintain_order="left")
-    )
-    return joined["slice"].fill_null("unseen")
-
-
-def _third(share_before: pl.Expr) -> pl.Expr:
-    """The slice that begins at a cumulative share of train interactions."""
-    return (
-        pl.when(share_before < 1 / 3)
-        .then(pl.lit("head"))
-        .when(share_before < 2 / 3)
-        .then(pl.lit("mid"))
-        .otherwise(pl.lit("tail"))
-    )
+    missing = joined.filter(pl.col("words").is_null())
+    if len(missing):
+        raise ValueError(f"example_id={missing['example_id'][0]} of the predictions has no slices")
+    return joined
 
 
 def _each_example_once(predictions: pl.DataFrame) -> pl.DataFrame:
@@ -199,16 +176,16 @@ def _means_and_errors(values: pl.DataFrame, names: list[str]) -> dict[str, float
     return metrics
 
 
-def _slice_metrics(values: pl.DataFrame, slices: pl.Series, k: int) -> dict[str, float]:
-    """Count, HR@k, NDCG@k and trie_NLL within each popularity slice of the targets."""
-    names = [f"HR@{k}", f"NDCG@{k}", "trie_NLL"]
+def _slice_metrics(values: pl.DataFrame, slices: pl.DataFrame, k: int) -> dict[str, float]:
+    """Count, HR@k, NDCG@k and trie_NLL within each slice, each with its error over users."""
+    wanted = (f"HR@{k}", f"NDCG@{k}", "trie_NLL")
+    names = [name for name in wanted if name in values.columns]
     metrics: dict[str, float] = {}
-    for name in SLICES:
-        rows = values.filter(slices == name)
-        metrics[f"{name}/count"] = float(len(rows))
-        for metric in names:
-            if len(rows) and metric in values.columns:
-                metrics[f"{name}/{metric}"] = float(_tensor(rows[metric]).mean())
+    for slice_name, is_member in members(slices).items():
+        rows = values.filter(is_member)
+        metrics[f"{slice_name}/count"] = float(len(rows))
+        found = _means_and_errors(rows, names) if len(rows) else {}
+        metrics |= {f"{slice_name}/{name}": value for name, value in found.items()}
     return metrics
 
 

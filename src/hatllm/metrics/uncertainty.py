@@ -31,21 +31,27 @@ Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """The mean of first minus second over shared examples, and what chance alone would do."""
+class MeanInterval:
+    """The mean of first minus second over shared examples, and how far chance moves it."""
 
     mean: float
     low: float  # bounds of the 95 % bootstrap interval of the mean
     high: float
-    standard_error: float  # NaN for one user
-    p_value: float  # two-sided, sign-flip permutation test
-    num_examples: int
-    num_users: int
 
     @property
     def excludes_zero(self) -> bool:
         """Whether the whole interval lies on one side of 0."""
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class PairedDifference(MeanInterval):
+    """The same with the tests that a main table needs."""
+
+    standard_error: float  # NaN for one user
+    p_value: float  # two-sided, sign-flip permutation test
+    num_examples: int
+    num_users: int
 
 
 def paired_difference(
@@ -110,24 +116,44 @@ def summarize_differences(differences: pl.DataFrame) -> PairedDifference:
     Raises:
         ValueError: If there is no row.
     """
+    total_G, count_G = _by_user(differences)
+    interval = mean_interval(differences)
+    _, error = mean_and_standard_error(differences["difference"], differences["user_id"])
+    return PairedDifference(
+        mean=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        standard_error=error,
+        p_value=sign_flip_p_value(total_G),
+        num_examples=len(differences),
+        num_users=len(count_G),
+    )
+
+
+def mean_interval(differences: pl.DataFrame) -> MeanInterval:
+    """Mean and bootstrap interval of paired differences.
+
+    Args:
+        differences: user_id, difference; at least one row.
+
+    Raises:
+        ValueError: If there is no row.
+    """
+    total_G, count_G = _by_user(differences)
+    low, high = bootstrap_interval(total_G, count_G)
+    mean, _ = mean_and_standard_error(differences["difference"], differences["user_id"])
+    return MeanInterval(mean, low, high)
+
+
+def _by_user(differences: pl.DataFrame) -> tuple[Floats, Floats]:
+    """Sum of each user's differences, and how many; shape (G,), float64."""
     if differences.is_empty():
         raise ValueError("differences has no rows: there is nothing to compare")
     by_user = differences.group_by("user_id").agg(
         total=pl.col("difference").sum(), count=pl.len().cast(pl.Float64)
     )
     by_user = by_user.sort("user_id")
-    total_G, count_G = by_user["total"].to_numpy(), by_user["count"].to_numpy()
-    low, high = bootstrap_interval(total_G, count_G)
-    mean, error = mean_and_standard_error(differences["difference"], differences["user_id"])
-    return PairedDifference(
-        mean=mean,
-        low=low,
-        high=high,
-        standard_error=error,
-        p_value=sign_flip_p_value(total_G),
-        num_examples=len(differences),
-        num_users=len(by_user),
-    )
+    return by_user["total"].to_numpy(), by_user["count"].to_numpy()
 
 
 def bootstrap_interval(

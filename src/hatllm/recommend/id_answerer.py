@@ -9,11 +9,12 @@ import polars as pl
 from hatllm.baselines.knn import knn_answers
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import sequences_of
+from hatllm.baselines.title_graph import titles_graph_predictions
 from hatllm.baselines.title_rule import titles_predictions
 from hatllm.config import Config
 from hatllm.data.sources.source_tables import read_parquet
 from hatllm.recommend.answers import Answer
-from hatllm.runs.run_files import NEIGHBOURS_FILE, PREDICTIONS_FILE
+from hatllm.runs.run_files import NEIGHBOURS_FILE, PREDICTIONS_FILE, TRANSITIONS_FILE
 from hatllm.training.baseline_run import load_sequence_run
 from hatllm.training.id_model import SequenceModel, scores
 
@@ -48,6 +49,9 @@ class IdAnswerer:
                 self.answer = partial(_of_knn, table, items, config.decode.top_k)
             case "titles":
                 self.answer = partial(_of_titles, items, config)
+            case "titles_graph":
+                table = read_parquet(folder / TRANSITIONS_FILE, ["item_id", "next_item", "count"])
+                self.answer = partial(_of_titles_graph, table, items, config)
             case _:
                 model, _ = load_sequence_run(str(folder), index.item_id_I, "task.run_folder", {})
                 self.answer = partial(_of_model, model, index, config)
@@ -95,6 +99,15 @@ def _of_knn(
 def _of_titles(items: pl.DataFrame, config: Config, examples: pl.DataFrame) -> pl.DataFrame:
     assert config.model.titles is not None
     return titles_predictions(examples, items, config.model.titles, config.decode.top_k)
+
+
+def _of_titles_graph(
+    table: pl.DataFrame, items: pl.DataFrame, config: Config, examples: pl.DataFrame
+) -> pl.DataFrame:
+    titles, counted = config.model.titles, config.model.transitions
+    assert titles is not None and counted is not None
+    top_k = config.decode.top_k
+    return titles_graph_predictions(table, counted.weight, examples, items, titles, top_k)
 
 
 def _of_model(

@@ -27,6 +27,8 @@ REPORT_FILE = "report.md"
 CURVES_PICTURE = "curves.png"
 WEIGHTS_FILE = "model.safetensors"  # of a baseline
 NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN
+FUSION_FILE = "fusion.json"  # share of the first run, and what every share was worth on valid
+TRANSITIONS_FILE = "transitions.parquet"  # of the title rule with transitions
 CHECKPOINT_FILE = Path("checkpoints") / "last.ckpt"  # until the run is finished
 SHARDS = "shards"  # folder of shards, while there are any
 EVALUATIONS = "evaluations"  # folder of what task=evaluate leaves, a folder each

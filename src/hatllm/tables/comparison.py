@@ -18,6 +18,7 @@ from hatllm.tables.alike_runs import (
     refuse_other_origins,
     values_by_label,
 )
+from hatllm.tables.by_slice import Slice, compare_slices, read_slices
 from hatllm.tables.numbers import Number, paired_metrics, ranking_metrics, uniform_guess
 from hatllm.tables.paired_arms import ByLabel, Tested, clear_winner, numbers_of, tested_differences
 
@@ -56,6 +57,7 @@ class Comparison:
     guess: str | None  # a NLL to measure the others by, in words
     cut_offs: tuple[int, ...]  # ascending; some arm's lists are long enough for each
     short: tuple[str, ...]  # labels whose lists are too short for some cut-off
+    slices: tuple[Slice, ...]  # all examples first
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -159,6 +161,7 @@ def compare(
         guess=uniform_guess(loaded[0].folder),
         cut_offs=found,
         short=tuple(dict.fromkeys(run.label for run in loaded if run.top_k < max(found))),
+        slices=compare_slices(read_slices(loaded[0].folder), by_label, others, found),
     )
 
 

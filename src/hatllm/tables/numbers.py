@@ -14,7 +14,7 @@ import polars as pl
 
 from hatllm.config import cut_off_of, main_cut_off
 from hatllm.metrics.best_step import is_lower_better
-from hatllm.metrics.uncertainty import PairedDifference, mean_and_std_over_seeds
+from hatllm.metrics.uncertainty import MeanInterval, mean_and_std_over_seeds
 from hatllm.runs.run_files import ITEMS_FILE
 
 HIGHER, LOWER = "↑", "↓"
@@ -98,7 +98,7 @@ def format_row(row: Mapping[str, float | None], name: str) -> str:
     return format_value(name, row.get(name), row.get(f"{name}_se"), row.get(f"{name}_std"))
 
 
-def format_difference(name: str, difference: PairedDifference) -> str:
+def format_difference(name: str, difference: MeanInterval) -> str:
     """The mean difference with its interval, signs shown."""
     mean, low, high = (
         f"{value:+.{digits_of(name)}f}"

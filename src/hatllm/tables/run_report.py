@@ -10,22 +10,26 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from hatllm.config import main_cut_off
+from hatllm.data.report import later_notes
 from hatllm.data.targets import InPlace
 from hatllm.figures.curves import draw_curves
 from hatllm.figures.saving import save_figure
 from hatllm.files import write_text
-from hatllm.metrics.from_predictions import NLL_COLUMNS, SLICES
+from hatllm.metrics.from_predictions import NLL_COLUMNS
+from hatllm.metrics.slices import SLICES, SLICES_EXPLAINED
 from hatllm.runs.run_files import (
     CONFIG_FILE,
     CURVES_FILE,
     CURVES_PICTURE,
     EXAMPLES_FILE,
     ITEMS_FILE,
+    MANIFEST_FILE,
     METRICS_FILE,
     PREDICTIONS_FILE,
     REPORT_FILE,
     check_files,
     read_environment,
+    read_manifest,
     read_metrics,
     read_predictions,
     read_settings,
@@ -74,7 +78,8 @@ def write_run_report(folder: Path, label: str) -> Path:
     """Write the report of a run from the files it left behind.
 
     Reads ``config.yaml``, ``metrics.json`` and ``predictions.parquet``; ``environment.json``,
-    ``curves.csv``, ``examples.parquet`` and ``items.parquet`` where they are there.
+    ``curves.csv``, ``split_manifest.json``, ``examples.parquet`` and ``items.parquet`` where they
+    are there.
 
     Args:
         folder: A finished run.
@@ -96,6 +101,7 @@ def write_run_report(folder: Path, label: str) -> Path:
         f"# Run {folder.resolve().name}",
         _what_ran(settings),
         _main_table(metrics, label, _notes(metrics, settings, _nll(folder, environment))),
+        _warnings(folder),
         _merged_titles(environment),
         _slices_table(metrics),
         _curves_section(folder, environment.get("exported")),
@@ -171,6 +177,14 @@ def _nll(folder: Path, environment: Mapping[str, Any]) -> str:
     return f"{text}, {guess}" if guess else text
 
 
+def _warnings(folder: Path) -> str:
+    """What the numbers cannot be trusted in because of how the data are cut."""
+    if not (folder / MANIFEST_FILE).exists():
+        return ""
+    notes = later_notes(read_manifest(folder))
+    return f"**Mind the split**: {sentences(notes)}" if notes else ""
+
+
 def _merged_titles(environment: Mapping[str, Any]) -> str:
     """What the ranks of titles that the tokenizer cannot tell apart are; empty without such."""
     counts = environment.get("titles") or {}
@@ -184,19 +198,15 @@ def _merged_titles(environment: Mapping[str, Any]) -> str:
 
 
 def _slices_table(metrics: Mapping[str, dict[str, float]]) -> str:
-    """Test metrics by the popularity of the target in train."""
+    """Test metrics where words and train tell of the target, and where they do not."""
     k = main_cut_off(cut_offs_of(metrics["test"]))
     names = ("count", f"HR@{k}", f"NDCG@{k}", "trie_NLL")
     rows = [
         [slice_name] + [format_row(metrics["test"], f"{slice_name}/{name}") for name in names]
         for slice_name in SLICES
     ]
-    note = (
-        "Unseen targets never occur in train; head, mid and tail each hold a third of all "
-        "train interactions, the most popular items first."
-    )
     table = markdown_table(["target", "examples", *names[1:]], rows)
-    return f"## By popularity of the target\n\n{table}\n\n{note}"
+    return f"## By slice\n\n{table}\n\n{SLICES_EXPLAINED}."
 
 
 def _curves_section(folder: Path, exported: Mapping[str, Any] | None) -> str:

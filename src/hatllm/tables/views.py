@@ -1,4 +1,4 @@
-"""What an experiment shows beside its main table: by target popularity, by time spent."""
+"""What an experiment shows beside its main table: the time spent."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,14 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from hatllm.metrics.from_predictions import SLICES
 from hatllm.runs.cell import Cell
 from hatllm.runs.run_files import hardware_text, read_environment, read_metrics
 from hatllm.tables.numbers import (
-    DASH,
-    OVER_SEEDS,
     columns_of,
-    cut_offs_of,
     format_row,
     over_seeds,
 )
@@ -24,35 +20,6 @@ EFFICIENCY_NOTE = (
     "them: the seeds whose run was not resumed, because the clock of one that was holds its last "
     "part only. – where no such run has this part; rows_per_s also where training may stop early."
 )
-SLICES_NOTE = (
-    f"Means over seeds, {OVER_SEEDS}. {DASH} where there is no such target, or the lists are "
-    "shorter than the cut-off."
-)
-
-
-def slices_frame(data: str, runs: Sequence[Cell]) -> pl.DataFrame:
-    """Metrics by how often the target stands in train.
-
-    Args:
-        data: Name of the data set.
-        runs: Those of the table; the unfinished are passed over.
-
-    Returns:
-        data, label, slice, count, then each metric's mean over seeds and its ``_std``; null where
-        the slice is empty or the label lacks the metric, or has one seed only.
-    """
-    records = []
-    by_label = _folders_by_label(runs)
-    metrics = _slice_metrics([folder for folders in by_label.values() for folder in folders])
-    for label, folders in by_label.items():
-        files = [read_metrics(folder)["test"] for folder in folders]
-        for name in SLICES:
-            record: dict[str, Any] = {"data": data, "label": label, "slice": name}
-            record["count"] = int(files[0][f"{name}/count"])
-            for metric in metrics:
-                record |= _mean_and_std(metric, [file.get(f"{name}/{metric}") for file in files])
-            records.append(record)
-    return pl.DataFrame(records, infer_schema_length=None)
 
 
 def efficiency_frame(
@@ -106,17 +73,6 @@ def frame_markdown(frame: pl.DataFrame) -> str:
         for row in frame.iter_rows(named=True)
     ]
     return markdown_table(names, rows)
-
-
-def _slice_metrics(folders: Sequence[Path]) -> list[str]:
-    """What is measured within slices, at the cut-offs that the runs have there."""
-    names = {
-        name.split("/")[1]
-        for folder in folders
-        for name in read_metrics(folder)["test"]
-        if name.split("/")[0] in SLICES
-    }
-    return [f"{kind}@{k}" for k in cut_offs_of(names) for kind in ("HR", "NDCG")] + ["trie_NLL"]
 
 
 def _folders_by_label(runs: Sequence[Cell]) -> dict[str, list[Path]]:

@@ -15,6 +15,7 @@ from hatllm.config import main_cut_off
 from hatllm.figures.comparison_plot import draw_comparison
 from hatllm.figures.saving import save_figure
 from hatllm.files import write_csv, write_text
+from hatllm.metrics.slices import SLICES_EXPLAINED
 from hatllm.tables.comparison import Arm, Comparison
 from hatllm.tables.numbers import (
     BOLD,
@@ -33,6 +34,14 @@ from hatllm.tables.paired_arms import Tested
 from hatllm.tables.published import METRICS as PUBLISHED_METRICS
 from hatllm.tables.published import NOTE as PUBLISHED_NOTE
 from hatllm.tables.published import published_on
+from hatllm.tables.slice_tables import (
+    UNCOPIED_NOTE,
+    difference_cells,
+    frame_cells,
+    numbers_cells,
+    slices_frame,
+    slices_note,
+)
 
 MISSING = "missing"
 PAIRED = (
@@ -48,7 +57,7 @@ LATEX_SIGNS = {"_": r"\_", "%": r"\%", "±": r"$\pm$", "Δ": r"$\Delta$", "–":
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
-    """Write ``table.md``, ``table.tex``, ``table.csv`` and ``comparison.png``.
+    """Write ``table.md``, ``table.tex``, ``table.csv``, ``slices.csv`` and ``comparison.png``.
 
     Args:
         comparison: Output of :mod:`hatllm.tables.comparison`.
@@ -59,12 +68,20 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.md"
-    parts = [*_markdown_block(comparison), legend([comparison])]
+    parts = [*_markdown_block(comparison), legend([comparison]), f"{SLICES_EXPLAINED}."]
     write_text(path, "\n\n".join(parts) + "\n")
     write_text(folder / "table.tex", latex([comparison]))
     write_csv(folder / "table.csv", comparison_frame([comparison]))
+    write_csv(folder / "slices.csv", slices_frame([comparison]))
     save_figure(draw_comparison(comparison), folder / "comparison.png")
     return path
+
+
+def write_slices(comparisons: Sequence[Comparison], folder: Path) -> None:
+    """Write ``slices.md`` and ``slices.csv``: every arm within every slice of every data set."""
+    frame = slices_frame(comparisons)
+    write_csv(folder / "slices.csv", frame)
+    write_text(folder / "slices.md", f"{markdown_table(*frame_cells(frame))}\n\n{slices_note()}\n")
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
@@ -98,7 +115,11 @@ def markdown(
                 ["", *names[1:]], [[row[name] for name in names] for row in theirs]
             )
             parts += [f"### Published on {block.data}", PUBLISHED_NOTE, table]
-    parts += [legend(comparisons), *(["\n".join(f"- {fact}" for fact in facts)] if facts else [])]
+    parts += [
+        legend(comparisons),
+        slices_note(),
+        *(["\n".join(f"- {fact}" for fact in facts)] if facts else []),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -136,6 +157,20 @@ def rich_table(comparison: Comparison) -> Table:
         cells = arm_texts(comparison, arm)
         texts = [(_stacked(cells[n][0]) if n else cells[n][0], cells[n][1]) for n in columns]
         table.add_row(*(Text(text, style="bold" if best else "") for text, best in texts))
+    return table
+
+
+def rich_differences(comparison: Comparison) -> Table | None:
+    """The differences where copying is impossible, for a terminal; None = nothing is compared."""
+    head, rows = difference_cells(comparison)
+    if not rows:
+        return None
+    table = Table(title="Where copying is impossible", caption=f"{UNCOPIED_NOTE}.")
+    table.caption_justify = "left"
+    for number, text in enumerate(head):
+        table.add_column(Text(text), justify="left" if number < 3 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_stacked(text) if "[" in text else text) for text in row))
     return table
 
 
@@ -197,12 +232,20 @@ def _tested_text(metric: str, tested: Tested | None) -> str:
 
 
 def _markdown_block(block: Comparison) -> list[str]:
-    """The table of one data set and its notes."""
+    """The table of one data set and its notes, then its slices."""
     rows = [
         [f"**{text}**" if best else text for text, best in arm_texts(block, arm)]
         for arm in block.arms
     ]
-    return [markdown_table(_heads(block), rows), notes(block)]
+    head, differences = difference_cells(block)
+    uncopied = ["Where copying is impossible:", markdown_table(head, differences)]
+    by_slice = ["By slice:", markdown_table(*numbers_cells(block))]
+    return [
+        markdown_table(_heads(block), rows),
+        notes(block),
+        *([*uncopied, f"{UNCOPIED_NOTE}."] if differences else []),
+        *by_slice,
+    ]
 
 
 def _record(block: Comparison, arm: Arm) -> dict[str, object]:

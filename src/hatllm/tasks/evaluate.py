@@ -11,6 +11,7 @@ from hatllm.config import Config
 from hatllm.files import write_json, write_table
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.from_predictions import evaluate_predictions
+from hatllm.metrics.slices import example_slices
 from hatllm.runs.begin import check_data_unchanged
 from hatllm.runs.lock import held_alone
 from hatllm.runs.name import config_hash
@@ -59,11 +60,8 @@ def evaluate(config: Config) -> Path:
             return folder
         dataset = parts.dataset
         table = predictions[split]
-        metrics = {
-            split: evaluate_predictions(
-                table, dataset.items, dataset.train_interactions, config.cut_offs
-            )
-        }
+        slices = example_slices(dataset.splits[split], dataset.items, dataset.train_interactions)
+        metrics = {split: evaluate_predictions(table, dataset.items, slices, config.cut_offs)}
         write_table(folder / PREDICTIONS_FILE, table)
         seconds = {"total": round(time.perf_counter() - start, 3)}
         write_json(

@@ -20,6 +20,7 @@ from hatllm.figures.saving import save_figure
 from hatllm.files import write_json, write_table
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.from_predictions import evaluate_predictions
+from hatllm.metrics.slices import example_slices
 from hatllm.model.export import export_adapter
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.runs.begin import begin, check_data_unchanged
@@ -182,9 +183,11 @@ def _finish(
 ) -> dict[str, dict[str, float]]:
     """Write everything the folder must hold; `run.json` last, because it says finished."""
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = _measured(config, dataset, predictions)
+    asked = pl.concat([dataset.splits[split] for split in predictions])
+    slices = example_slices(asked, dataset.items, dataset.train_interactions)
+    metrics = _measured(config, dataset, slices, predictions)
     rounded = {name: round(value, 3) for name, value in seconds.items()}
-    _write_tables(folder, dataset, predictions)
+    _write_tables(folder, dataset, slices, predictions)
     write_json(folder / MANIFEST_FILE, dataset.manifest)
     write_json(folder / METRICS_FILE, metrics)
     made_by = environment(dataset.manifest, rounded, config.model.dtype) | facts
@@ -207,24 +210,25 @@ def _finish(
 
 
 def _measured(
-    config: Config, dataset: Dataset, predictions: dict[str, pl.DataFrame]
+    config: Config, dataset: Dataset, slices: pl.DataFrame, predictions: dict[str, pl.DataFrame]
 ) -> dict[str, dict[str, float]]:
     """Every metric of each split, and of the popularity floor on test."""
     floor = popularity_of(config, dataset, "test", "interactions")
     return {
-        split: evaluate_predictions(
-            table, dataset.items, dataset.train_interactions, config.cut_offs
-        )
+        split: evaluate_predictions(table, dataset.items, slices, config.cut_offs)
         for split, table in (predictions | {"popularity": floor}).items()
     }
 
 
-def _write_tables(folder: Path, dataset: Dataset, predictions: dict[str, pl.DataFrame]) -> None:
-    """The answers, the catalogue, the users and what they were asked."""
+def _write_tables(
+    folder: Path, dataset: Dataset, slices: pl.DataFrame, predictions: dict[str, pl.DataFrame]
+) -> None:
+    """The answers, the catalogue, the users and what they were asked, with its slices."""
     write_table(folder / PREDICTIONS_FILE, predictions["test"])
     write_table(folder / VALID_PREDICTIONS_FILE, predictions["valid"])
     write_table(folder / ITEMS_FILE, dataset.items)
     write_table(folder / USERS_FILE, dataset.users)
     users = dataset.users.rename({"source_id": "source_user_id"})
     examples = dataset.splits["test"].join(users, on="user_id", how="left", maintain_order="left")
+    examples = examples.join(slices, on="example_id", how="left", maintain_order="left")
     write_table(folder / EXAMPLES_FILE, examples)
