@@ -56,6 +56,12 @@ def test_a_broken_link_and_a_broken_anchor_are_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["other.md#no-heading", "d.png", "#f", "gone.md"]
 
 
+def test_the_front_page_is_short_in_lines_and_letters() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120] == []
+
+
 def test_every_page_of_the_docs_is_in_the_navigation() -> None:
     listed = (ROOT / "mkdocs.yml").read_text()
     pages = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -66,7 +72,7 @@ def test_every_page_of_the_docs_is_in_the_navigation() -> None:
 def test_the_site_stages_only_pages_and_pictures(tmp_path: Path) -> None:
     build_site.stage(ROOT, tmp_path)
     kinds = {path.suffix for path in (tmp_path / "build/pages").rglob("*") if path.is_file()}
-    assert kinds <= {".md", ".png", ".css"}
+    assert kinds <= {".md", ".png", ".css", ".cff", ""}  # "": the licence
     assert (tmp_path / "build/pages/experiments/paper/main/README.md").is_file()
 
 
