@@ -4,6 +4,7 @@ Zensical wants all pages in one folder, and ours stand beside what they speak of
 to build/pages with the tree they have here, which keeps every link between them right.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,8 @@ def main(to: Path) -> None:
     """Stage and build below ``to``; a warning is an error."""
     stage(ROOT, to)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-    subprocess.run([*command, "--config-file", str(to / "mkdocs.yml")], check=True)
+    subprocess.run([*command, "--config-file", str(to / "mkdocs.yml")],
+                   env=os.environ | {"NO_COLOR": "1"}, check=True)  # fmt: skip
 
 
 if __name__ == "__main__":

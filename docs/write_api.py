@@ -65,7 +65,7 @@ def fields_of(node: ast.ClassDef) -> list[str]:
 
 def entry(node: Definition, level: int, owner: str = "") -> Iterator[str]:
     """Heading, signature and docstring of a public definition, then of a class's own methods."""
-    yield from [f"{'#' * level} {owner}{node.name}", "", "```python", signature_of(node)]
+    yield from [f"{'#' * level} {owner}{node.name}", "", "```py", signature_of(node)]
     if isinstance(node, ast.ClassDef):
         yield from fields_of(node)
     yield from ["```", "", *in_markdown(ast.get_docstring(node) or ""), ""]

@@ -62,6 +62,22 @@ def test_the_front_page_is_short_in_lines_and_letters() -> None:
     assert [line for line in lines if len(line) > 120] == []
 
 
+FORMS = sorted((ROOT / "experiments").rglob("README.md"))
+QUESTIONS = [page for page in FORMS if (page.parent / "results.md").exists()]
+
+
+@pytest.mark.parametrize("page", FORMS, ids=lambda page: str(page.parent.relative_to(ROOT)))
+def test_the_page_of_an_experiment_is_short(page: Path) -> None:
+    assert len(page.read_text().splitlines()) <= 80, "what is more stands in details.md beside it"
+
+
+@pytest.mark.parametrize("page", QUESTIONS, ids=lambda page: str(page.parent.relative_to(ROOT)))
+def test_the_page_of_an_experiment_asks_answers_and_says_how(page: Path) -> None:
+    text = page.read_text()
+    assert text.index("**Question.**") < text.index("**Answer.**") < text.index("\n|")
+    assert "```bash" in text and "![" in text
+
+
 def test_every_page_of_the_docs_is_in_the_navigation() -> None:
     listed = (ROOT / "mkdocs.yml").read_text()
     pages = [page.relative_to(ROOT).as_posix() for page in PAGES]
