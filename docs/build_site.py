@@ -17,7 +17,7 @@ LEFT_OUT = ("examples.md", "quick")  # what runs leave beside their tables; not 
 
 
 def pages_of(root: Path) -> list[Path]:
-    """The files of the site: Markdown, licence and citation at the top, Markdown and pictures of the folders."""
+    """Pages, licence and citation at the top; pages and pictures of the folders."""
     found = [path for name in FOLDERS for path in (root / name).rglob("*")]
     kept = [path for path in found if path.suffix in SUFFIXES and not set(path.parts) & {*LEFT_OUT}]
     return sorted([*root.glob("*.md"), root / "LICENSE", root / "CITATION.cff", *kept])
