@@ -17,8 +17,8 @@ from hatllm.config import Config
 from hatllm.data.sources.source_tables import read_parquet
 from hatllm.recommend.answers import Answer, Asked
 from hatllm.runs.run_files import NEIGHBOURS_FILE, POPULARITY_FILE
-from hatllm.training.baseline_run import load_sequence_run
 from hatllm.training.id_model import scores
+from hatllm.training.sequence_run import load_sequence_run
 
 ROWS_A_BATCH = 256
 
