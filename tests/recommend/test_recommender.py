@@ -162,7 +162,7 @@ def test_settings_are_changed_as_on_the_command_line_and_what_a_run_is_stays(run
     changed = hatllm.load(runs / "llm", ["decode.exclude_history=true"])
     plain = hatllm.load(runs / "llm").recommend(HISTORY, 5, exclude_history=True)
     close(changed.recommend(HISTORY, 5), plain)
-    with pytest.raises(ValueError, match="mask.name is fixed by the finished run"):
+    with pytest.raises(ValueError, match=r"mask.name is fixed by the finished run"):
         hatllm.load(runs / "llm", ["mask.name=causal"])
     with pytest.raises(ValueError, match="no such folder"):
         hatllm.load(runs / "nothing")
