@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/reference/api.md"
 MODULES = {
+    "Finished runs": ("recommend/recommender",),
     "Masks": ("masks/patterns", "masks/layer_masks", "masks/schedule"),
     "Losses": ("losses/lml", "losses/msl", "losses/bear", "losses/sdpo"),
     "Decoders": ("decode/trie", "decode/search", "decode/beam", "decode/exact", "decode/d3",

@@ -37,7 +37,7 @@ def test_the_share_comes_from_valid_and_the_run_answers(
         pl.read_parquet(runs / name / "predictions.parquet") for name in ("titles", "knn", "both")
     )
     items = pl.read_parquet(runs / "both/items.parquet")
-    expected = fused_predictions(first, second, items, learned["share"], 60, 10)
+    expected = fused_predictions(first, second, items, learned["share"], learned["constant"], 10)
     columns = ["example_id", "target_rank", "target_item_rank", "top_items"]
     assert found.select(columns).equals(expected.select(columns))
     assert "HR@10" in json.loads((runs / "both/metrics.json").read_text())["test"]

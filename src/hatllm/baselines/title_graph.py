@@ -28,6 +28,7 @@ def titles_graph_predictions(
     items: pl.DataFrame,
     config: TitlesConfig,
     top_k: int,
+    exclude_history: bool = False,
 ) -> pl.DataFrame:
     """Recommend titles like each example's newest ones, and what comes after its last item.
 
@@ -38,6 +39,7 @@ def titles_graph_predictions(
         items: The catalogue: item_id, title.
         config: How titles are read, and how many.
         top_k: Titles answered for each example.
+        exclude_history: As `predictions_of`.
 
     Returns:
         The predictions table.
@@ -48,13 +50,14 @@ def titles_graph_predictions(
     index = TitleIndex.of(items)
     sequences = sequences_of(examples, index.item_id_I, config.last_items)
     vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
-    bonus = _bonus(transitions, weight, index.item_id_I)
+    bonus = transition_bonus(transitions, weight, index.item_id_I)
     batches = title_scores(vectors, sequences, config)
-    return predictions_of(examples, _with_bonus(batches, bonus, sequences), index, top_k)
+    batches = with_bonus(batches, bonus, sequences)
+    return predictions_of(examples, batches, index, top_k, exclude_history)
 
 
-def _bonus(transitions: pl.DataFrame, weight: float, item_id_I: IntArray) -> csr_matrix:
-    """The weighed log(1 + count) from each item (row) to each next one. Shape (I, I), sparse."""
+def transition_bonus(transitions: pl.DataFrame, weight: float, item_id_I: IntArray) -> csr_matrix:
+    """Weighed log(1 + count) from each item (row) to each next one. Shape (I, I), sparse."""
     row, column = (
         np.searchsorted(item_id_I, transitions[name].to_numpy())
         for name in ("item_id", "next_item")
@@ -63,7 +66,7 @@ def _bonus(transitions: pl.DataFrame, weight: float, item_id_I: IntArray) -> csr
     return csr_matrix((value, (row, column)), shape=(len(item_id_I), len(item_id_I)))
 
 
-def _with_bonus(
+def with_bonus(
     batches: Iterator[tuple[Tensor, Tensor]], bonus: csr_matrix, sequences: Sequences
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The title rule's batches, the bonus of each row's last item added."""

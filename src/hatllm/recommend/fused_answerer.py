@@ -1,6 +1,6 @@
 """A finished run of model=fusion: both runs answer, and their lists are fused as it has learned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -8,7 +8,7 @@ import polars as pl
 from hatllm.baselines.fusion import fused_lists
 from hatllm.config import Config
 from hatllm.files import read_json
-from hatllm.recommend.answers import Answer, Answerer
+from hatllm.recommend.answers import Answer, Answerer, Asked
 from hatllm.runs.run_files import FUSION_FILE
 
 
@@ -31,18 +31,31 @@ class FusedAnswerer:
         self.top_k = config.decode.top_k
         self.first, self.second = answerer_of("first_run"), answerer_of("second_run")
 
-    def __call__(self, histories: list[list[int]]) -> list[list[Answer]]:
+    def __call__(self, asked: Sequence[Asked]) -> list[list[Answer]]:
         """As `Answerer`; score and log-probability are the log of a title's part of the scores."""
-        if not histories:
+        if not asked:
             return []
+        deep = [one._replace(k=max(one.k, self.top_k)) for one in asked]
         lists = fused_lists(
-            _table(self.first(histories)), _table(self.second(histories)),
-            self.share, self.constant, self.top_k,
+            _table(self.first(deep)), _table(self.second(deep)),
+            self.share, self.constant, max(one.k for one in deep),
         )  # fmt: skip
+        rows = lists.select("top_items", "top_log_probs").rows()
         return [
-            [Answer(item, value, value) for item, value in zip(*row, strict=True)]
-            for row in lists.select("top_items", "top_log_probs").rows()
+            [Answer(item, value, value) for item, value in zip(*row, strict=True)][: one.k]
+            for one, row in zip(asked, rows, strict=True)
         ]
+
+    def score(self, history: Sequence[int], item_ids: Sequence[int]) -> list[Answer]:
+        """Refused: a title alone has no place in the two lists.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "a run of model=fusion ranks by the places in two lists and has no score of a title "
+            "alone; ask one of its two runs"
+        )
 
 
 def _table(found: list[list[Answer]]) -> pl.DataFrame:

@@ -26,6 +26,7 @@ CURVES_FILE = "curves.csv"
 REPORT_FILE = "report.md"
 CURVES_PICTURE = "curves.png"
 WEIGHTS_FILE = "model.safetensors"  # of a baseline
+POPULARITY_FILE = "popularity.parquet"  # of popularity
 NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN
 FUSION_FILE = "fusion.json"  # share of the first run, and what every share was worth on valid
 TRANSITIONS_FILE = "transitions.parquet"  # of the title rule with transitions

@@ -51,7 +51,12 @@ def fused_answers(config: Config, folder: Path, dataset: Dataset) -> dict[str, p
 def _answers_of(config: Config, field: str, dataset: Dataset) -> dict[str, pl.DataFrame]:
     """The predictions tables of one of the two runs."""
     folder = Path(str(getattr(config.model, field)))
-    load_config(folder, f"model.{field}")
+    theirs_excludes = load_config(folder, f"model.{field}").decode.exclude_history
+    if theirs_excludes != config.decode.exclude_history:
+        raise ValueError(
+            f"decode.exclude_history={config.decode.exclude_history} must be {theirs_excludes}, as "
+            f"in the run of model.{field}={str(folder)!r}, whose lists are fused"
+        )
     theirs, ours = read_manifest(folder)["split_hashes"], dataset.manifest["split_hashes"]
     for split in SPLITS:
         if theirs[split] != ours[split]:
