@@ -28,6 +28,7 @@ each module says what the letters mean. `allowed` is always true where a query m
 A worked example of each kind stands in [Your own arm](../own_arm.md).
 """
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Attributes)(, Returns)?: ?(.*)$")
+LONGEST = 88  # characters of a signature in one line
 Definition = ast.FunctionDef | ast.ClassDef
 
 
@@ -56,7 +57,16 @@ def signature_of(node: Definition) -> str:
     """The first line of a definition, without its body and decorators."""
     bare = ast.unparse(node).splitlines()
     start = next(i for i, line in enumerate(bare) if line.startswith(("def ", "class ")))
-    return bare[start].rstrip(":")
+    line = bare[start].rstrip(":")
+    if isinstance(node, ast.ClassDef) or len(line) <= LONGEST:
+        return line
+    positional = [*node.args.posonlyargs, *node.args.args]
+    defaults = [None] * (len(positional) - len(node.args.defaults)) + [*node.args.defaults]
+    pairs = [*zip(positional, defaults, strict=True)]
+    pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    given = [f"{ast.unparse(a)}{f' = {ast.unparse(d)}' if d else ''}" for a, d in pairs]
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return "\n".join([f"def {node.name}(", *(f"    {one}," for one in given), f"){returns}"])
 
 
 def fields_of(node: ast.ClassDef) -> list[str]:
