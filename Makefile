@@ -44,8 +44,8 @@ BENCHMARKS := decode train targets trie curves prepare
 bench: setup ## a short version of each benchmark, into experiments/speed/results/quick
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.speed.$$name --quick --fresh || exit 1; done
 
-soak: setup ## kill -9 at 50 random moments, the same command again, the same numbers
-	$(BIN)/python -m experiments.robustness.soak --kills 50
+soak: setup ## kill -9, SIGTERM, Ctrl-C at 70 random moments, the same command again, the same numbers
+	$(BIN)/python -m experiments.robustness.soak --kills 70
 
 fuzz: $(STAMP) ## thousands of wrong inputs, into experiments/robustness/results
 	$(BIN)/python -m experiments.robustness.fuzz

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,10 +51,14 @@ class Forked:
                 os.chdir(folder)
                 os.environ["HATLLM_CACHE"] = str(folder / "cache")
                 os.environ.pop("HATLLM_DATA_ROOT", None)
+                # Ignored, and inherited so, where the soak itself runs in the background.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(log, 1)
                 os.dup2(log, 2)
                 code = _run(words)
+        except BaseException:  # as Python itself would end: nothing below may return from a fork
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -117,8 +122,8 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def kill(session: int, whole_machine: bool) -> None:
-    """Kill -9 of a session's first process group, or of all its processes at once."""
+def kill(session: int, whole_machine: bool, number: int = signal.SIGKILL) -> None:
+    """A signal to a session's first process group, or to all its processes at once."""
     groups = {session}
     if whole_machine:
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -130,7 +135,7 @@ def kill(session: int, whole_machine: bool) -> None:
                 groups.add(int(group))
     for group in groups:
         try:
-            os.killpg(group, signal.SIGKILL)
+            os.killpg(group, number)
         except ProcessLookupError:
             continue
 

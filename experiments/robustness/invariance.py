@@ -4,8 +4,7 @@ Every cell is a whole run (train, evaluate) of a small random model, with at lea
 and early stopping. A killed cell is killed three times, all of its processes at once: when the
 first validation has just written its best checkpoint, in the second validation, and in the
 evaluation of the test split with a quarter of the users decoded; the same command then ends the
-run. A cell that is
-there is not run again, so that the script goes on where it was stopped.
+run. A cell that is there is not run again, so that the script goes on where it was stopped.
 """
 
 import argparse
@@ -33,7 +32,7 @@ WORDS = (
     "trainer.global_batch_size=12", "trainer.micro_batch_size=2", "trainer.learning_rate=0.01",
     "trainer.checkpoint_every_steps=1", "model.lora.dropout=0.0", "task.batches_a_shard=1",
     "trainer.validate_every_steps=2", "trainer.early_stopping_patience=3",
-    "data.valid_rows=64",
+    "data.valid_rows=64", "data.train_targets=every", "data.target_weights=rising", "loss.tau=3",
 )  # fmt: skip
 
 

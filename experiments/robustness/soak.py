@@ -1,11 +1,13 @@
-"""kill -9 at random moments, the same command again, the same numbers: `make soak`.
+"""kill -9, SIGTERM and Ctrl-C at random moments, then the same numbers: `make soak`.
 
-Every task runs once undisturbed. Then, in folders of its own, it is started, killed at a random
-moment (`validations`: just after a random one of its writes), started again, perhaps killed again,
-until a start ends by itself. After each kill every file that bears its final name must be whole; at
-the end all numbers, and the step that is exported, must equal those of the undisturbed run bit for
-bit. Runs are forked from this process, which has the packages imported already: with seconds of
-imports in front, most kills would hit nothing but imports.
+Every task runs once undisturbed. Then, in folders of its own, it is started, sent one of the three
+signals at a random moment (`validations`: just after a random one of its writes), started again,
+perhaps stopped again, until a start ends by itself. Half of the signals are kill -9; after the
+others the run has to end by itself, with the exit code of that signal. After each of them every
+file that bears its final name must be whole; at the end all numbers, and the step that is exported,
+must equal those of the undisturbed run bit for bit. Runs are forked from this process, which has
+the packages imported already: with seconds of imports in front, most signals would hit nothing but
+imports.
 
     python -m experiments.robustness.soak --kills 50
 """
@@ -14,6 +16,7 @@ import argparse
 import csv
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,7 @@ import torch
 
 from experiments.robustness.forked import Forked, finish, in_child, kill
 from experiments.robustness.left_behind import exported, not_whole, numbers
+from hatllm.exit_codes import INTERRUPTED, TERMINATED
 from hatllm.files import write_json, write_text
 from hatllm.runs.provenance import code_hash, hardware
 
@@ -53,12 +57,21 @@ TASKS = {  # the longest first
 AIMED = ("validations",)
 MOST_WRITES, MOST_DELAY_S = 24, 0.05
 MOST_STARTS = 40  # of one round
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# What a run may end with: it was done already, killed, or it stopped because it was asked to.
+END_CODES = {
+    signal.SIGKILL: {0, -signal.SIGKILL},
+    signal.SIGTERM: {0, -signal.SIGTERM, TERMINATED},
+    signal.SIGINT: {0, INTERRUPTED},
+}
+MOST_SECONDS_TO_STOP = 60.0
 
 
 @dataclass
 class Kill:
-    """One kill -9."""
+    """One signal."""
 
+    signal: str
     moment_s: float  # since its start
     whole_machine: bool  # False: the command's process group only, its cells live on
     there: str  # what lay in the folder, and the checkpoint or shard written last
@@ -174,7 +187,7 @@ def _round(
         started, process = time.perf_counter(), Forked(words, folder)
         sessions.append(process.pid)
         if left:
-            whole = draw.random() < 0.5
+            whole, number = draw.random() < 0.5, draw.choice(SIGNALS)
             try:
                 if outcome.task in AIMED:
                     code = process.wait_for_write(
@@ -186,16 +199,22 @@ def _round(
             except subprocess.TimeoutExpired:
                 moment = time.perf_counter() - started
                 for session in sessions if whole else sessions[-1:]:
-                    kill(session, whole)
-                process.wait(None)
+                    kill(session, whole, number)
+                outcome.failures += _wrong_end(process, number, folder)
                 there = in_child(not_whole, folder)
                 outcome.not_whole += [f"{folder.name}/{name}" for name in there]
                 files = sum(path.is_file() for path in folder.rglob("*"))
                 outcome.kills.append(
-                    Kill(round(moment, 3), whole, f"{files} files, {_last_write(folder)}")
-                )
+                    Kill(
+                        number.name, round(moment, 3), whole,
+                        f"{files} files, {_last_write(folder)}",
+                    )
+                )  # fmt: skip
                 left -= 1
-                print(f"{outcome.task}: kill {len(outcome.kills)} at {moment:.2f} s", flush=True)
+                print(
+                    f"{outcome.task}: {number.name} {len(outcome.kills)} at {moment:.2f} s",
+                    flush=True,
+                )
                 continue
         code = process.wait(None)
         if code:
@@ -206,6 +225,20 @@ def _round(
         outcome.failures.append(f"{folder.name}: not done after {MOST_STARTS} starts")
     for session in sessions:
         kill(session, whole_machine=True)
+
+
+def _wrong_end(process: Forked, number: signal.Signals, folder: Path) -> list[str]:
+    """Wait for a run that was sent a signal; what is wrong with how it ended."""
+    try:
+        code = process.wait(MOST_SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        kill(process.pid, whole_machine=True)
+        process.wait(None)
+        return [f"{folder.name}: {number.name} did not stop it in {MOST_SECONDS_TO_STOP:.0f} s"]
+    if code in END_CODES[number]:
+        return []
+    log = process.log.read_text(errors="replace")[-3000:]
+    return [f"{folder.name}: exit code {code} after {number.name}: {log}"]
 
 
 def _written(folder: Path) -> list[Path]:
@@ -262,15 +295,19 @@ def write_results(outcomes: list[Outcome], seed: int, seconds: float, folder: Pa
     }
     rows = [asdict(outcome) | {"green": outcome.is_green} for outcome in outcomes]
     write_json(folder / "soak.json", about | {"tasks": rows})
-    heads = ["task", "undisturbed", "kills", "of the whole machine", "moments", "rounds", "starts",
-             "partial files", "numbers that differ", "failed starts"]  # fmt: skip
+    heads = ["task", "undisturbed", "signals", "KILL, TERM, INT", "to the whole machine",
+             "moments", "rounds", "starts", "partial files", "numbers that differ",
+             "failed starts"]  # fmt: skip
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for outcome in outcomes:
         moments = [kill.moment_s for kill in outcome.kills] or [0.0]
+        names = [kill.signal for kill in outcome.kills]
+        each = ", ".join(str(names.count(number)) for number in ("SIGKILL", "SIGTERM", "SIGINT"))
         whole = sum(kill.whole_machine for kill in outcome.kills)
         counts = (outcome.not_whole, outcome.not_equal, outcome.failures)
         lines.append(
-            [outcome.task, f"{outcome.undisturbed_s:.1f} s", str(len(outcome.kills)), str(whole),
+            [outcome.task, f"{outcome.undisturbed_s:.1f} s", str(len(outcome.kills)), each,
+             str(whole),
              f"{min(moments):.2f} to {max(moments):.2f} s", str(outcome.rounds),
              str(outcome.starts), *(str(len(set(found))) for found in counts)]
         )  # fmt: skip
@@ -279,7 +316,7 @@ def write_results(outcomes: list[Outcome], seed: int, seconds: float, folder: Pa
     aimed = [outcome for outcome in outcomes if outcome.task in AIMED]
     for line in (line for outcome in aimed for line in outcome.exported if "validated" in line):
         text += f"\n\nUndisturbed, {line}."
-    text += f"\n\n{about['kills']} kills, seed {seed}, {seconds / 60:.1f} min on one core of "
+    text += f"\n\n{about['kills']} signals, seed {seed}, {seconds / 60:.1f} min on one core of "
     text += f"{about['hardware']['processor']}, code {about['code_hash']}: {verdict}.\n"
     write_text(folder / "soak.md", text)
 

@@ -4,14 +4,13 @@ bfloat16 halves the memory of the frozen weights. It is fast where the processor
 hardware; elsewhere it is converted number by number and several times slower than float32.
 """
 
-import json
 import math
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hatllm.files import write_json
+from hatllm.files import read_json, write_json
 
 AUTO = "auto"
 TIMES_FILE = "product_times.json"  # in the cache: a machine is measured once
@@ -70,7 +69,7 @@ def _told_by_times(milliseconds: dict[str, float]) -> str:
 
 
 def _times_of(name: str, path: Path, time_product: TimeProduct) -> dict[str, float]:
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     if name not in known:
         known[name] = measured(time_product)
         write_json(path, known)

@@ -121,6 +121,44 @@ def test_a_catalogue_of_one_item_has_nothing_to_learn_under_msl(compose_config: 
     assert all(not p.grad.any() for p in recommender.parameters() if p.grad is not None)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
+def test_igd_counts_forced_tokens_as_much_as_it_is_told(
+    weight: float, compose_config: Compose
+) -> None:
+    words = ["mask=causal", "loss=igd", f"loss.forced_weight={weight}"]
+    recommender = recommender_of(compose_config, *words)
+    batch = toy_batch(recommender.catalogue.book, True, True)
+    expected = []
+    for row, target in zip(untouched_logits(HISTORIES, TARGETS)[0], TARGETS, strict=True):
+        title = title_ids(PROMPT, TITLES[target])
+        others = [title_ids(PROMPT, other) for other in TITLES.values()]
+        log_prob = row.log_softmax(-1)
+        expected.append(
+            -sum(
+                log_prob[place, token] * (weight if len(legal) == 1 else 1.0)
+                for place, token in enumerate(title)
+                for legal in [{o[place] for o in others if o[:place] == title[:place]}]
+            )
+        )
+    torch.testing.assert_close(recommender.title_loss(batch), torch.stack(expected).mean(), **CLOSE)
+
+
+@torch.no_grad()
+def test_bear_without_weight_is_msl(compose_config: Compose) -> None:
+    plain = recommender_of(compose_config, "loss=msl", "loss.tau=2")
+    batch = toy_batch(plain.catalogue.book, True, True)
+    expected = plain.title_loss(batch)
+    losses = [
+        recommender_of(
+            compose_config, "loss=bear", "loss.tau=2", f"loss.margin_weight={weight}"
+        ).title_loss(batch)
+        for weight in (0.0, 5.0)
+    ]
+    torch.testing.assert_close(losses[0], expected, **CLOSE)
+    assert abs(losses[1] - expected) > 1e-3
+
+
 def test_the_adaptive_temperature_reads_the_first_choice_of_every_title(
     compose_config: Compose,
 ) -> None:

@@ -23,7 +23,8 @@ from hatllm.training.lightning_module import Recommender
 
 Cli = Callable[..., int]
 SETTINGS = ["trainer.accelerator=cpu", "trainer.global_batch_size=12", "trainer.micro_batch_size=2",
-            "trainer.learning_rate=0.01", "trainer.checkpoint_every_steps=1"]  # fmt: skip
+            "trainer.learning_rate=0.01", "trainer.checkpoint_every_steps=1",
+            "data.train_targets=every", "data.target_weights=rising", "loss.tau=3"]  # fmt: skip
 
 
 MORE_PROCESSES = [("ddp", 3), ("fsdp", 2), ("fsdp", 3)]

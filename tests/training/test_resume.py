@@ -32,6 +32,7 @@ def same(first: Path, second: Path) -> None:
 def long_run(shop: list[str], tmp_path: Path, name: str) -> list[str]:
     return [*shop, "model.lora.dropout=0.1", "trainer.max_epochs=3", "trainer.micro_batch_size=2",
             "trainer.checkpoint_every_steps=1", "trainer.learning_rate=0.01", f"run_name={name}",
+            "data.train_targets=every", "data.target_weights=rising", "loss.tau=3",
             f"output_root={tmp_path}/outputs"]  # fmt: skip
 
 

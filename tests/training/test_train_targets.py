@@ -73,7 +73,7 @@ def test_the_loss_in_place_is_that_of_a_model_written_out_by_hand(
 
 @pytest.mark.thin("loss form")
 @pytest.mark.parametrize("form", ["in_place", "branches"])
-@pytest.mark.parametrize("loss", ["loss=lml", "loss=msl", "loss=msl_ats"])
+@pytest.mark.parametrize("loss", ["loss=lml", "loss=msl", "loss=msl_ats", "loss=bear", "loss=igd"])
 def test_fast_and_plain_give_one_loss_and_one_gradient(
     preset: Words, loss: str, form: str, compose_config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ SEQUENCE_LOSSES = ("bce", "ce", "sampled_softmax")
 SAMPLED_LOSSES = ("bce", "sampled_softmax")
 OPTIMIZERS = ("adam", "adamw")
 BACKENDS = ("sdpa", "eager", "flex")
-MODEL_KINDS = ("llm", *SEEDLESS_KINDS, *SEQUENCE_KINDS)
+MODEL_KINDS = ("llm", "fusion", *SEEDLESS_KINDS, *SEQUENCE_KINDS)
 DTYPES = ("auto", "float32", "bfloat16")
 TUNINGS = ("lora", "full", "none")
 
@@ -60,6 +60,18 @@ class TitlesConfig:
         check_range("model.titles.longest_ngram", self.longest_ngram, self.shortest_ngram)
         check_range("model.titles.last_items", self.last_items, 1)
         check_range("model.titles.decay", self.decay, 0.0, 1.0)
+
+
+@dataclass
+class FusionConfig:
+    """How the lists of two finished runs become one."""
+
+    constant: float  # added to every rank
+    steps: int  # shares of the first run tried on valid: 0, 1 / steps, ..., 1
+
+    def __post_init__(self) -> None:
+        check_positive("model.fusion.constant", self.constant)
+        check_range("model.fusion.steps", self.steps, 1)
 
 
 @dataclass
@@ -187,6 +199,9 @@ class ModelConfig:
     titles: TitlesConfig | None  # kinds titles and titles_graph
     transitions: TransitionsConfig | None  # kind titles_graph
     sequence: SequenceConfig | None  # one of SEQUENCE_KINDS
+    fusion: FusionConfig | None  # kind fusion
+    first_run: str | None  # fusion: finished run; of equal fused titles its list decides
+    second_run: str | None  # fusion: another on the same examples
     item_vectors: str | None  # finished run of SEQUENCE_KINDS whose items get tokens of their own
     item_curriculum: bool  # from prompts of text to prompts with these tokens, over the training
 
@@ -194,6 +209,7 @@ class ModelConfig:
         check_choice("model.kind", self.kind, MODEL_KINDS)
         self._check_baseline()
         self._check_item_tokens()
+        self._check_fused_runs()
         if not self.source:
             raise ValueError(
                 "model.source='' must be a Hugging Face name or a local folder, such as "
@@ -209,6 +225,16 @@ class ModelConfig:
             )
         if self.quantization_bits and self.tuning == "full":
             raise ValueError("model.tuning='full' cannot train quantized weights; use 'lora'")
+
+    def _check_fused_runs(self) -> None:
+        for field in ("first_run", "second_run"):
+            value = getattr(self, field)
+            if self.kind == "fusion" and value is None:
+                raise ValueError(
+                    f"model.{field}=null must be the folder of a finished run with model=fusion"
+                )
+            if self.kind != "fusion" and value is not None:
+                raise ValueError(f"model.{field}={value!r} must be null with model={self.name}")
 
     def _check_item_tokens(self) -> None:
         if self.item_curriculum and self.item_vectors is None:
@@ -229,6 +255,7 @@ class ModelConfig:
     def _check_baseline(self) -> None:
         for field, kinds in (
             ("knn", ("knn",)),
+            ("fusion", ("fusion",)),
             ("titles", ("titles", "titles_graph")),
             ("transitions", ("titles_graph",)),
             ("sequence", SEQUENCE_KINDS),

@@ -42,7 +42,8 @@ OF_LLMS = ("mask", "loss", "trainer", "fast", "scale", "data.prompt", "model.sou
            )  # fmt: skip
 # Settings that name the folder of another run. Its own name tells its settings; where it lies, it
 # may move.
-OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("decode", "assistant_run"))
+OTHER_RUNS = (("model", "start_from"), ("model", "item_vectors"), ("model", "first_run"),
+              ("model", "second_run"), ("decode", "assistant_run"))  # fmt: skip
 
 
 def only_what_counts(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,12 +135,12 @@ class Config:
     def temperatures(self) -> tuple[float, float]:
         """What logits are divided by before the softmax over legal tokens, over the vocabulary.
 
-        MSL trains softmax(f / tau) over the legal tokens; lml and sdpo train at 1. Under msl_ats
-        tau is where its adaptation begins, and the run's own value takes its place.
+        MSL and BEAR train softmax(f / tau) over the legal tokens; the others train at 1. Under
+        msl_ats tau is where its adaptation begins, and the run's own value takes its place.
         """
         if self.decode.temperature is not None:
             return self.decode.temperature, self.decode.temperature
-        return (self.loss.tau if self.loss.name in ("msl", "msl_ats") else 1.0), 1.0
+        return (self.loss.tau if self.loss.name in ("msl", "msl_ats", "bear") else 1.0), 1.0
 
     @property
     def is_seeded(self) -> bool:
@@ -185,8 +186,8 @@ class Config:
 
     def _check_monitor(self) -> None:
         """Refuse to choose a step by what its validation does not find."""
-        monitor = self.monitor
-        if self.model.kind == "llm" and self.decode.name == "d3" and monitor.endswith("NLL"):
+        monitor, is_d3 = self.monitor, self.decode.name == "d3"
+        if self.model.kind == "llm" and self.trains and is_d3 and monitor.endswith("NLL"):
             raise ValueError(
                 f"trainer.monitor={monitor!r} is not logged under decode=d3, which ranks by two "
                 "models and has no NLL; use val/NDCG@10 or val/HR@10"

@@ -1,6 +1,5 @@
 """Files from the network: resumed where they broke off, checked by SHA-256, renamed when whole."""
 
-import json
 import os
 import re
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from hatllm.files import file_sha256, write_json
+from hatllm.files import file_sha256, read_json, write_json
 from hatllm.progress import Progress
 
 BLOCK_BYTES = 1 << 20
@@ -157,13 +156,13 @@ def _verify(target: Path, expected: str | None, checksums: Path) -> None:
 def _recorded(checksums: Path, target: Path) -> dict[str, Any]:
     if not checksums.exists():
         return {}
-    entry: dict[str, Any] = json.loads(checksums.read_text()).get(_key(checksums, target), {})
+    entry: dict[str, Any] = read_json(checksums).get(_key(checksums, target), {})
     return entry
 
 
 def _record(checksums: Path, target: Path, entry: dict[str, Any]) -> None:
     with FileLock(f"{checksums}.lock"):
-        entries = json.loads(checksums.read_text()) if checksums.exists() else {}
+        entries = read_json(checksums) if checksums.exists() else {}
         entries[_key(checksums, target)] = entry
         write_json(checksums, dict(sorted(entries.items())))
 

@@ -1,6 +1,5 @@
 """What a finished run hands on: adapter or weights, item tokens, masks, prompt, catalogue."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hatllm.files import folder_written_whole, write_json, written_whole
+from hatllm.files import folder_written_whole, read_json, write_json, written_whole
 from hatllm.masks.schedule import Schedule
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
@@ -70,7 +69,7 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
     if lm.item_tokens is not None:
         _load_projector(lm.item_tokens, folder / ITEM_TOKENS_FILE)
     if config.loss.name == "msl_ats" and config.decode.temperature is None:
-        described = json.loads((folder / "hatllm.json").read_text(encoding="utf-8"))
+        described = read_json(folder / "hatllm.json")
         lm.trie_temperature = float(described["trie_temperature"])
     if config.model.tuning == "none":
         return

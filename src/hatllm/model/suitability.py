@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from hatllm.files import read_json
 from hatllm.masks.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def refuse_by_verdict(path: Path) -> None:
     Raises:
         ValueError: If there is such a verdict.
     """
-    reason = json.loads(path.read_text())["refused"] if path.exists() else None
+    reason = read_json(path).get("refused") if path.exists() else None
     if reason is not None:
         raise ValueError(f"{reason} (verdict: {path})")
 

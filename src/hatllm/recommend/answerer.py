@@ -1,5 +1,7 @@
 """A finished run, loaded once, that answers one batch of histories after another."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from hatllm.decode.search import Search
 from hatllm.decode.titles_alike import ranked_titles
 from hatllm.memory import naming_what_to_lower
 from hatllm.recommend.answers import Answer, Answerer
+from hatllm.recommend.fused_answerer import FusedAnswerer
 from hatllm.recommend.id_answerer import IdAnswerer
+from hatllm.runs.folder import finished_config, load_config
 from hatllm.training.assemble import assemble_from_folder, load_tuned
 
 
@@ -91,4 +95,18 @@ def answerer_of(config: Config, items: pl.DataFrame, num_histories: int | None) 
     """
     if config.model.kind == "llm":
         return LlmAnswerer(config, items, num_histories)
+    if config.model.kind == "fusion":
+        return FusedAnswerer(config, partial(_fused_part, config, items, num_histories))
     return IdAnswerer(config, items)
+
+
+def _fused_part(
+    config: Config, items: pl.DataFrame, num_histories: int | None, field: str
+) -> Answerer:
+    """What answers for one of the runs that a fused run is made of."""
+    folder = str(getattr(config.model, field))
+    load_config(Path(folder), f"model.{field}")  # refuses by name what is no finished run
+    saved = finished_config(Path(folder))
+    assert saved is not None
+    task = replace(config.task, run_folder=folder)
+    return answerer_of(replace(saved, task=task), items, num_histories)

@@ -42,7 +42,7 @@ def catalogue_of(config: Config) -> pl.DataFrame:
     folder = Path(config.task.run_folder)
     items = load_items(folder)
     identity = read_identity(folder)
-    if not isinstance(identity, dict) or identity.get("catalogue_hash") != table_hash(items):
+    if identity.get("catalogue_hash") != table_hash(items):
         raise ValueError(
             f"task.run_folder={str(folder)!r}: its items.parquet is not the catalogue that the run "
             f"was made with, by the catalogue_hash of its {RUN_FILE}; give the folder as it was"

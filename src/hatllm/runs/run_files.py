@@ -3,13 +3,14 @@
 A run is finished once ``RUN_FILE`` is there, which is written last.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from omegaconf import OmegaConf
+
+from hatllm.files import read_json
 
 RUN_FILE = "run.json"  # label, seed and hashes
 CONFIG_FILE = "config.yaml"
@@ -26,6 +27,7 @@ REPORT_FILE = "report.md"
 CURVES_PICTURE = "curves.png"
 WEIGHTS_FILE = "model.safetensors"  # of a baseline
 NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN
+FUSION_FILE = "fusion.json"  # share of the first run, and what every share was worth on valid
 TRANSITIONS_FILE = "transitions.parquet"  # of the title rule with transitions
 CHECKPOINT_FILE = Path("checkpoints") / "last.ckpt"  # until the run is finished
 SHARDS = "shards"  # folder of shards, while there are any
@@ -53,10 +55,10 @@ def read_identity(folder: Path, *keys: str) -> dict[str, Any]:
         keys: What must stand in it.
 
     Raises:
-        ValueError: If the file or a key is missing.
+        ValueError: If the file or a key is missing, or the file is damaged.
     """
     check_files(folder, RUN_FILE)
-    identity = _json(folder / RUN_FILE)
+    identity = read_json(folder / RUN_FILE)
     for key in keys:
         if key not in identity:
             raise ValueError(f"{folder / RUN_FILE} has no {key!r}")
@@ -70,18 +72,18 @@ def read_settings(folder: Path) -> Any:
 
 def read_metrics(folder: Path) -> dict[str, dict[str, float]]:
     """``metrics.json``: split -> name -> value."""
-    return _json(folder / METRICS_FILE)
+    return read_json(folder / METRICS_FILE)
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """``environment.json``; empty where there is none."""
     path = folder / ENVIRONMENT_FILE
-    return _json(path) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """``split_manifest.json``: what the run's data are."""
-    return _json(folder / MANIFEST_FILE)
+    return read_json(folder / MANIFEST_FILE)
 
 
 def read_predictions(folder: Path, split: str = "test") -> pl.DataFrame:
@@ -98,7 +100,3 @@ def hardware_text(environment: Mapping[str, Any]) -> str:
     """The GPUs of a run, or the processor where it had none."""
     hardware = environment["hardware"]
     return ", ".join(hardware["gpu"] or [hardware["processor"]])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text()))

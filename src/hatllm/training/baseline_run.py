@@ -42,6 +42,7 @@ from hatllm.runs.run_files import (
 )
 from hatllm.training.checkpoints import load_checkpoint
 from hatllm.training.finite_loss import stop_at_non_finite_loss
+from hatllm.training.fused_run import fused_answers
 from hatllm.training.id_model import (
     MONITOR,
     Fitted,
@@ -89,6 +90,8 @@ def baseline_predictions(
             found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
         case "knn":
             found = _knn(config, folder, dataset)
+        case "fusion":
+            found = fused_answers(config, folder, dataset)
         case "titles":
             assert config.model.titles is not None
             examples = {split: dataset.splits[split] for split in SPLITS}

@@ -16,6 +16,7 @@ from torch import Tensor
 from hatllm.data.prompt import Batch
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.legal import legal_logits
+from hatllm.losses.bear import survival_weights
 from hatllm.losses.lml import lml_loss
 from hatllm.losses.msl import ats_temperature, legal_statistics, msl_loss, smooth
 from hatllm.losses.sdpo import sdpo_loss
@@ -64,6 +65,8 @@ class TitleLoss:
                 return self._sdpo(batch)
             case "lml":
                 nll_T, title_T = self._lml(batch), batch.title_T
+            case "igd":
+                nll_T, title_T = self._igd(batch), batch.title_T
             case _:
                 nll_T, title_T = self._msl(batch)
         weight_J = batch.title_weight_J
@@ -74,12 +77,25 @@ class TitleLoss:
         hidden_TD = self.hidden_at(batch, batch.target_row_T, batch.target_column_T)
         return lml_loss(self.lm.logits(hidden_TD), batch.target_token_T)
 
-    def _msl(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss of every supervised token that is a choice, (M,), and the title each is of."""
+    def _igd(self, batch: Batch) -> Tensor:
+        """As `_lml`; a token that tells no title apart weighs less."""
+        weight, node_T = self.config.loss.forced_weight, self._nodes(batch)
+        assert weight is not None
+        trie = self.catalogue.trie
+        is_choice_T = trie.is_branching_N[trie.parent_N[node_T]]
+        return self._lml(batch) * is_choice_T.float().clamp(min=weight)
+
+    def _nodes(self, batch: Batch) -> Tensor:
+        """Trie node that each supervised token leads into, (T,)."""
         trie = self.catalogue.trie = self.catalogue.trie.to(batch.input_ids_BL.device)
         path_JP = trie.path_to(trie.leaf_of_item(batch.title_item_J))
         step_P = torch.arange(path_JP.shape[1], device=path_JP.device)
-        node_T = path_JP[(path_JP >= 0) & (step_P < batch.title_length_J[:, None])]
+        return path_JP[(path_JP >= 0) & (step_P < batch.title_length_J[:, None])]
+
+    def _msl(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of every supervised token that is a choice, (M,), and the title each is of."""
+        node_T = self._nodes(batch)
+        trie = self.catalogue.trie
         parent_T = trie.parent_N[node_T]
         chosen_T = trie.is_branching_N[parent_T]  # forced tokens have no loss and no gradient
         node_M, parent_M = node_T[chosen_T], parent_T[chosen_T]
@@ -87,14 +103,25 @@ class TitleLoss:
             batch, batch.target_row_T[chosen_T], batch.target_column_T[chosen_T]
         )
         row_C, child_C, logit_C = legal_logits(self.lm, trie, hidden_MD, parent_M)
-        positive_M = logit_C[child_C == node_M[row_C]]
+        is_target_C = child_C == node_M[row_C]
+        positive_M = logit_C[is_target_C]
         tau: float | Tensor = self.config.loss.tau
         if self.config.loss.name == "msl_ats":
             # The first branching node below the root, the same for every title: nodes are numbered
             # breadth first.
             is_first_M = parent_M == trie.is_branching_N.int().argmax()
             tau = self.adapt(_first_choices(positive_M, logit_C, row_C, is_first_M))
-        return msl_loss(positive_M, logit_C, row_C, tau), batch.title_T[chosen_T]
+        nll_M = msl_loss(positive_M, logit_C, row_C, tau)
+        if self.config.loss.name == "bear":
+            nll_M = nll_M * self._survival(logit_C, row_C, is_target_C)
+        return nll_M, batch.title_T[chosen_T]
+
+    def _survival(self, logit_C: Tensor, row_C: Tensor, is_target_C: Tensor) -> Tensor:
+        """BEAR's weight of each choice, (M,)."""
+        loss = self.config.loss
+        rank, xi, lam = loss.margin_rank, loss.margin_xi, loss.margin_weight
+        assert rank is not None and xi is not None and lam is not None
+        return survival_weights(logit_C / loss.tau, row_C, is_target_C, rank, xi, lam)
 
     def _sdpo(self, batch: Batch) -> Tensor:
         loss = self.config.loss
