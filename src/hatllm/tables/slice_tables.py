@@ -71,7 +71,8 @@ def slices_frame(comparisons: Sequence[Comparison]) -> pl.DataFrame:
             for part in block.slices:
                 record: dict[str, Any] = {"data": block.data, "label": arm.label}
                 record |= {"slice": part.name, "count": part.num_examples}
-                numbers, tests = (x.get(arm.label, {}) for x in (part.numbers, part.differences))
+                numbers = part.numbers.get(arm.label, {})
+                tests = part.differences.get(arm.label, {})
                 for metric in slice_metrics(block.cut_offs):
                     test = tests.get(metric)
                     record |= columns_of(metric, numbers.get(metric)) | {
