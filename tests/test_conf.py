@@ -16,7 +16,8 @@ CHOICES = [path for path in FILES if not path.stem.startswith("_")]
 NEEDED = {  # what a choice asks its user for
     "data/custom": ["data.interactions_file=a.csv", "data.items_file=b.csv"],
     "data/amazon": ["data.category=Video_Games"],
-    "decode/d3": ["decode.assistant_run=outputs/sasrec"],
+    # scale=laptop chooses its step by an NLL, which d3 does not have.
+    "decode/d3": ["decode.assistant_run=outputs/sasrec", "trainer.monitor=val/NDCG@10"],
     "loss/sdpo": ["data.target_form=branches"],  # scale=laptop has every item as a target
     "mask/custom": ["mask.layers=IFFC", "model=tiny"],
     "model/huggingface": ["model.source=somebody/model"],

@@ -85,14 +85,16 @@ def test_items_of_the_historys_titles_are_not_counted_above_the_target() -> None
     assert table["top_items"].to_list()[0][:2] == [31, 44]
 
 
-# Found by two scripts that share no code with this one; ties there count against the target.
+# Found by scripts that share no code with this one; ties there count against the target. On Books
+# 0.3 % of the targets stand in their history: they are never found. Left in as answers, as a script
+# did that leaves out the rest of the history alone, they bring .0463 and .0410.
 @pytest.mark.slow
 @pytest.mark.skipif("HATLLM_DATA_ROOT" not in os.environ, reason="HATLLM_DATA_ROOT is not set")
 @pytest.mark.parametrize(
     ("name", "hit_rate", "ndcg"),
     [
         ("msl_toys", 0.0793, 0.0462),
-        ("msl_books", 0.0463, 0.0410),
+        ("msl_books", 0.0436, 0.0383),
         ("msl_clothing", 0.0424, 0.0239),
         ("msl_office", 0.1371, 0.0825),
     ],

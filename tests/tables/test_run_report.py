@@ -54,6 +54,16 @@ def test_report_says_at_which_temperature_and_of_how_much_of_the_history(tmp_pat
     assert "| temperature |" not in text
 
 
+def test_report_says_what_leave_one_out_leaks_and_sliding_windows_do_not(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    texts = {}
+    for protocol in ("leave_one_out", "sliding_window"):
+        (folder / "split_manifest.json").write_text(json.dumps({"protocol": protocol}))
+        texts[protocol] = write_run_report(folder, "hatllm").read_text()
+    note = "leaks: train holds interactions of some users that are later than valid and test"
+    assert note in texts["leave_one_out"] and note not in texts["sliding_window"]
+
+
 def test_report_calls_the_run_by_its_label_and_the_split_by_its_name(tmp_path: Path) -> None:
     text = write_run_report(make_run(tmp_path / "run"), "two_phase").read_text()
     assert "| two_phase, test | popularity baseline, test |" in text

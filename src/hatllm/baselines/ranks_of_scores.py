@@ -76,7 +76,7 @@ class TitleIndex:
 
     def title_scores(self, score_BI: Tensor) -> Tensor:
         """The best score among each title's items, shape (B, J)."""
-        score_BJ = score_BI[:, self.first_J.to(score_BI.device)]
+        score_BJ = _columns(score_BI, self.first_J)
         if len(self.extra_X) == 0:
             return score_BJ
         extra_X = self.extra_X.to(score_BI.device)
@@ -102,26 +102,7 @@ def target_ranks(
     Raises:
         ValueError: If a score is not finite.
     """
-    if not score_BI.isfinite().all():
-        raise ValueError("score_BI must be finite; was the learning rate too high?")
-    device = score_BI.device
-    tie_I, title_I = index.tie_I.to(device), index.title_I.to(device)
-    score_BJ = index.title_scores(score_BI)
-    if is_gone_BJ is not None:
-        score_BJ = score_BJ.masked_fill(is_gone_BJ, -torch.inf)
-        score_BI = score_BI.masked_fill(is_gone_BJ[:, title_I], -torch.inf)
-    order_J = torch.arange(score_BJ.shape[1], device=device)
-    ranks = (
-        _ranks(score_BJ, title_I[target_B], order_J),
-        _ranks(score_BI, target_B, tie_I),
-    )
-    if is_gone_BJ is None:
-        return ranks
-    has_none_B = is_gone_BJ.gather(1, title_I[target_B][:, None])[:, 0]
-    return (
-        ranks[0].masked_fill(has_none_B, score_BJ.shape[1] + 1),
-        ranks[1].masked_fill(has_none_B, score_BI.shape[1] + 1),
-    )
+    return _both_ranks(score_BI, index.title_scores(score_BI), target_B, index, is_gone_BJ)
 
 
 def predictions_of(
@@ -200,8 +181,9 @@ def _answers(
     is_gone_BJ: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Title ranks, item ranks, first items and log-probs of the top K, shared titles."""
-    title_rank_B, item_rank_B = target_ranks(score_BI, target_B, index, is_gone_BJ)
-    first_BW, log_prob_BW = top_titles(score_BI, index, top_k, is_gone_BJ)
+    score_BJ = index.title_scores(score_BI)
+    title_rank_B, item_rank_B = _both_ranks(score_BI, score_BJ, target_B, index, is_gone_BJ)
+    first_BW, log_prob_BW = _top_titles(score_BJ, index, top_k, is_gone_BJ)
     num_items_J = index.title_I.bincount()
     title_B = index.title_I[target_B.cpu()]
     return title_rank_B, item_rank_B, first_BW, log_prob_BW, num_items_J[title_B] > 1
@@ -222,7 +204,12 @@ def top_titles(
         Number of each title's first item, -1 where no title is left, on the CPU, and the title's
         log-softmax among all titles; each (B, top_k).
     """
-    score_BJ = index.title_scores(score_BI)
+    return _top_titles(index.title_scores(score_BI), index, top_k, is_gone_BJ)
+
+
+def _top_titles(
+    score_BJ: Tensor, index: TitleIndex, top_k: int, is_gone_BJ: Tensor | None
+) -> tuple[Tensor, Tensor]:
     log_prob_BJ = score_BJ.double().log_softmax(dim=1)
     if is_gone_BJ is not None:
         score_BJ = score_BJ.masked_fill(is_gone_BJ, -torch.inf)
@@ -254,13 +241,50 @@ def _first(score_BJ: Tensor, top_k: int) -> Tensor:
 
     As a stable sort of every row would give, without sorting a million titles for ten.
     """
-    worst_B1 = score_BJ.topk(top_k, dim=1).values[:, -1:]
-    is_better_BJ, is_equal_BJ = score_BJ > worst_B1, score_BJ == worst_B1
-    room_B1 = top_k - is_better_BJ.sum(1, keepdim=True)
-    is_in_BJ = is_better_BJ | (is_equal_BJ & (is_equal_BJ.cumsum(1) <= room_B1))
-    column_BW = is_in_BJ.nonzero()[:, 1].view(len(score_BJ), top_k)
+    worst_B = score_BJ.topk(top_k, dim=1).values[:, -1]
+    rows = []
+    for score_J, worst in zip(score_BJ, worst_B, strict=True):
+        (better,) = (score_J > worst).nonzero(as_tuple=True)
+        (equal,) = (score_J == worst).nonzero(as_tuple=True)
+        rows.append(torch.cat([better, equal[: top_k - len(better)]]))
+    column_BW = torch.stack(rows)
     order_BW = score_BJ.gather(1, column_BW).argsort(dim=1, descending=True, stable=True)
     return column_BW.gather(1, order_BW)
+
+
+def _columns(score_BI: Tensor, column_J: Tensor) -> Tensor:
+    """Some columns in a chosen order, shape (B, J); on a CPU numpy takes half of torch's time."""
+    if score_BI.device.type != "cpu":
+        return score_BI[:, column_J.to(score_BI.device)]
+    return torch.from_numpy(np.take(score_BI.numpy(), column_J.numpy(), axis=1))
+
+
+def _both_ranks(
+    score_BI: Tensor,
+    score_BJ: Tensor,
+    target_B: Tensor,
+    index: TitleIndex,
+    is_gone_BJ: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As `target_ranks`, with the titles' scores at hand."""
+    if not score_BI.sum(dim=1).isfinite().all():
+        raise ValueError("score_BI must be finite; was the learning rate too high?")
+    device = score_BI.device
+    title_I = index.title_I.to(device)
+    order_J = torch.arange(score_BJ.shape[1], device=device)
+    if is_gone_BJ is not None:
+        score_BJ = score_BJ.masked_fill(is_gone_BJ, -torch.inf)
+        score_BI = score_BI.masked_fill(is_gone_BJ[:, title_I], -torch.inf)
+    item_rank_B = title_rank_B = _ranks(score_BJ, title_I[target_B], order_J)
+    if len(index.extra_X) > 0:  # else each title is one item's, in the same order
+        item_rank_B = _ranks(score_BI, target_B, index.tie_I.to(device))
+    if is_gone_BJ is None:
+        return title_rank_B, item_rank_B
+    has_none_B = is_gone_BJ.gather(1, title_I[target_B][:, None])[:, 0]
+    return (
+        title_rank_B.masked_fill(has_none_B, score_BJ.shape[1] + 1),
+        item_rank_B.masked_fill(has_none_B, score_BI.shape[1] + 1),
+    )
 
 
 def _ranks(score_BC: Tensor, own_B: Tensor, tie_C: Tensor) -> Tensor:

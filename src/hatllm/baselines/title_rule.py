@@ -79,11 +79,13 @@ def title_scores(
     vectors: csr_matrix, sequences: Sequences, config: TitlesConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """score_BI and target_B of each batch of `row_slices`."""
-    transposed = vectors.T.tocsr()
+    by_word = vectors.T.tocsr()
     for part in row_slices(sequences):
         query = _weights(sequences, part, config) @ vectors
-        score_BI = (query @ transposed).toarray()
-        yield torch.from_numpy(score_BI), sequences.target_G[part]
+        # Only the batch's words are read, and the product is dense: most titles share a word.
+        words = np.unique(query.indices)
+        score_IB = by_word[words].T @ query[:, words].T.toarray()
+        yield torch.from_numpy(np.ascontiguousarray(score_IB.T)), sequences.target_G[part]
 
 
 def row_slices(sequences: Sequences) -> Iterator[slice]:

@@ -11,31 +11,18 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hatllm.baselines.knn import knn_answers, neighbours
 from hatllm.baselines.popularity import popularity_predictions, rank_titles
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
-from hatllm.baselines.title_graph import titles_graph_predictions
-from hatllm.baselines.title_rule import titles_predictions
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset, load_dataset
-from hatllm.data.train_interactions import (
-    interactions_of,
-    item_counts,
-    sequence_rows,
-    transition_counts,
-)
+from hatllm.data.train_interactions import item_counts, sequence_rows
 from hatllm.files import write_table, written_whole
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.best_step import exported
-from hatllm.runs.run_files import (
-    CHECKPOINT_FILE,
-    NEIGHBOURS_FILE,
-    POPULARITY_FILE,
-    TRANSITIONS_FILE,
-    WEIGHTS_FILE,
-)
+from hatllm.runs.run_files import CHECKPOINT_FILE, POPULARITY_FILE, WEIGHTS_FILE
 from hatllm.training.checkpoints import load_checkpoint
+from hatllm.training.counted_run import knn_run, titles_graph_run, titles_run
 from hatllm.training.finite_loss import stop_at_non_finite_loss
 from hatllm.training.fused_run import fused_answers
 from hatllm.training.id_model import (
@@ -85,24 +72,13 @@ def baseline_predictions(
             write_table(folder / POPULARITY_FILE, ranked_by_popularity(dataset, count))
             found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
         case "knn":
-            found = _knn(config, folder, dataset)
+            found = knn_run(config, folder, dataset)
         case "fusion":
             found = fused_answers(config, folder, dataset)
         case "titles":
-            assert config.model.titles is not None
-            examples = {split: dataset.splits[split] for split in SPLITS}
-            found = {
-                split: titles_predictions(
-                    rows,
-                    dataset.items,
-                    config.model.titles,
-                    config.decode.top_k,
-                    config.decode.exclude_history,
-                )
-                for split, rows in examples.items()
-            }
+            found = titles_run(config, dataset)
         case "titles_graph":
-            found = _titles_graph(config, folder, dataset)
+            found = titles_graph_run(config, folder, dataset)
         case _:
             index = TitleIndex.of(dataset.items)
             model, chosen = _trained(config, folder, dataset, index, loggers, signals)
@@ -135,52 +111,6 @@ def _counted(dataset: Dataset, count: str) -> pl.DataFrame:
     if count == "interactions":
         return item_counts(dataset.train_interactions["item_id"])
     return item_counts(dataset.full_train["target"])
-
-
-def _knn(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
-    """Write what it learned, and answer both splits."""
-    knn = config.model.knn
-    assert knn is not None
-    table = neighbours(_interactions(dataset, knn.train_on), knn)
-    write_table(folder / NEIGHBOURS_FILE, table)
-    return {
-        split: knn_answers(
-            table,
-            dataset.splits[split],
-            dataset.items,
-            config.decode.top_k,
-            config.decode.exclude_history,
-        )
-        for split in SPLITS
-    }
-
-
-def _titles_graph(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
-    """Write what it counted, and answer both splits."""
-    titles, counted = config.model.titles, config.model.transitions
-    assert titles is not None and counted is not None
-    table = transition_counts(_interactions(dataset, counted.train_on))
-    write_table(folder / TRANSITIONS_FILE, table)
-    examples = {split: dataset.splits[split] for split in SPLITS}
-    return {
-        split: titles_graph_predictions(
-            table,
-            counted.weight,
-            rows,
-            dataset.items,
-            titles,
-            config.decode.top_k,
-            config.decode.exclude_history,
-        )
-        for split, rows in examples.items()
-    }
-
-
-def _interactions(dataset: Dataset, train_on: str) -> pl.DataFrame:
-    """Those of all of train, or of the sampled rows; one of TRAIN_ON."""
-    if train_on == "sampled":
-        return interactions_of(dataset.splits["train"])
-    return dataset.train_interactions
 
 
 def rows_to_fit(config: Config, dataset: Dataset) -> tuple[pl.DataFrame, pl.DataFrame]:
