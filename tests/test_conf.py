@@ -22,6 +22,7 @@ NEEDED = {  # what a choice asks its user for
     "model/huggingface": ["model.source=somebody/model"],
     "task/evaluate": ["task.run_folder=outputs/run"],
     "task/recommend": ["task.run_folder=outputs/run"],
+    "task/serve": ["task.run_folder=outputs/run"],
 }
 
 

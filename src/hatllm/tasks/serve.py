@@ -1,0 +1,1 @@
+"""task=serve: finished runs over HTTP, and a page that shows what they do."""
