@@ -101,4 +101,4 @@ class Bench:
         self.config.task.run_folder = str(folder)
         recommender = FakeRecommender(TITLES)
         self.recommenders[folder.name] = recommender
-        return ServedRun(folder.name, self.config, recommender)
+        return ServedRun(folder.name, self.config, recommender, None)

@@ -101,6 +101,11 @@ def test_score_gives_the_candidates_best_first(bench) -> None:
     assert [one["title"] for one in answer.json()["scores"]] == body["titles"]
 
 
+def test_why_is_refused_of_a_run_without_a_trie(bench) -> None:
+    answer = bench().client.post("/v1/why", json={"history": HISTORY, "title": "Babe (1995)"})
+    assert (answer.status_code, error_of(answer)["field"]) == (422, "run")
+
+
 def test_items_are_found_by_the_beginning_of_their_title(bench) -> None:
     answer = bench().client.get("/v1/items", params={"query": "toy"})
     assert answer.json()["items"] == [

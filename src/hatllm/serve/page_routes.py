@@ -11,7 +11,7 @@ PAGE = Path(__file__).parent / "page"
 FILES = {"page.js": "text/javascript", "page.css": "text/css"}
 # Nothing is loaded from elsewhere, nothing runs that does not stand in page.js.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 

@@ -23,6 +23,8 @@ from hatllm.serve.schema import (
     ScoreAnswer,
     ScoreRequest,
     UsersAnswer,
+    WhyAnswer,
+    WhyRequest,
 )
 from hatllm.serve.served_run import ServedRun, ranked
 from hatllm.serve.service import Service, passage_of
@@ -63,7 +65,7 @@ def _add_models(api: APIRouter, service: Service) -> None:
     """What a model is asked for."""
     limits = service.config
 
-    def check_lists(body: RecommendRequest | ScoreRequest) -> None:
+    def check_lists(body: RecommendRequest | ScoreRequest | WhyRequest) -> None:
         service.check_length("history", body.history, limits.max_history)
         for field in ("only", "block", "titles"):
             service.check_length(field, getattr(body, field, None), limits.max_candidates)
@@ -97,6 +99,17 @@ def _add_models(api: APIRouter, service: Service) -> None:
         await run_in_threadpool(run.check, "titles", body.titles)
         found, _ = await service.ask(request, run.score, body, joins=False)
         return ScoreAnswer(run=run.name, scores=ranked(found))
+
+    @api.post("/why")
+    async def why(body: WhyRequest, request: Request) -> WhyAnswer:
+        """How a title came about: trie path, masks, attention; of LLM runs only."""
+        run, passage = service.fleet.run(body.run), passage_of(request)
+        passage.log |= {"run": run.name, "history": len(body.history)}
+        check_lists(body)
+        asked = await run_in_threadpool(run.why_request_of, body)
+        answer, _ = await service.ask(request, run.why, asked, joins=False)
+        found: WhyAnswer = answer
+        return found
 
     @api.post("/reload", responses={403: {"model": ErrorBody}, 409: {"model": ErrorBody}})
     async def reload(body: ReloadRequest, request: Request) -> ReloadAnswer:

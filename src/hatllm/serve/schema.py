@@ -157,6 +157,52 @@ class UsersAnswer(BaseModel):
     users: list[User]
 
 
+class Choice(BaseModel):
+    """One token that may come next."""
+
+    token: str
+    prob: float
+
+
+class Step(Choice):
+    """One token of a title."""
+
+    log_prob: float = Field(description="Nats.")
+    rank: int = Field(description="Among the legal tokens, from 1.")
+    num_choices: int = Field(description="Legal tokens here; 1 = forced.")
+    others: list[Choice] = Field(description="The likeliest other tokens.")
+
+
+class Part(BaseModel):
+    """A part of the prompt."""
+
+    name: str = Field(description="prefix, item 1, item 2, ..., response, target or template.")
+    title: str | None = Field(description="Of an item.")
+
+
+class Layer(BaseModel):
+    """What one layer saw."""
+
+    pattern: str = Field(description="intra, full or cross.")
+    attention: list[float] = Field(
+        description="Share of each part: mean over heads and tokens that predict the title."
+    )
+
+
+class WhyAnswer(BaseModel):
+    """How a title came about."""
+
+    run: str
+    title: str
+    log_prob: float = Field(description="Nats, of the title's tokens.")
+    path: list[Step]
+    parts: list[Part] = Field(description="Of the prompt with the title.")
+    layers: list[Layer] = Field(description="Shallow first.")
+    masks: dict[str, list[list[float]]] = Field(
+        description="Of each pattern: share of token pairs that may attend, a row a querying part."
+    )
+
+
 class ReloadAnswer(BaseModel):
     """What answers from now on."""
 

@@ -1,7 +1,7 @@
 """One finished run as a server holds it: what answers, its catalogue, its settings and numbers."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,18 @@ from hatllm.model.export import exported_patterns
 from hatllm.recommend.answers import catalogue_of, finder_of
 from hatllm.runs.run_files import read_identity, read_metrics
 from hatllm.serve.refusal import Refusal
-from hatllm.serve.schema import Ranked, RecommendRequest, RunSummary, ScoreRequest
+from hatllm.serve.schema import (
+    Ranked,
+    RecommendRequest,
+    RunSummary,
+    ScoreRequest,
+    WhyAnswer,
+    WhyRequest,
+)
 from hatllm.serve.shape import Recommendation, Recommends, Request
 from hatllm.serve.users import UserTable
 
+Explain = Callable[[str, list[int], int], WhyAnswer]  # run, history, title as item ids
 NUM_NEAREST = 3  # titles named beside an unknown one
 NO_SETTINGS = (*PLACES, "logger", "experiment", "scale", "run_name")  # they made no number
 
@@ -23,16 +31,20 @@ NO_SETTINGS = (*PLACES, "logger", "experiment", "scale", "run_name")  # they mad
 class ServedRun:
     """A run's answers; whatever is asked of them is checked first."""
 
-    def __init__(self, name: str, config: Config, recommender: Recommends) -> None:
+    def __init__(
+        self, name: str, config: Config, recommender: Recommends, explain: Explain | None
+    ) -> None:
         """Read what lies in the run's folder.
 
         Args:
             name: What requests call it.
             config: Its settings, with the folder.
             recommender: What answers for it.
+            explain: What explains its answers; None = nothing can.
         """
         assert config.task.run_folder is not None
         self.name, self.config, self.recommender = name, config, recommender
+        self.explain = explain
         self.folder = Path(config.task.run_folder)
         self.items = catalogue_of(config)
         self.find = finder_of(config, self.items)
@@ -59,6 +71,26 @@ class ServedRun:
         self.check("only", body.only or ())
         self.check("block", body.block)
         return Request(body.history, body.k, body.exclude_history, body.only, body.block)
+
+    def why_request_of(self, body: WhyRequest) -> tuple[list[int], int]:
+        """History and title as item ids.
+
+        Raises:
+            Refusal: 422 if nothing explains this run, or an entry names no item.
+        """
+        if self.explain is None:
+            message = f"model={self.config.model.name} has no path through a trie to show"
+            raise Refusal(422, "no_why", message, "run")
+        self.check("history", body.history)
+        item = self.find(body.title)
+        if item is None:
+            raise self.unknown("title", body.title)
+        return [self.find(entry) for entry in body.history], item  # type: ignore[misc]  # checked
+
+    def why(self, asked: Sequence[tuple[list[int], int]]) -> list[WhyAnswer]:
+        """How each title came about."""
+        assert self.explain is not None
+        return [self.explain(self.name, history, item) for history, item in asked]
 
     def check(self, field: str, entries: Iterable[Any]) -> None:
         """Refuse entries that name no item.
