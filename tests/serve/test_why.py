@@ -52,8 +52,9 @@ def test_attention_adds_up_and_is_nowhere_a_mask_forbids_it(
     names = [part.name for part in why.parts]
     assert names == ["prefix", "item 1", "item 2", "item 3", "response", "target"]
     assert [layer.pattern for layer in why.layers] == list(answerer.parts.schedule.patterns)
-    response, target = np.array(why.masks["intra"])[[4, 5]]
+    target = np.array(why.masks["intra"])[5]
     assert (target[1:4] == 0).all()  # the title sees no history item below
+    assert target[0] == 1  # but the template it does
     for layer in why.layers:
         assert sum(layer.attention) == pytest.approx(1.0, abs=1e-4)
         mask = np.array(why.masks[layer.pattern])

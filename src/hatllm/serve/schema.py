@@ -121,7 +121,7 @@ class RunSummary(BaseModel):
     model: str
     loss: str | None
     mask: str | None = Field(description="One letter a layer: I intra, F full, C cross.")
-    decoder: str
+    decoder: str | None
     num_titles: int
     is_default: bool
 

@@ -119,7 +119,7 @@ class ServedRun:
             name=self.name, label=self.identity["label"], data=config.data.name, seed=config.seed,
             kind=config.model.kind, model=config.model.name,
             loss=config.loss.name if is_llm else None, mask=config.mask.name if is_llm else None,
-            decoder=config.decode.name, num_titles=self.items["title"].n_unique(),
+            decoder=config.decode.name if is_llm else None, num_titles=self.items["title"].n_unique(),
             is_default=is_default,
         )  # fmt: skip
 

@@ -323,7 +323,8 @@ function attentionOf(told, names) {
 
 function masksOf(told, names) {
   const box = make("div", null, { class: "masks" });
-  for (const [pattern, shares] of Object.entries(told.masks)) {
+  for (const pattern of new Set(told.layers.map((layer) => layer.pattern))) {
+    const shares = told.masks[pattern];
     const layers = told.layers.flatMap((layer, index) => (layer.pattern === pattern ? [index] : []));
     const figure = make("div", null, { class: "scroll" });
     figure.append(make("h3", `${pattern}: layers ${layers.join(", ")}`));
