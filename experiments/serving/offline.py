@@ -56,7 +56,7 @@ class LoadedRun:
         return len(histories) / (time.perf_counter() - start)
 
     def generate_users_per_second(self, histories: Sequence[list[int]]) -> float:
-        """transformers' `generate` with a trie of dicts, causal, one history after the other."""
+        """Transformers' `generate` with a trie of dicts, causal, one history after the other."""
         config, book = self.config, self.answerer.parts.catalogue.book
         field = FieldSearch(untouched_model(config), book, config.decode.beam_width)
         newest = [np.asarray(h[-config.data.max_history_items :], np.int64) for h in histories]

@@ -7,7 +7,13 @@ from omegaconf import OmegaConf
 
 from hatllm.compose import checked, with_finished_run
 from hatllm.config import Config
+from hatllm.recommend.answerer import LlmAnswerer
+from hatllm.recommend.answers import catalogue_of
 from hatllm.runs.folder import load_config
+from hatllm.serve.answering import Answering
+from hatllm.serve.served_run import ServedRun
+from hatllm.serve.shape import Request
+from hatllm.serve.why import Explainer, is_explained
 
 
 def config_to_serve(folder: Path, config: Config, words: Sequence[str]) -> Config:
@@ -26,3 +32,27 @@ def config_to_serve(folder: Path, config: Config, words: Sequence[str]) -> Confi
     merged = with_finished_run(OmegaConf.structured(config), kept, load_config(folder))
     merged.task.run_folder, merged.task.run_folders = str(folder), []
     return checked(merged)
+
+
+def load_run(folder: Path, config: Config, words: Sequence[str]) -> ServedRun:
+    """A run that is ready to answer: weights loaded, what all batches share made.
+
+    Args:
+        folder: The run's.
+        config: The command line's.
+        words: Its words.
+
+    Raises:
+        ValueError: If it cannot be loaded, or a setting does not fit.
+    """
+    config = config_to_serve(folder, config, words)
+    items = catalogue_of(config)
+    recommender = Answering(config, items)
+    explain = None
+    if isinstance(recommender.answerer, LlmAnswerer) and is_explained(config):
+        title = dict(items.select("item_id", "title").iter_rows())
+        explain = Explainer(recommender.answerer, title)
+    run = ServedRun(folder.name, config, recommender, explain)
+    # The first request would wait for the catalogue's states and whatever else is made once.
+    run.recommend([Request([items["title"][0]], 1, False, None, [])])
+    return run

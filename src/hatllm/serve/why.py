@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hatllm.config import Config
 from hatllm.data.datamodule import Examples
 from hatllm.data.prepare import cache_root
 from hatllm.data.prompt import FIRST_ITEM_TOKEN, Batch
@@ -25,6 +26,11 @@ from hatllm.serve.schema import Choice, Layer, Part, Step, WhyAnswer
 NUM_OTHERS = 4  # other tokens shown where the trie branches
 
 
+def is_explained(config: Config) -> bool:
+    """Whether the run ranks titles by the model's path through the trie alone."""
+    return config.model.kind == "llm" and config.decode.name not in ("grounding", "d3")
+
+
 class Explainer:
     """Explains the answers of an LLM run."""
 
@@ -34,16 +40,8 @@ class Explainer:
         Args:
             answerer: The model and its catalogue.
             title: Of each item id.
-
-        Raises:
-            ValueError: If the run does not walk along the trie.
         """
         config = answerer.config
-        if config.decode.name in ("grounding", "d3"):
-            raise ValueError(
-                f"decode={config.decode.name} does not rank titles by the model's path through the "
-                "trie alone; there is no such path to show"
-            )
         self.lm, self.config, self.title = answerer.lm, config, title
         self.catalogue, self.schedule = answerer.parts.catalogue, answerer.parts.schedule
         self.tokenizer = load_tokenizer(config.model, cache_root(config))

@@ -62,4 +62,4 @@ def run_task(config: Config, compose: Compose, script: Path) -> None:
         case "serve":
             from hatllm.tasks.serve import serve
 
-            serve(config)
+            serve(config, compose)

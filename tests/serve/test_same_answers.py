@@ -1,0 +1,74 @@
+"""What a server answers is what task=recommend answers, whatever was batched together."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from toys import Compose
+
+from hatllm.compose import checked
+from hatllm.recommend.answerer import answerer_of
+from hatllm.recommend.answers import catalogue_of
+from hatllm.runs.folder import load_config
+from hatllm.serve.app import build_app
+from hatllm.serve.fleet import Fleet
+from hatllm.serve.loading import load_run
+from hatllm.serve.service import Service
+
+HISTORIES = [["Red Boat"], ["Blue Lamp", "Old Book"], ["Tiny Bicycle", "New Boat", "Red Lamp"],
+             ["Grand Book"], ["Old Boat", "Old Boat"]] * 2  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def client(finished_once: Path, compose_config: Compose) -> Iterator[TestClient]:
+    words = ["task=serve", f"task.run_folder={finished_once}", "task.serve.max_wait_ms=300"]
+    config = compose_config(*words)
+    fleet = Fleet([finished_once], lambda folder: load_run(folder, config, []))
+    fleet.start()
+    assert fleet.failure is None
+    assert config.task.serve is not None
+    service = Service.of(fleet, config.task.serve, may_reload=True)
+    yield TestClient(build_app(service, None), base_url="http://127.0.0.1")
+    service.batcher.close()
+
+
+def test_ten_at_once_get_what_each_gets_alone_without_a_server(
+    client: TestClient, finished_once: Path
+) -> None:
+    saved = load_config(finished_once)
+    saved.task.run_folder = str(finished_once)
+    config = checked(saved)
+    items = catalogue_of(config)
+    ids = dict(items.select("title", "item_id").iter_rows())
+    answerer = answerer_of(config, items, num_histories=1)
+    alone = [answerer([[ids[title] for title in history]])[0] for history in HISTORIES]
+
+    def ask(history: list[str]) -> list[tuple[int, float]]:
+        answer = client.post("/v1/recommend", json={"history": history, "k": 5}).json()
+        sizes.append(answer["batch_size"])
+        return [(one["item_id"], one["log_prob"]) for one in answer["recommendations"]]
+
+    sizes: list[int] = []
+    with ThreadPoolExecutor(len(HISTORIES)) as pool:
+        together = list(pool.map(ask, HISTORIES))
+    assert max(sizes) > 1
+    for served, expected in zip(together, alone, strict=True):
+        assert [item for item, _ in served] == [answer.item_id for answer in expected[:5]]
+        assert [value for _, value in served] == pytest.approx(
+            [answer.log_prob for answer in expected[:5]], abs=1e-5
+        )  # sums over a batch are added up in another order
+
+
+def test_a_reload_answers_as_before_and_refuses_what_lies_elsewhere(
+    client: TestClient, finished_once: Path
+) -> None:
+    before = client.post("/v1/recommend", json={"history": ["Red Boat"]}).json()
+    assert client.post("/v1/reload", json={}).json()["run"] == finished_once.name
+    after = client.post("/v1/recommend", json={"history": ["Red Boat"]}).json()
+    assert after["recommendations"] == before["recommendations"]
+    for folder in ("..", ".", "../done", "/etc", "a/../../b", "done/../done", "nothing", "..\\x"):
+        answer = client.post("/v1/reload", json={"folder": folder})
+        assert answer.status_code in (404, 422)
+        assert answer.json()["error"]["field"] == "folder"
