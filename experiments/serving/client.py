@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 Body = dict[str, Any]
+SECONDS_IDLE = 2.0  # of a connection before it is dropped; the server drops them after 5
 PATIENCE = 120.0  # seconds for one answer, above the server's own limit
 
 
@@ -34,7 +35,7 @@ async def ask(client: httpx.AsyncClient, body: Body, due: float) -> Outcome:
 
 def client_of(address: str, num_sockets: int) -> httpx.AsyncClient:
     """A client that keeps so many connections at most."""
-    limits = httpx.Limits(max_connections=num_sockets, max_keepalive_connections=num_sockets)
+    limits = httpx.Limits(num_sockets, num_sockets, keepalive_expiry=SECONDS_IDLE)
     return httpx.AsyncClient(base_url=address, timeout=PATIENCE, limits=limits)
 
 
