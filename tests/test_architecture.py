@@ -35,11 +35,13 @@ APART = {
     "figures": ["config", "files", "masks", "metrics"],
     "recommend": [
         "baselines",
+        "compose",
         "config",
         "data",
         "decode",
         "files",
         "memory",
+        "model",
         "progress",
         "runs",
         "training",

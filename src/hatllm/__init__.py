@@ -30,4 +30,18 @@ size. Module docstrings repeat the letters they use, narrowed to what they hold 
     Z  slots: tokens hung under a prompt
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hatllm.recommend.recommender import load as load
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `Recommender`, once they are asked for: they import torch."""
+    if name in ("load", "Recommender"):
+        from hatllm.recommend import recommender
+
+        return getattr(recommender, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,6 +32,7 @@ def knn_predictions(
     items: pl.DataFrame,
     config: KnnConfig,
     top_k: int,
+    exclude_history: bool = False,
 ) -> pl.DataFrame:
     """Recommend the neighbours of each example's last item.
 
@@ -41,6 +42,7 @@ def knn_predictions(
         items: The catalogue: item_id, title.
         config: How neighbours are found.
         top_k: Titles answered for each example.
+        exclude_history: As `predictions_of`.
 
     Returns:
         The predictions table.
@@ -48,11 +50,16 @@ def knn_predictions(
     Raises:
         ValueError: If an item is not in the catalogue.
     """
-    return knn_answers(neighbours(interactions, config), examples, items, top_k)
+    table = neighbours(interactions, config)
+    return knn_answers(table, examples, items, top_k, exclude_history)
 
 
 def knn_answers(
-    table: pl.DataFrame, examples: pl.DataFrame, items: pl.DataFrame, top_k: int
+    table: pl.DataFrame,
+    examples: pl.DataFrame,
+    items: pl.DataFrame,
+    top_k: int,
+    exclude_history: bool = False,
 ) -> pl.DataFrame:
     """As `knn_predictions`, from the neighbours that are known.
 
@@ -61,10 +68,12 @@ def knn_answers(
         examples: As `knn_predictions`.
         items: As `knn_predictions`.
         top_k: As `knn_predictions`.
+        exclude_history: As `knn_predictions`.
     """
     index = TitleIndex.of(items)
     sequences = sequences_of(examples, index.item_id_I, 1)
-    return predictions_of(examples, _scores(table, sequences, index), index, top_k)
+    batches = knn_scores(table, sequences, index)
+    return predictions_of(examples, batches, index, top_k, exclude_history)
 
 
 def neighbours(interactions: pl.DataFrame, config: KnnConfig) -> pl.DataFrame:
@@ -117,7 +126,7 @@ def _nearest(
     return nearest.select("item_id", "neighbour", "similarity")
 
 
-def _scores(
+def knn_scores(
     table: pl.DataFrame, sequences: Sequences, index: TitleIndex
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """score_BI and target_B of each batch."""

@@ -1,6 +1,6 @@
 """The popularity baseline: everybody is recommended the most frequent titles of train.
 
-The user's own history is not removed from the list, because the LLM arms do not remove it either.
+The user's own history stays in the list unless the run excludes it, as for the LLM arms.
 """
 
 import polars as pl
@@ -18,6 +18,7 @@ def popularity_predictions(
     examples: pl.DataFrame,
     items: pl.DataFrame,
     top_k: int,
+    exclude_history: bool = False,
 ) -> pl.DataFrame:
     """Recommend the ``top_k`` most popular titles to every example.
 
@@ -30,6 +31,7 @@ def popularity_predictions(
         examples: Examples to answer: example_id, user_id, history, target.
         items: The catalogue: item_id, title.
         top_k: Titles answered for each example, at least 1.
+        exclude_history: Whether the titles of an example's whole history are no answers.
 
     Returns:
         The predictions table, one row an example. ``target_trie_log_prob`` is that of the target's
@@ -46,25 +48,68 @@ def popularity_predictions(
         raise ValueError(
             f"examples.target={missing['target'][0]} is not an item_id of the catalogue"
         )
-    answers = ranked.filter(pl.col("rank") <= top_k)
-    first = answers.unique("rank", keep="first", maintain_order=True)
+    if exclude_history:
+        left = _without_history(ranked, examples, top_k)
+    else:
+        first = ranked.filter(pl.col("rank") <= top_k).unique(
+            "rank", keep="first", maintain_order=True
+        )
+        left = examples.select(
+            pl.col("example_id").cast(pl.Int64),
+            top_items=pl.lit(first["item_id"].implode()).first(),
+            top_log_probs=pl.lit(first["log_prob"].implode()).first(),
+            titles_gone=pl.lit(0), items_gone=pl.lit(0), is_gone=pl.lit(False),
+        )  # fmt: skip
     rows = examples.select(
         pl.col("example_id", "user_id", "target").cast(pl.Int64), "history"
     ).join(ranked, left_on="target", right_on="item_id", how="left", maintain_order="left")
-    in_list = pl.col("rank") <= top_k
+    rows = pl.concat([rows, left.drop("example_id")], how="horizontal")
+    rows = rows.with_columns(
+        pl.col("rank") - pl.col("titles_gone"), pl.col("item_rank") - pl.col("items_gone")
+    )
+    in_list = (pl.col("rank") <= top_k) & ~pl.col("is_gone")
     return rows.select(
         "example_id",
         "user_id",
         target_item="target",
         target_rank=pl.when(in_list).then("rank"),
         target_item_rank=pl.when(in_list).then("item_rank"),
-        top_items=pl.lit(first["item_id"].implode()).first(),
-        top_log_probs=pl.lit(first["log_prob"].implode()).first(),
+        "top_items",
+        "top_log_probs",
         target_trie_log_prob="log_prob",
         target_vocab_log_prob=pl.lit(None, pl.Float64),
         history_length=pl.col("history").list.len().cast(pl.Int64),
         ambiguous="ambiguous",
     )
+
+
+def _without_history(ranked: pl.DataFrame, examples: pl.DataFrame, top_k: int) -> pl.DataFrame:
+    """What each example is answered, and what is gone above its target.
+
+    Returns:
+        example_id, top_items, top_log_probs, titles_gone and items_gone (before the target), is_gone
+        (the target itself), in the examples' order.
+    """
+    first = ranked.unique("rank", keep="first", maintain_order=True)
+    items, log_probs = first["item_id"].to_list(), first["log_prob"].to_list()
+    rank_of = dict(ranked.select("item_id", "rank").iter_rows())
+    num_items = dict(ranked.group_by("rank").len().iter_rows())
+    rows = []
+    for example, history, target in examples.select("example_id", "history", "target").iter_rows():
+        gone, own = {rank_of[item] for item in history}, rank_of[target]
+        # Of the first top_k + len(gone) titles at least top_k are left, where there are as many.
+        left = [r for r in range(1, min(top_k + len(gone), len(items)) + 1) if r not in gone]
+        above = [rank for rank in gone if rank < own]
+        rows.append((
+            example, [items[r - 1] for r in left[:top_k]], [log_probs[r - 1] for r in left[:top_k]],
+            len(above), sum(num_items[rank] for rank in above), own in gone,
+        ))  # fmt: skip
+    schema = {
+        "example_id": pl.Int64, "top_items": pl.List(pl.Int64),
+        "top_log_probs": pl.List(pl.Float64), "titles_gone": pl.Int64, "items_gone": pl.Int64,
+        "is_gone": pl.Boolean,
+    }  # fmt: skip
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def rank_titles(counts: pl.DataFrame, valid: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:

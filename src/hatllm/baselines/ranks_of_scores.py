@@ -1,6 +1,7 @@
 """From scores of all items to ranks and the predictions table.
 
-Every item of the catalogue is a candidate, the user's own history included, as for the LLM arms.
+Every item of the catalogue is a candidate, the user's own history included unless the run excludes
+it, as for the LLM arms.
 Equal scores are ordered by a hash of the item id, which knows nothing of the target: a model that
 tells nothing apart ranks at random.
 
@@ -57,6 +58,22 @@ class TitleIndex:
             is_extra_I.nonzero().flatten(),
         )  # fmt: skip
 
+    def holds(self, items: pl.Series) -> Tensor:
+        """Which titles stand in each list of item ids. Shape (rows, J), bool.
+
+        Raises:
+            ValueError: If an item is not in the catalogue.
+        """
+        ids = items.explode().drop_nulls().cast(pl.Int64).to_numpy()
+        number = np.searchsorted(self.item_id_I, ids).clip(max=len(self.item_id_I) - 1)
+        if (self.item_id_I[number] != ids).any():
+            unknown = ids[self.item_id_I[number] != ids][0]
+            raise ValueError(f"item_id {unknown} is not in the catalogue")
+        row = np.repeat(np.arange(len(items)), items.list.len().to_numpy())
+        holds_BJ = torch.zeros(len(items), len(self.first_J), dtype=torch.bool)
+        holds_BJ[torch.from_numpy(row), self.title_I[torch.from_numpy(number)]] = True
+        return holds_BJ
+
     def title_scores(self, score_BI: Tensor) -> Tensor:
         """The best score among each title's items, shape (B, J)."""
         score_BJ = score_BI[:, self.first_J.to(score_BI.device)]
@@ -67,16 +84,20 @@ class TitleIndex:
         return score_BJ.scatter_reduce(1, title_BX, score_BI[:, extra_X], "amax")
 
 
-def target_ranks(score_BI: Tensor, target_B: Tensor, index: TitleIndex) -> tuple[Tensor, Tensor]:
+def target_ranks(
+    score_BI: Tensor, target_B: Tensor, index: TitleIndex, is_gone_BJ: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Exact ranks of the targets among all titles and among all items.
 
     Args:
         score_BI: Higher is better. Shape (B, I), float, finite.
         target_B: Item numbers. Shape (B,), int64.
         index: The catalogue.
+        is_gone_BJ: Titles that are no answers; None = all are. Shape (B, J), bool.
 
     Returns:
-        Rank of the target's title and of the target itself, each from 1; (B,), int64.
+        Rank of the target's title and of the target itself, each from 1; (B,), int64. A target
+        whose title is gone comes after all titles, after all items.
 
     Raises:
         ValueError: If a score is not finite.
@@ -86,13 +107,29 @@ def target_ranks(score_BI: Tensor, target_B: Tensor, index: TitleIndex) -> tuple
     device = score_BI.device
     tie_I, title_I = index.tie_I.to(device), index.title_I.to(device)
     score_BJ = index.title_scores(score_BI)
+    if is_gone_BJ is not None:
+        score_BJ = score_BJ.masked_fill(is_gone_BJ, -torch.inf)
+        score_BI = score_BI.masked_fill(is_gone_BJ[:, title_I], -torch.inf)
     order_J = torch.arange(score_BJ.shape[1], device=device)
-    title_rank_B = _ranks(score_BJ, title_I[target_B], order_J)
-    return title_rank_B, _ranks(score_BI, target_B, tie_I)
+    ranks = (
+        _ranks(score_BJ, title_I[target_B], order_J),
+        _ranks(score_BI, target_B, tie_I),
+    )
+    if is_gone_BJ is None:
+        return ranks
+    has_none_B = is_gone_BJ.gather(1, title_I[target_B][:, None])[:, 0]
+    return (
+        ranks[0].masked_fill(has_none_B, score_BJ.shape[1] + 1),
+        ranks[1].masked_fill(has_none_B, score_BI.shape[1] + 1),
+    )
 
 
 def predictions_of(
-    examples: pl.DataFrame, batches: Iterable[tuple[Tensor, Tensor]], index: TitleIndex, top_k: int
+    examples: pl.DataFrame,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    index: TitleIndex,
+    top_k: int,
+    exclude_history: bool = False,
 ) -> pl.DataFrame:
     """The predictions table, with the columns of the other arms.
 
@@ -101,6 +138,8 @@ def predictions_of(
         batches: score_BI and target_B of the examples, in their order.
         index: The catalogue.
         top_k: Titles answered for each example; ranks beyond it are null.
+        exclude_history: Whether the titles of an example's whole history are no answers. A target
+            among them has no rank; log-probabilities stay those among all titles.
 
     Returns:
         One row an example. ``top_items`` holds each title's lowest id; ``top_log_probs`` is the
@@ -110,7 +149,14 @@ def predictions_of(
     Raises:
         ValueError: If a score is not finite.
     """
-    parts = [_answers(score_BI, target_B, index, top_k) for score_BI, target_B in batches]
+    parts, start = [], 0
+    for score_BI, target_B in batches:
+        is_gone_BJ = None
+        if exclude_history:
+            history = examples["history"].slice(start, len(score_BI))
+            is_gone_BJ = index.holds(history).to(score_BI.device)
+        parts.append(_answers(score_BI, target_B, index, top_k, is_gone_BJ))
+        start += len(score_BI)
     title_rank_G, item_rank_G, top_GW, log_prob_GW, ambiguous_G = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
@@ -122,8 +168,7 @@ def predictions_of(
     )
     table = table.with_columns(
         *(pl.Series(name, rank_G) for name, rank_G in ranks.items()),
-        pl.Series("top_items", index.item_id_I[top_GW]).cast(pl.List(pl.Int64)),
-        pl.Series("top_log_probs", log_prob_GW).cast(pl.List(pl.Float64)),
+        *_lists(index.item_id_I[top_GW], log_prob_GW, top_GW >= 0),
         pl.Series("ambiguous", ambiguous_G),
     )
     return table.select(
@@ -141,19 +186,60 @@ def predictions_of(
 
 
 def _answers(
-    score_BI: Tensor, target_B: Tensor, index: TitleIndex, top_k: int
+    score_BI: Tensor,
+    target_B: Tensor,
+    index: TitleIndex,
+    top_k: int,
+    is_gone_BJ: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Title ranks, item ranks, first items and log-probs of the top K, shared titles."""
-    title_rank_B, item_rank_B = target_ranks(score_BI, target_B, index)
-    score_BJ = index.title_scores(score_BI)
-    top_BW = _first(score_BJ, top_k)
-    log_prob_BW = score_BJ.double().log_softmax(dim=1).gather(1, top_BW)
+    title_rank_B, item_rank_B = target_ranks(score_BI, target_B, index, is_gone_BJ)
+    first_BW, log_prob_BW = top_titles(score_BI, index, top_k, is_gone_BJ)
     num_items_J = index.title_I.bincount()
     title_B = index.title_I[target_B.cpu()]
+    return title_rank_B, item_rank_B, first_BW, log_prob_BW, num_items_J[title_B] > 1
+
+
+def top_titles(
+    score_BI: Tensor, index: TitleIndex, top_k: int, is_gone_BJ: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The best titles of each row.
+
+    Args:
+        score_BI: Higher is better. Shape (B, I), float, finite.
+        index: The catalogue.
+        top_k: Titles a row, at most all.
+        is_gone_BJ: Titles that are no answers; None = all are. Shape (B, J), bool.
+
+    Returns:
+        Number of each title's first item, -1 where no title is left, on the CPU, and the title's
+        log-softmax among all titles; each (B, top_k).
+    """
+    score_BJ = index.title_scores(score_BI)
+    log_prob_BJ = score_BJ.double().log_softmax(dim=1)
+    if is_gone_BJ is not None:
+        score_BJ = score_BJ.masked_fill(is_gone_BJ, -torch.inf)
+    top_BW = _first(score_BJ, top_k)
+    is_left_BW = (score_BJ.gather(1, top_BW) > -torch.inf).cpu()
     return (
-        title_rank_B, item_rank_B, index.first_J[top_BW.cpu()], log_prob_BW,
-        num_items_J[title_B] > 1,
-    )  # fmt: skip
+        index.first_J[top_BW.cpu()].masked_fill(~is_left_BW, -1),
+        log_prob_BJ.gather(1, top_BW),
+    )
+
+
+def _lists(
+    item_GW: NDArray[np.int64], log_prob_GW: NDArray[np.float64], is_left_GW: NDArray[np.bool_]
+) -> list[pl.Series]:
+    """top_items and top_log_probs, without the places that no title is left for."""
+    columns = []
+    for name, value_GW in (("top_items", item_GW), ("top_log_probs", log_prob_GW)):
+        kind = pl.List(pl.Int64 if name == "top_items" else pl.Float64)
+        if is_left_GW.all():
+            columns.append(pl.Series(name, value_GW).cast(kind))
+        else:
+            rows = [row[kept].tolist() for row, kept in zip(value_GW, is_left_GW, strict=True)]
+            columns.append(pl.Series(name, rows, dtype=kind))
+    return columns
 
 
 def _first(score_BJ: Tensor, top_k: int) -> Tensor:

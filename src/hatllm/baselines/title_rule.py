@@ -26,7 +26,11 @@ SCORES_AT_A_TIME = 16_000_000
 
 
 def titles_predictions(
-    examples: pl.DataFrame, items: pl.DataFrame, config: TitlesConfig, top_k: int
+    examples: pl.DataFrame,
+    items: pl.DataFrame,
+    config: TitlesConfig,
+    top_k: int,
+    exclude_history: bool = False,
 ) -> pl.DataFrame:
     """Recommend the titles most like each example's newest ones.
 
@@ -35,6 +39,7 @@ def titles_predictions(
         items: The catalogue: item_id, title.
         config: How titles are read, and how many.
         top_k: Titles answered for each example.
+        exclude_history: As `predictions_of`.
 
     Returns:
         The predictions table.
@@ -45,7 +50,8 @@ def titles_predictions(
     index = TitleIndex.of(items)
     sequences = sequences_of(examples, index.item_id_I, config.last_items)
     vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
-    return predictions_of(examples, _scores(vectors, sequences, config), index, top_k)
+    batches = title_scores(vectors, sequences, config)
+    return predictions_of(examples, batches, index, top_k, exclude_history)
 
 
 def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
@@ -75,7 +81,7 @@ def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
         ) from error
 
 
-def _scores(
+def title_scores(
     vectors: csr_matrix, sequences: Sequences, config: TitlesConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """score_BI and target_B of each batch."""

@@ -18,6 +18,7 @@ class DecodeConfig:
     normalize: str  # one of NORMALIZATIONS
     temperature: float | None  # of scores; null = what was trained, see Config.temperatures
     top_k: int  # titles kept for each user
+    exclude_history: bool  # titles of the history, as long as the row gives it, are no answers
     users_per_batch: int
     max_expansions: int  # exact: model calls a user before it gives up its certificate
     state_cache: bool | None  # keep shallow states of the catalogue; null = where it pays

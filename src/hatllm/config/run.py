@@ -38,7 +38,8 @@ OF_LLMS = ("mask", "loss", "trainer", "fast", "scale", "data.prompt", "model.sou
            "model.num_layers", "model.dtype", "model.tuning", "model.start_from", "model.lora",
            "model.quantization_bits", "model.backend", "model.item_vectors",
            "model.item_curriculum",
-           *(f"decode.{field.name}" for field in fields(DecodeConfig) if field.name != "top_k"),
+           *(f"decode.{field.name}" for field in fields(DecodeConfig)
+             if field.name not in ("top_k", "exclude_history")),
            )  # fmt: skip
 # Settings that name the folder of another run. Its own name tells its settings; where it lies, it
 # may move.

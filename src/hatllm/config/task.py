@@ -19,6 +19,8 @@ class TaskConfig:
     run_folder: str | None  # evaluate, recommend: folder of a finished run; table: folder of runs
     split: str  # evaluate, masks, recommend, attention: valid or test
     history: list[Any]  # recommend: titles, or item ids as numbers or texts, oldest first
+    only: list[Any] | None  # recommend: titles or item ids that alone may be answered; null = all
+    block: list[Any]  # recommend: titles or item ids that are not answered
     engine: str  # recommend, with data.histories: one of ENGINES
     chunk_rows: int  # recommend, with data.histories: histories of a shard, at most
     example: int  # masks: which example of the split to draw

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hatllm.decode.candidates import Candidates
 from hatllm.decode.legal import child_log_probs
 from hatllm.decode.scorer import Scorer
 
@@ -25,6 +26,8 @@ NEVER = float("-inf")
 
 # From users and nodes, each (M,), to what may follow: row in M (ascending), node, log-probability.
 Ask = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+# From users and nodes to whether a candidate lies at or below the node.
+Alive = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -54,18 +57,25 @@ def asking_the_model(scorer: Scorer, normalize: str) -> Ask:
     return ask
 
 
-def beam_search(scorer: Scorer, config: "DecodeConfig", ask: Ask | None = None) -> Answers:
+def beam_search(
+    scorer: Scorer,
+    config: "DecodeConfig",
+    ask: Ask | None = None,
+    candidates: Candidates | None = None,
+) -> Answers:
     """The best titles by beam search.
 
     Args:
         scorer: Prompts, model and trie.
         config: beam_width, length_penalty, normalize, top_k.
         ask: What may follow; None = `asking_the_model`.
+        candidates: Which titles may answer; None = all.
 
     Returns:
         At most `top_k` titles a user.
     """
     ask = ask or asking_the_model(scorer, config.normalize)
+    alive = None if candidates is None else candidates.alive
     device = scorer.trie.token_N.device
     B, W = scorer.num_users, config.beam_width
     beams = _Beams(torch.full((B, W), -1, device=device), torch.full((B, W), NEVER, device=device))
@@ -77,7 +87,7 @@ def beam_search(scorer: Scorer, config: "DecodeConfig", ask: Ask | None = None) 
         asks_BW = (beams.node_BW >= 0) & active_B[:, None] & _needs_model(scorer, config, beams)
         free_B = active_B & ~asks_BW.any(1)
         stepping_B = free_B if free_B.any() else active_B
-        beams, found = _step(scorer, config, ask, beams, found, stepping_B, asks_BW)
+        beams, found = _step(scorer, config, ask, alive, beams, found, stepping_B, asks_BW)
     k = config.top_k
     return Answers(found.leaf_BW[:, :k], found.log_prob_BW[:, :k], found.score_BW[:, :k])
 
@@ -107,6 +117,7 @@ def _step(
     scorer: Scorer,
     config: "DecodeConfig",
     ask: Ask,
+    alive: Alive | None,
     beams: _Beams,
     found: Answers,
     stepping_B: Tensor,
@@ -114,6 +125,9 @@ def _step(
 ) -> tuple[_Beams, Answers]:
     """Move the stepping users one token on."""
     user_M, node_M, log_prob_M = _continuations(scorer, ask, beams, stepping_B, asks_BW)
+    if alive is not None:
+        alive_M = alive(user_M, node_M)
+        user_M, node_M, log_prob_M = user_M[alive_M], node_M[alive_M], log_prob_M[alive_M]
     node_BX, log_prob_BX = _best(user_M, node_M, log_prob_M, scorer.num_users, config.beam_width)
     is_leaf_BX = (node_BX >= 0) & (scorer.trie.num_children_N[node_BX] == 0)
     first_W = torch.arange(node_BX.shape[1], device=node_BX.device) < config.beam_width

@@ -1,11 +1,13 @@
 """The items as the model reads and writes them.
 
-Dimension key: B users, I items by ascending id.
+Dimension key: B users, I items by ascending id, J titles by number, N trie nodes.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -51,6 +53,34 @@ class Catalogue:
         arrays = (book.target.flat, book.target.offset, book.item_id_I)
         trie = ItemTrie.build(*map(torch.from_numpy, arrays))
         return cls(book, trie, merged=_merged_titles(book, trie))
+
+    @cached_property
+    def leaf_of_title_J(self) -> Tensor:
+        """The leaf of each title, by the numbers of ``book.title_I``. Shape (J,), int64."""
+        title_I = torch.from_numpy(self.book.title_I)
+        leaf_J = title_I.new_empty(int(title_I.max()) + 1)
+        leaf_J[title_I] = self.trie.item_leaf_I
+        return leaf_J
+
+    @cached_property
+    def num_titles_N(self) -> Tensor:
+        """Titles that end at each node of the trie. Shape (N,), int64."""
+        return torch.bincount(self.leaf_of_title_J, minlength=self.trie.num_nodes)
+
+    @cached_property
+    def num_leaves_N(self) -> Tensor:
+        """Leaves at or below each node of the trie. Shape (N,), int32."""
+        count_N = (self.trie.num_children_N == 0).int()
+        start = self.trie.num_nodes
+        for size in reversed(torch.bincount(self.trie.depth_N).tolist()[1:]):
+            level = slice(start - size, start)  # a level stands together
+            count_N.index_add_(0, self.trie.parent_N[level], count_N[level].clone())
+            start -= size
+        return count_N
+
+    def title_number(self, item_id: int) -> int:
+        """The number of an item's title in ``book.title_I``."""
+        return int(self.book.title_I[self.book.rows_of(np.array([item_id]))[0]])
 
     def titles_of(self, leaf: int) -> list[list[int]]:
         """The titles that end at a leaf, first the one that is recommended first.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hatllm.decode.beam import NEVER, Answers
+from hatllm.decode.candidates import Candidates
 from hatllm.decode.legal import child_log_probs
 from hatllm.decode.scorer import Scorer
 from hatllm.decode.trie import ItemTrie
@@ -65,18 +66,21 @@ class _Search:
             self.best = sorted([*self.best, (-log_prob, node)])[: self.top_k]
 
 
-def exact_search(scorer: Scorer, config: "DecodeConfig") -> tuple[Answers, Certificate]:
-    """The most probable titles of the whole catalogue.
+def exact_search(
+    scorer: Scorer, config: "DecodeConfig", candidates: Candidates | None = None
+) -> tuple[Answers, Certificate]:
+    """The most probable titles of all candidates.
 
     Args:
         scorer: Prompts, model and trie.
         config: top_k, normalize, max_expansions (nodes a user; reached = no certificate).
+        candidates: Which titles may answer; None = all.
 
     Returns:
         At most `top_k` titles a user, and what was proven.
     """
     trie = scorer.trie
-    searches = [_Search(min(config.top_k, trie.num_leaves)) for _ in range(scorer.num_users)]
+    searches = _searches(scorer, config.top_k, candidates)
     while asked := _frontier(searches, config.max_expansions):
         user_M = torch.tensor([user for user, _, _ in asked], device=trie.token_N.device)
         node_M = torch.tensor([node for _, _, node in asked], device=trie.token_N.device)
@@ -84,6 +88,9 @@ def exact_search(scorer: Scorer, config: "DecodeConfig") -> tuple[Answers, Certi
         row_C, child_C, log_prob_C = child_log_probs(
             scorer.lm, trie, hidden_MD, node_M, config.normalize
         )
+        if candidates is not None:
+            alive_C = candidates.alive(user_M[row_C], child_C)
+            row_C, child_C, log_prob_C = row_C[alive_C], child_C[alive_C], log_prob_C[alive_C]
         if config.normalize == "trie":
             child_C = _after_forced(trie, child_C)
         is_leaf = (trie.num_children_N[child_C] == 0).tolist()
@@ -92,6 +99,14 @@ def exact_search(scorer: Scorer, config: "DecodeConfig") -> tuple[Answers, Certi
             user, before, _ = asked[row]
             searches[user].add(before + log_prob, child, leaf)
     return _answers(searches, config.top_k, trie), _certificate(searches, trie)
+
+
+def _searches(scorer: Scorer, top_k: int, candidates: Candidates | None) -> list[_Search]:
+    """One search a user; who has no candidate has nothing open."""
+    num_leaves = [scorer.trie.num_leaves] * scorer.num_users
+    if candidates is not None:
+        num_leaves = candidates.num_leaves_B.tolist()
+    return [_Search(min(top_k, n)) if n else _Search(top_k, open=[]) for n in num_leaves]
 
 
 def _frontier(searches: list[_Search], max_expansions: int) -> list[tuple[int, float, int]]:

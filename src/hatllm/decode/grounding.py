@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hatllm.decode.beam import Answers, Ask, beam_search
+from hatllm.decode.candidates import Candidates
 from hatllm.decode.scorer import Scorer
 from hatllm.decode.trie import ItemTrie
 from hatllm.masks.layer_masks import Tokens
@@ -69,7 +70,13 @@ def embed_titles(lm: MaskedLM, trie: ItemTrie, end_id: int) -> Tensor:
     return embed_texts(lm, token_FL.masked_fill((path_FL < 0) | (token_FL == end_id), -1), end_id)
 
 
-def nearest_titles(trie: ItemTrie, text_BD: Tensor, title_FD: Tensor, top_k: int) -> Answers:
+def nearest_titles(
+    trie: ItemTrie,
+    text_BD: Tensor,
+    title_FD: Tensor,
+    top_k: int,
+    candidates: Candidates | None = None,
+) -> Answers:
     """The titles nearest to each text.
 
     Args:
@@ -77,6 +84,7 @@ def nearest_titles(trie: ItemTrie, text_BD: Tensor, title_FD: Tensor, top_k: int
         text_BD: Embedding of each text. Shape (B, D), float32.
         title_FD: Embedding of each title. Shape (F, D), float32.
         top_k: Titles for each text.
+        candidates: Which titles may answer; None = all.
 
     Returns:
         ``score_BW`` is minus the distance, ``log_prob_BW`` the log-softmax of it over all titles:
@@ -84,9 +92,17 @@ def nearest_titles(trie: ItemTrie, text_BD: Tensor, title_FD: Tensor, top_k: int
     """
     # Through a matrix product a text that is a title would not lie at distance 0.
     distance_BF = torch.cdist(text_BD, title_FD, compute_mode="donot_use_mm_for_euclid_dist")
+    log_prob_BF = (-distance_BF).log_softmax(1)
+    if candidates is not None:
+        user_BF = torch.arange(len(text_BD), device=text_BD.device)[:, None].expand_as(distance_BF)
+        leaf_BF = trie.leaf_F.expand_as(distance_BF)
+        is_dead_BF = ~candidates.alive(user_BF.flatten(), leaf_BF.flatten()).view_as(distance_BF)
+        distance_BF = distance_BF.masked_fill(is_dead_BF, float("inf"))
+        log_prob_BF = log_prob_BF.masked_fill(is_dead_BF, float("-inf"))
     order_BW = distance_BF.sort(dim=1, stable=True).indices[:, :top_k]
-    log_prob_BW = (-distance_BF).log_softmax(1).gather(1, order_BW)
-    return Answers(trie.leaf_F[order_BW], log_prob_BW, -distance_BF.gather(1, order_BW))
+    score_BW = -distance_BF.gather(1, order_BW)
+    leaf_BW = trie.leaf_F[order_BW].masked_fill(score_BW.isinf(), -1)
+    return Answers(leaf_BW, log_prob_BF.gather(1, order_BW), score_BW)
 
 
 def with_room(trie: ItemTrie, config: "DecodeConfig") -> ItemTrie:

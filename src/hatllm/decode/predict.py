@@ -14,6 +14,7 @@ from torch import Tensor
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import Batch
 from hatllm.decode.beam import Answers, beam_search
+from hatllm.decode.candidates import Candidates, candidates_of
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.exact import Certificate
 from hatllm.decode.legal import path_log_probs
@@ -57,7 +58,9 @@ def predict(
         behind titles that share top_log_probs need not fall. Under `decode=d3` top_log_probs
         is the mixture with the assistant, and the target's log-probabilities are null: those of the
         LLM alone are not what it ranks by. Under `decode=grounding` top_log_probs is the
-        log-softmax of minus the distance.
+        log-softmax of minus the distance. Under `decode.exclude_history` the titles of the whole
+        history are no answers (`hatllm.decode.candidates`), and a target among them has no rank;
+        where fewer than top_k titles are left, fewer are answered.
     """
     rank, world_size = process_rank()
     mine = frame[rank::world_size]
@@ -123,8 +126,12 @@ def _decoded(
             batch = examples.batch(catalogue.book, chosen, lm.schedule.target_is_item, False)
             batch = batch.to(device)
             scorer = scorers.of(batch)
-            found = find(scorer, [examples.histories[row] for row in chosen])
-            yield _rows_of(scorer, catalogue, batch, config.decode, *found)
+            candidates = None
+            if config.decode.exclude_history:
+                whole = frame["history"].gather(chosen).to_list()
+                candidates = candidates_of(catalogue, whole, None, device)
+            found = find(scorer, [examples.histories[row] for row in chosen], candidates)
+            yield _rows_of(scorer, catalogue, batch, config.decode, candidates, *found)
             bar.update(len(chosen))
     lm.train(was_training)
 
@@ -164,6 +171,7 @@ def _rows_of(
     catalogue: Catalogue,
     batch: Batch,
     config: "DecodeConfig",
+    candidates: Candidates | None,
     answers: Answers,
     certificate: Certificate | None,
 ) -> list[dict[str, Any]]:
@@ -177,13 +185,13 @@ def _rows_of(
         trie, vocab = ((log_prob_B - share_B).tolist() for log_prob_B in sums)
     proofs: list[dict[str, Any]] = [{}] * batch.num_rows
     if certificate is not None:
-        proofs = _proofs(answers, beam_search(scorer, config), certificate)
+        proofs = _proofs(answers, beam_search(scorer, config, None, candidates), certificate)
     rows = []
     for user in range(batch.num_rows):
         target = int(batch.target_item_B[user])
         row = {
             "example_id": int(batch.example_id_B[user]),
-            **_ranking(target, ranked_titles(catalogue, answers, user, config.top_k)),
+            **_ranking(target, ranked_titles(catalogue, answers, user, config.top_k, candidates)),
             "target_trie_log_prob": trie[user],
             "target_vocab_log_prob": vocab[user],
             "ambiguous": any(target in items and len(items) > 1 for items in sharing[user]),
@@ -217,22 +225,26 @@ def _proofs(answers: Answers, beam: Answers, certificate: Certificate) -> list[d
     ]
 
 
-def title_log_probs(scorer: Scorer, leaf_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Teacher-forced log-probability of one title a user.
+def title_log_probs(
+    scorer: Scorer, leaf_M: Tensor, user_M: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Teacher-forced log-probability of titles.
 
     Args:
         scorer: Prompts, model and trie.
-        leaf_B: The title's leaf for each user. Shape (B,), int64.
+        leaf_M: The titles' leaves. Shape (M,), int64.
+        user_M: The user whom each is asked of; None = one title a user, M = B. Shape (M,), int64.
 
     Returns:
-        Normalised over the legal tokens and over the vocabulary; each (B,), float32, nats.
+        Normalised over the legal tokens and over the vocabulary; each (M,), float32, nats.
     """
-    path_BP = scorer.trie.path_to(leaf_B)
-    user_T, _ = (path_BP >= 0).nonzero(as_tuple=True)
-    node_T = path_BP[path_BP >= 0]
+    path_MP = scorer.trie.path_to(leaf_M)
+    row_T, _ = (path_MP >= 0).nonzero(as_tuple=True)
+    user_T = row_T if user_M is None else user_M[row_T]
+    node_T = path_MP[path_MP >= 0]
     hidden_TD = scorer.hidden_at(user_T, scorer.trie.parent_N[node_T])
     sums = []
     for normalize in ("trie", "vocab"):
         log_prob_T = path_log_probs(scorer.lm, scorer.trie, hidden_TD, node_T, normalize)
-        sums.append(log_prob_T.new_zeros(len(leaf_B)).index_add(0, user_T, log_prob_T))
+        sums.append(log_prob_T.new_zeros(len(leaf_M)).index_add(0, row_T, log_prob_T))
     return sums[0], sums[1]

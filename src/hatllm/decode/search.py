@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hatllm.data.prompt import IntArray
 from hatllm.decode.beam import Answers, asking_the_model, beam_search
+from hatllm.decode.candidates import Candidates
 from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.d3 import asking_both
 from hatllm.decode.exact import Certificate, exact_search
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from hatllm.config import DecodeConfig
 
 
-def search(scorer: Scorer, config: "DecodeConfig") -> tuple[Answers, Certificate | None]:
+def search(
+    scorer: Scorer, config: "DecodeConfig", candidates: Candidates | None = None
+) -> tuple[Answers, Certificate | None]:
     """What the model alone finds along the trie; the certificate comes with `decode=exact`."""
     if config.name == "exact":
-        return exact_search(scorer, config)
-    return beam_search(scorer, config), None
+        return exact_search(scorer, config, candidates)
+    return beam_search(scorer, config, candidates=candidates), None
 
 
 class Search:
@@ -51,31 +54,43 @@ class Search:
             self.grounded = partial(_grounded, config, title_FD, num_titles, end_id)
 
     def __call__(
-        self, scorer: Scorer, histories: list[IntArray]
+        self,
+        scorer: Scorer,
+        histories: list[IntArray],
+        candidates: Candidates | None = None,
+        config: "DecodeConfig | None" = None,
     ) -> tuple[Answers, Certificate | None]:
         """The best titles of each user; the certificate comes with `decode=exact`.
 
         Args:
             scorer: Prompts, model and trie.
             histories: Item ids of each user, oldest first.
+            candidates: Which titles may answer; None = all.
+            config: The search with another width or top_k; None = as it was made.
         """
-        config = self.config
+        config = config or self.config
         match config.name:
             case "grounding":
-                return self.grounded(scorer), None
+                return self.grounded(scorer, candidates, config.top_k), None
             case "d3":
                 assert self.assistant is not None and config.llm_weight is not None
                 log_prob_BI = self.assistant(histories).to(scorer.trie.token_N.device)
                 ask = asking_the_model(scorer, config.normalize)
                 ask = asking_both(ask, scorer.trie, log_prob_BI, config.llm_weight)
-                return beam_search(scorer, config, ask), None
+                return beam_search(scorer, config, ask, candidates), None
             case _:
-                return search(scorer, config)
+                return search(scorer, config, candidates)
 
 
 def _grounded(
-    config: "DecodeConfig", title_FD: Tensor, num_titles: int, end_id: int, scorer: Scorer
+    config: "DecodeConfig",
+    title_FD: Tensor,
+    num_titles: int,
+    end_id: int,
+    scorer: Scorer,
+    candidates: Candidates | None,
+    top_k: int,
 ) -> Answers:
     token_BL = write_texts(scorer, config, num_titles, end_id)
     text_BD = embed_texts(scorer.lm, token_BL, end_id)
-    return nearest_titles(scorer.trie, text_BD, title_FD, config.top_k)
+    return nearest_titles(scorer.trie, text_BD, title_FD, top_k, candidates)

@@ -18,6 +18,7 @@ import numpy as np
 
 from hatllm.data.prompt import PromptBook
 from hatllm.decode.beam import Answers
+from hatllm.decode.candidates import Candidates
 from hatllm.decode.catalogue import Catalogue
 
 MOST_MERGED = 0.01  # share of the titles that may have the tokens of another one
@@ -33,7 +34,11 @@ class RankedTitle(NamedTuple):
 
 
 def ranked_titles(
-    catalogue: Catalogue, answers: Answers, user: int, top_k: int
+    catalogue: Catalogue,
+    answers: Answers,
+    user: int,
+    top_k: int,
+    candidates: Candidates | None = None,
 ) -> list[RankedTitle]:
     """The titles of one user, best first.
 
@@ -42,6 +47,8 @@ def ranked_titles(
         answers: What a search found for a batch of users.
         user: Row in the batch.
         top_k: Titles at most.
+        candidates: Which titles may answer; a leaf that holds others too gives those alone, each
+            with the share that it has among all. None = all.
     """
     found: list[RankedTitle] = []
     columns = (answers.leaf_BW, answers.log_prob_BW, answers.score_BW)
@@ -49,7 +56,11 @@ def ranked_titles(
         if leaf >= 0 and len(found) < top_k:
             titles = catalogue.titles_of(leaf)
             share = math.log(len(titles))
-            found += [RankedTitle(items, log_prob - share, score) for items in titles]
+            found += [
+                RankedTitle(items, log_prob - share, score)
+                for items in titles
+                if candidates is None or candidates.allows(user, catalogue.title_number(items[0]))
+            ]
     return found[:top_k]
 
 

@@ -1,19 +1,27 @@
 """A finished run, loaded once, that answers one batch of histories after another."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
-from hatllm.config import Config
+from hatllm.config import Config, DecodeConfig
 from hatllm.data.datamodule import Examples
 from hatllm.data.prompt import IntArray
-from hatllm.decode.scorer import Scorers, build_scorers
+from hatllm.decode.candidates import Candidates, candidates_of
+from hatllm.decode.catalogue import Catalogue
+from hatllm.decode.d3 import node_log_mass
+from hatllm.decode.predict import title_log_probs
+from hatllm.decode.scorer import Scorer, Scorers, build_scorers
 from hatllm.decode.search import Search
 from hatllm.decode.titles_alike import ranked_titles
 from hatllm.memory import naming_what_to_lower
-from hatllm.recommend.answers import Answer, Answerer
+from hatllm.recommend.answers import Answer, Answerer, Asked
 from hatllm.recommend.id_answerer import IdAnswerer
 from hatllm.training.assemble import assemble_from_folder, load_tuned
 
@@ -40,42 +48,124 @@ class LlmAnswerer:
         self.lm = load_tuned(self.parts, config)
         self._tools: tuple[Scorers, Search] | None = None
 
-    @torch.inference_mode()
-    def __call__(self, histories: list[list[int]]) -> list[list[Answer]]:
-        """The best titles of each history, best first; the longest prompts go first.
+    def replace_catalogue(self, catalogue: Catalogue) -> None:
+        """Answer with other titles from now on; states of the old catalogue are let go."""
+        self.parts.catalogue, self._tools = catalogue, None
 
-        Args:
-            histories: Item ids, oldest first, at least one each.
+    @torch.inference_mode()
+    def __call__(self, asked: Sequence[Asked]) -> list[list[Answer]]:
+        """As `Answerer`; the longest prompts go first.
+
+        A beam is as wide as the run's, or as k where that is more, whatever else is in the batch.
         """
-        if not histories:
+        if not asked:
             return []
-        book, config = self.parts.catalogue.book, self.config
-        newest = [np.asarray(h[-config.data.max_history_items :], np.int64) for h in histories]
+        examples, lengths = self._examples([one.history for one in asked])
+        find = self._made_tools(lengths)[1]
+        found: list[list[Answer]] = [[] for _ in asked]
+        rows_of_search: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for row in np.argsort(lengths, kind="stable")[::-1].tolist():
+            decode = _search_for(self.config.decode, asked[row].k)
+            rows_of_search[decode.beam_width, decode.top_k].append(row)
+        for (width, top_k), rows in rows_of_search.items():
+            decode = replace(self.config.decode, beam_width=width, top_k=top_k)
+            for start in range(0, len(rows), decode.users_per_batch):
+                chosen = rows[start : start + decode.users_per_batch]
+                candidates = self._candidates([asked[row] for row in chosen])
+                with naming_what_to_lower(self.config, decoding=True):
+                    scorer = self._scorer(examples, chosen)
+                    histories = [examples.histories[row] for row in chosen]
+                    answers, _ = find(scorer, histories, candidates, decode)
+                for user, row in enumerate(chosen):
+                    titles = ranked_titles(
+                        self.parts.catalogue, answers, user, asked[row].k, candidates
+                    )
+                    found[row] = [Answer(t.item_ids[0], t.score, t.log_prob) for t in titles]
+        return found
+
+    @torch.inference_mode()
+    def score(self, history: Sequence[int], item_ids: Sequence[int]) -> list[Answer]:
+        """As `Answerer.score`, by teacher forcing: what `decode=exact` would give.
+
+        Raises:
+            ValueError: Under `decode=grounding`, which ranks by distance to a text.
+        """
+        decode, catalogue = self.config.decode, self.parts.catalogue
+        if decode.name == "grounding":
+            raise ValueError(
+                "decode=grounding ranks titles by their distance to a text and has no "
+                "log-probability of a title; give decode=beam or decode=exact"
+            )
+        examples, lengths = self._examples([history])
+        self._made_tools(lengths)
+        scorer = self._scorer(examples, [0])
+        leaf_M = scorer.trie.leaf_of_item(
+            torch.tensor(list(item_ids), device=scorer.trie.token_N.device)
+        )
+        sums = title_log_probs(scorer, leaf_M, torch.zeros_like(leaf_M))
+        log_prob_M = sums[decode.normalize == "vocab"]
+        if decode.name == "d3":
+            log_prob_M = self._mixed(scorer, examples, leaf_M, log_prob_M)
+        score_M = log_prob_M / scorer.trie.depth_N[leaf_M] ** decode.length_penalty
+        leaves = leaf_M.tolist()
+        share = [np.log(len(catalogue.titles_of(leaf))) for leaf in leaves]
+        return [
+            Answer(item, score, log_prob - less)
+            for item, score, log_prob, less in zip(
+                item_ids, score_M.tolist(), log_prob_M.tolist(), share, strict=True
+            )
+        ]
+
+    def _mixed(
+        self, scorer: Scorer, examples: Examples, leaf_M: Tensor, log_prob_M: Tensor
+    ) -> Tensor:
+        """What `decode=d3` ranks by: along a path the assistant's shares multiply."""
+        assistant, weight = self.parts.catalogue.assistant, self.config.decode.llm_weight
+        assert assistant is not None and weight is not None
+        log_prob_BI = assistant(examples.histories).to(leaf_M.device)
+        log_mass_N = node_log_mass(scorer.trie, log_prob_BI)[0]
+        mass_M = (log_mass_N[leaf_M] - log_mass_N[0]).to(log_prob_M.dtype)
+        return weight * log_prob_M + (1 - weight) * mass_M
+
+    def _examples(self, histories: Sequence[Sequence[int]]) -> tuple[Examples, IntArray]:
+        """The histories as the model reads them, and the lengths of their prompts."""
+        book, longest = self.parts.catalogue.book, self.config.data.max_history_items
+        newest = [np.asarray(h[-longest:], np.int64) for h in histories]
         # Decoding asks for a target only to lay it after the prompt; here nothing follows it.
         anything = np.full(len(newest), book.item_id_I[0])
         examples = Examples(np.arange(len(newest)), newest, anything)
-        lengths = examples.prompt_lengths(book, False)
-        scorers, find = self._tools or self._make_tools(lengths)
-        found: list[list[Answer]] = [[] for _ in histories]
-        order = np.argsort(lengths, kind="stable")[::-1]
-        for start in range(0, len(order), config.decode.users_per_batch):
-            chosen = order[start : start + config.decode.users_per_batch]
-            batch = examples.batch(book, chosen, config.mask.target_is_item, False)
-            batch = batch.to(self.lm.output_embedding_VD.device)
-            with naming_what_to_lower(config, decoding=True):
-                answers, _ = find(scorers.of(batch), [newest[row] for row in chosen])
-            for user, row in enumerate(chosen.tolist()):
-                titles = ranked_titles(self.parts.catalogue, answers, user, config.decode.top_k)
-                found[row] = [Answer(t.item_ids[0], t.score, t.log_prob) for t in titles]
-        return found
+        return examples, examples.prompt_lengths(book, False)
 
-    def _make_tools(self, lengths: IntArray) -> tuple[Scorers, Search]:
+    def _scorer(self, examples: Examples, rows: list[int]) -> Scorer:
+        assert self._tools is not None
+        book, target_is_item = self.parts.catalogue.book, self.config.mask.target_is_item
+        batch = examples.batch(book, np.array(rows), target_is_item, False)
+        return self._tools[0].of(batch.to(self.lm.output_embedding_VD.device))
+
+    def _candidates(self, asked: Sequence[Asked]) -> Candidates | None:
+        """None = all titles may answer."""
+        if not any(len(one.exclude) or one.only is not None for one in asked):
+            return None
+        exclude, only = [one.exclude for one in asked], [one.only for one in asked]
+        device = self.lm.output_embedding_VD.device
+        return candidates_of(self.parts.catalogue, exclude, only, device)
+
+    def _made_tools(self, lengths: IntArray) -> tuple[Scorers, Search]:
         """Scorers and search; what is to come is taken to be as long as the first histories."""
-        to_come = np.resize(lengths, self.num_histories or 0)
-        catalogue = self.parts.catalogue
-        scorers = build_scorers(self.lm, catalogue, self.config, to_come)
-        self._tools = scorers, Search(scorers, catalogue, self.config.decode)
+        if self._tools is None:
+            to_come = np.resize(lengths, self.num_histories or 0)
+            catalogue = self.parts.catalogue
+            scorers = build_scorers(self.lm, catalogue, self.config, to_come)
+            self._tools = scorers, Search(scorers, catalogue, self.config.decode)
         return self._tools
+
+
+def _search_for(decode: DecodeConfig, k: int) -> DecodeConfig:
+    """The run's search, wide enough for k titles; alike for all k that need no wider one."""
+    if not decode.is_beam:
+        return replace(decode, top_k=max(decode.top_k, k))
+    width = max(decode.beam_width, k)
+    return replace(decode, beam_width=width, top_k=width)
 
 
 def answerer_of(config: Config, items: pl.DataFrame, num_histories: int | None) -> Answerer:

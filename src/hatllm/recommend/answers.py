@@ -1,5 +1,6 @@
-"""What every answerer of task=recommend gives, and the catalogue that it answers from."""
+"""What an answerer is asked, what it gives, and the catalogue that it answers from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,16 +21,35 @@ class Answer(NamedTuple):
     log_prob: float  # nats; titles that became the same tokens share their probability
 
 
+class Asked(NamedTuple):
+    """What is asked for one history."""
+
+    history: Sequence[int]  # item ids, oldest first, at least one
+    k: int  # titles at most
+    exclude: Sequence[int]  # item ids whose titles are no answers
+    only: Sequence[int] | None  # item ids whose titles alone are answers; None = all
+
+
 class Answerer(Protocol):
     """Finds the best titles for histories of item ids."""
 
-    def __call__(self, histories: list[list[int]]) -> list[list[Answer]]:
-        """The best titles of each history, best first.
+    def __call__(self, asked: Sequence[Asked]) -> list[list[Answer]]:
+        """The best titles for each history, best first; fewer than k where fewer are allowed."""
+        ...
 
-        Args:
-            histories: Item ids, oldest first, at least one each.
+    def score(self, history: Sequence[int], item_ids: Sequence[int]) -> list[Answer]:
+        """The titles of some items as they would be answered, in the order given.
+
+        Raises:
+            ValueError: If the run ranks by something that a title alone does not have.
         """
         ...
+
+
+def asked_of(config: Config, histories: Sequence[Sequence[int]]) -> list[Asked]:
+    """What the run's settings ask for some histories."""
+    exclude = config.decode.exclude_history
+    return [Asked(h, config.decode.top_k, h if exclude else (), None) for h in histories]
 
 
 def catalogue_of(config: Config) -> pl.DataFrame:

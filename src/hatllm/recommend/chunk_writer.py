@@ -9,7 +9,7 @@ from hatllm.config import Config
 from hatllm.files import write_table
 from hatllm.progress import Progress
 from hatllm.recommend.answerer import answerer_of
-from hatllm.recommend.answers import Answerer, catalogue_of, finder_of
+from hatllm.recommend.answers import Answerer, asked_of, catalogue_of, finder_of
 from hatllm.recommend.histories import Chunk, read_chunk
 
 
@@ -46,7 +46,7 @@ class ChunkWriter:
         if read.refused.height:
             write_table(refused_path(self.folder, chunk), read.refused)
         rows: list[tuple[Any, ...]] = []
-        found = self.answerer(read.histories)
+        found = self.answerer(asked_of(self.config, read.histories))
         for user, answers, skipped in zip(
             read.users.to_list(), found, read.num_skipped, strict=True
         ):

@@ -1,27 +1,33 @@
 """A finished baseline run, loaded once, that answers one batch of histories after another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import torch
+from torch import Tensor
 
-from hatllm.baselines.knn import knn_answers
-from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
-from hatllm.baselines.sequences import sequences_of
-from hatllm.baselines.title_rule import titles_predictions
+from hatllm.baselines.knn import knn_scores
+from hatllm.baselines.ranks_of_scores import TitleIndex, top_titles
+from hatllm.baselines.sequences import Sequences, sequences_of
+from hatllm.baselines.title_rule import title_scores, title_vectors
 from hatllm.config import Config
 from hatllm.data.sources.source_tables import read_parquet
-from hatllm.recommend.answers import Answer
-from hatllm.runs.run_files import NEIGHBOURS_FILE, PREDICTIONS_FILE
+from hatllm.recommend.answers import Answer, Asked
+from hatllm.runs.run_files import NEIGHBOURS_FILE, POPULARITY_FILE
 from hatllm.training.baseline_run import load_sequence_run
-from hatllm.training.id_model import SequenceModel, scores
+from hatllm.training.id_model import scores
 
-Answered = Callable[[pl.DataFrame], pl.DataFrame]  # examples -> top_items, top_log_probs
+ROWS_A_BATCH = 256
+
+# From histories to the scores of all items, batch by batch, and the targets that nobody needs.
+Scored = Callable[[Sequences], Iterator[tuple[Tensor, Tensor]]]
 
 
 class IdAnswerer:
-    """Finds the best titles with a model that knows items by id only."""
+    """Finds the best titles with a model that scores all items at once."""
 
     def __init__(self, config: Config, items: pl.DataFrame) -> None:
         """Load what the run has learned.
@@ -31,76 +37,94 @@ class IdAnswerer:
             items: Its catalogue: item_id, title.
 
         Raises:
-            ValueError: If a file of the run is missing or damaged, or holds fewer answers than
-                `decode.top_k`.
+            ValueError: If a file of the run is missing or damaged.
         """
         assert config.task.run_folder is not None
-        folder, index = Path(config.task.run_folder), TitleIndex.of(items)
-        self.anything = int(index.item_id_I[0])
-        self.answer: Answered
+        folder, self.index = Path(config.task.run_folder), TitleIndex.of(items)
+        self.scored: Scored
+        self.num_read = config.data.max_history_items
         match config.model.kind:
             case "popularity":
-                self.answer = partial(_same_for_all, _popular(folder, config.decode.top_k))
+                table = read_parquet(folder / POPULARITY_FILE, ["item_id", "log_prob"])
+                self.scored = partial(_by_popularity, table)
             case "knn":
                 table = read_parquet(
                     folder / NEIGHBOURS_FILE, ["item_id", "neighbour", "similarity"]
                 )
-                self.answer = partial(_of_knn, table, items, config.decode.top_k)
+                self.scored, self.num_read = partial(_by_knn, table, self.index), 1
             case "titles":
-                self.answer = partial(_of_titles, items, config)
+                titles = config.model.titles
+                assert titles is not None
+                vectors = title_vectors(items.sort("item_id")["title"].to_list(), titles)
+                self.scored = lambda rows: title_scores(vectors, rows, titles)
+                self.num_read = titles.last_items
             case _:
-                model, _ = load_sequence_run(str(folder), index.item_id_I, "task.run_folder", {})
-                self.answer = partial(_of_model, model, index, config)
+                model, _ = load_sequence_run(
+                    str(folder), self.index.item_id_I, "task.run_folder", {}
+                )
+                assert config.model.sequence is not None
+                size = config.model.sequence.batch_size
+                self.scored = lambda rows: scores(model, rows, size)
 
-    def __call__(self, histories: list[list[int]]) -> list[list[Answer]]:
+    @torch.inference_mode()
+    def __call__(self, asked: Sequence[Asked]) -> list[list[Answer]]:
         """As `Answerer`; score and log-probability are one number."""
-        if not histories:
-            return []
-        rows = range(len(histories))
-        # A target is asked for, and nothing of the answers depends on it.
+        found: list[list[Answer]] = []
+        for score_BI in self._scores([one.history for one in asked]):
+            part = asked[len(found) : len(found) + len(score_BI)]
+            top_k = min(max(one.k for one in part), len(self.index.first_J))
+            is_gone_BJ = self._gone(part)
+            if is_gone_BJ is not None:
+                is_gone_BJ = is_gone_BJ.to(score_BI.device)
+            first_BW, log_prob_BW = top_titles(score_BI, self.index, top_k, is_gone_BJ)
+            rows = zip(part, first_BW.tolist(), log_prob_BW.tolist(), strict=True)
+            for one, numbers, values in rows:
+                pairs = [pair for pair in zip(numbers, values, strict=True) if pair[0] >= 0]
+                found.append([self._answer(*pair) for pair in pairs[: one.k]])
+        return found
+
+    @torch.inference_mode()
+    def score(self, history: Sequence[int], item_ids: Sequence[int]) -> list[Answer]:
+        """As `Answerer.score`: the log-softmax of the scores among all titles."""
+        (score_BI,) = self._scores([history])
+        log_prob_J = self.index.title_scores(score_BI)[0].double().log_softmax(0).cpu()
+        title_M = self.index.title_I[np.searchsorted(self.index.item_id_I, list(item_ids))]
+        values = log_prob_J[title_M].tolist()
+        return [Answer(i, value, value) for i, value in zip(item_ids, values, strict=True)]
+
+    def _scores(self, histories: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Scores of all items, (B, I), batch by batch."""
+        # A target is asked for, and nothing of the scores depends on it.
+        targets = np.full(len(histories), self.index.item_id_I[0])
         examples = pl.DataFrame(
-            {"example_id": rows, "user_id": rows, "history": histories,
-             "target": [self.anything] * len(histories)},
-        )  # fmt: skip
-        found = self.answer(examples).select("top_items", "top_log_probs").rows()
-        return [
-            [Answer(item, value, value) for item, value in zip(*answers, strict=True)]
-            for answers in found
-        ]
-
-
-def _popular(folder: Path, top_k: int) -> pl.DataFrame:
-    """The answer that everybody gets: top_items and top_log_probs, one row."""
-    path = folder / PREDICTIONS_FILE
-    first = read_parquet(path, ["top_items", "top_log_probs"]).head(1)
-    num_answers = first["top_items"].list.len().sum()
-    if num_answers < top_k:
-        raise ValueError(
-            f"decode.top_k={top_k} must be at most {num_answers}, the titles that the popularity "
-            f"run in {folder} was asked for"
+            {"history": [list(h) for h in histories], "target": targets},
+            schema={"history": pl.List(pl.Int64), "target": pl.Int64},
         )
-    return first.select(pl.all().list.head(top_k))
+        rows = sequences_of(examples, self.index.item_id_I, self.num_read)
+        return (score_BI for score_BI, _ in self.scored(rows))
+
+    def _gone(self, asked: Sequence[Asked]) -> Tensor | None:
+        """Titles that are no answers, (B, J); None = all are."""
+        if not any(len(one.exclude) or one.only is not None for one in asked):
+            return None
+        kind = pl.List(pl.Int64)
+        is_gone_BJ = self.index.holds(pl.Series([list(one.exclude) for one in asked], dtype=kind))
+        only = pl.Series([list(one.only or ()) for one in asked], dtype=kind)
+        has_list_B = torch.tensor([one.only is not None for one in asked])
+        return is_gone_BJ | (has_list_B[:, None] & ~self.index.holds(only))
+
+    def _answer(self, number: int, value: float) -> Answer:
+        return Answer(int(self.index.item_id_I[number]), value, value)
 
 
-def _same_for_all(answer: pl.DataFrame, examples: pl.DataFrame) -> pl.DataFrame:
-    return pl.concat([answer] * examples.height)
+def _by_popularity(table: pl.DataFrame, rows: Sequences) -> Iterator[tuple[Tensor, Tensor]]:
+    """Everybody the same: the log-probability of each item's title."""
+    log_prob_I = torch.tensor(table.sort("item_id")["log_prob"].to_list(), dtype=torch.float64)
+    for target_B in torch.split(rows.target_G, ROWS_A_BATCH):
+        yield log_prob_I.expand(len(target_B), -1), target_B
 
 
-def _of_knn(
-    table: pl.DataFrame, items: pl.DataFrame, top_k: int, examples: pl.DataFrame
-) -> pl.DataFrame:
-    return knn_answers(table, examples, items, top_k)
-
-
-def _of_titles(items: pl.DataFrame, config: Config, examples: pl.DataFrame) -> pl.DataFrame:
-    assert config.model.titles is not None
-    return titles_predictions(examples, items, config.model.titles, config.decode.top_k)
-
-
-def _of_model(
-    model: SequenceModel, index: TitleIndex, config: Config, examples: pl.DataFrame
-) -> pl.DataFrame:
-    assert config.model.sequence is not None
-    rows = sequences_of(examples, index.item_id_I, config.data.max_history_items)
-    batches = scores(model, rows, config.model.sequence.batch_size)
-    return predictions_of(examples, batches, index, config.decode.top_k)
+def _by_knn(
+    table: pl.DataFrame, index: TitleIndex, rows: Sequences
+) -> Iterator[tuple[Tensor, Tensor]]:
+    return knn_scores(table, rows, index)

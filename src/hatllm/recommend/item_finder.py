@@ -4,6 +4,8 @@ A number is an item id of the source files. A string is a title first, as the so
 catalogue have it and in any case, and else an id.
 """
 
+import difflib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 from unicodedata import normalize
@@ -33,6 +35,9 @@ class ItemFinder:
         # Backwards: of items that share a title the first stays.
         self.by_title = dict(zip(reversed(titles), reversed(ids), strict=True))
         self.by_folded = dict(zip(map(_folded, reversed(titles)), reversed(ids), strict=True))
+        self.title_of_folded = dict(
+            zip(map(_folded, reversed(titles)), reversed(titles), strict=True)
+        )
         self.by_folded.pop("", None)  # a title of tags only is not what an empty string names
         self.by_source = dict(zip(items["source_id"].to_list(), ids, strict=True))
         self._of_other_form = lru_cache(FORMS_KEPT)(self._find_other_form)
@@ -68,6 +73,58 @@ def _folded(title: str) -> str:
 def is_missing(entry: Any) -> bool:
     """Whether an entry is no entry: null, or the NaN that pandas writes for it."""
     return entry is None or entry != entry
+
+
+def why_unknown(entry: Any, find: ItemFinder) -> str:
+    """Why an entry names no item, with the nearest titles."""
+    if is_missing(entry):
+        return "null"
+    if not isinstance(entry, str):
+        hint = "; in quotes it is a title" if find(str(entry)) is not None else ""
+        return f"{entry} is no item id{hint}"
+    near = difflib.get_close_matches(entry, find.by_title, n=3, cutoff=0.4)
+    hint = f"; near: {', '.join(map(repr, near))}" if near else ""
+    return f"{entry!r} is neither a title nor an item id{hint}"
+
+
+def nearest_titles(find: ItemFinder, query: str, limit: int) -> list[str]:
+    """Titles that begin like a query, in the order of the alphabet, then nearly equal ones.
+
+    Args:
+        find: Of a catalogue.
+        query: Any text; case does not count.
+        limit: Titles at most.
+    """
+    start = query.strip().casefold()
+    if not start:
+        return []
+    begins = sorted(title for title in find.by_title if title.casefold().startswith(start))
+    found = begins[:limit]
+    if len(found) < limit:
+        near = difflib.get_close_matches(start, find.by_folded, n=limit, cutoff=0.4)
+        title_of = find.title_of_folded
+        found += [title_of[name] for name in near if title_of[name] not in found]
+    return found[:limit]
+
+
+def items_named(entries: Sequence[Any], find: ItemFinder, field: str) -> list[int]:
+    """The items that all entries name.
+
+    Args:
+        entries: Titles or item ids.
+        find: Of the run's catalogue.
+        field: What holds them, for messages.
+
+    Raises:
+        ValueError: For the first that names none.
+    """
+    found = []
+    for entry in entries:
+        item = find(entry)
+        if item is None:
+            raise ValueError(f"{field}: {why_unknown(entry, find)}")
+        found.append(item)
+    return found
 
 
 def note_on_titles_that_are_ids(items: pl.DataFrame, strings: list[str] | None) -> str | None:

@@ -25,6 +25,7 @@ CURVES_FILE = "curves.csv"
 REPORT_FILE = "report.md"
 CURVES_PICTURE = "curves.png"
 WEIGHTS_FILE = "model.safetensors"  # of a baseline
+POPULARITY_FILE = "popularity.parquet"  # of popularity
 NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN
 CHECKPOINT_FILE = Path("checkpoints") / "last.ckpt"  # until the run is finished
 SHARDS = "shards"  # folder of shards, while there are any

@@ -1,8 +1,6 @@
 """task=recommend: the next titles for a history that a user types, or for a file of histories."""
 
-import difflib
 from collections.abc import Iterator
-from typing import Any
 
 import polars as pl
 from rich.console import Console
@@ -11,9 +9,14 @@ from rich.table import Table
 
 from hatllm.config import Config
 from hatllm.recommend.answerer import answerer_of
-from hatllm.recommend.answers import Answer, catalogue_of, finder_of
+from hatllm.recommend.answers import Answer, Asked, catalogue_of, finder_of
 from hatllm.recommend.histories import History, read_history
-from hatllm.recommend.item_finder import ItemFinder, is_missing, note_on_titles_that_are_ids
+from hatllm.recommend.item_finder import (
+    ItemFinder,
+    items_named,
+    note_on_titles_that_are_ids,
+    why_unknown,
+)
 
 console = Console()
 
@@ -42,12 +45,24 @@ def recommend(config: Config) -> None:
     history = typed_history(config, find)
     strings = [entry for entry in config.task.history if isinstance(entry, str)]
     notes = [note_on_titles_that_are_ids(items, strings), *_skipped_notes(history, find)]
-    (answers,) = answerer_of(config, items, num_histories=1)([history.item_ids])
+    asked = _asked(config, history, find)
+    (answers,) = answerer_of(config, items, num_histories=1)([asked])
     for note in filter(None, notes):
         console.print(f"note: {note}", soft_wrap=True, markup=False)
     # With a length penalty the titles stand by log-probability over length.
     by_score = config.decode.length_penalty != 0 and config.decode.is_beam
     console.print(_table(history, answers, items, by_score))
+
+
+def _asked(config: Config, history: History, find: ItemFinder) -> Asked:
+    """What is asked for the typed history, with ``task.only`` and ``task.block``."""
+    decode, task = config.decode, config.task
+    block = items_named(task.block, find, "task.block")
+    if decode.exclude_history:
+        older = (find(entry) for entry in task.history[: -config.data.max_history_items])
+        block += [*history.item_ids, *(item for item in older if item is not None)]
+    only = None if task.only is None else items_named(task.only, find, "task.only")
+    return Asked(history.item_ids, decode.top_k, block, only)
 
 
 def typed_history(config: Config, find: ItemFinder) -> History:
@@ -62,7 +77,7 @@ def typed_history(config: Config, find: ItemFinder) -> History:
     """
     history = read_history(config.task.history, find, config.data.max_history_items)
     if not history.item_ids:
-        shown = "; ".join(_why_skipped(entry, find) for entry in reversed(history.skipped))
+        shown = "; ".join(why_unknown(entry, find) for entry in reversed(history.skipped))
         raise ValueError(f"task.history: {shown}")
     return history
 
@@ -70,19 +85,8 @@ def typed_history(config: Config, find: ItemFinder) -> History:
 def _skipped_notes(history: History, find: ItemFinder) -> Iterator[str]:
     num_read = len(history.item_ids) + len(history.skipped)
     if history.skipped:
-        why = "; ".join(_why_skipped(entry, find) for entry in history.skipped)
+        why = "; ".join(why_unknown(entry, find) for entry in history.skipped)
         yield f"{len(history.skipped)} of {num_read} entries skipped: {why}"
-
-
-def _why_skipped(entry: Any, find: ItemFinder) -> str:
-    if is_missing(entry):
-        return "null"
-    if not isinstance(entry, str):
-        hint = "; in quotes it is a title" if find(str(entry)) is not None else ""
-        return f"{entry} is no item id{hint}"
-    near = difflib.get_close_matches(entry, find.by_title, n=3, cutoff=0.4)
-    hint = f"; near: {', '.join(map(repr, near))}" if near else ""
-    return f"{entry!r} is neither a title nor an item id{hint}"
 
 
 def _table(history: History, answers: list[Answer], items: pl.DataFrame, by_score: bool) -> Table:

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from hatllm.baselines.knn import knn_answers, neighbours
-from hatllm.baselines.popularity import popularity_predictions
+from hatllm.baselines.popularity import popularity_predictions, rank_titles
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.baselines.title_rule import titles_predictions
@@ -28,7 +28,12 @@ from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.best_step import exported
 from hatllm.model.export import read_tensors
 from hatllm.runs.folder import load_config, load_items
-from hatllm.runs.run_files import CHECKPOINT_FILE, NEIGHBOURS_FILE, WEIGHTS_FILE
+from hatllm.runs.run_files import (
+    CHECKPOINT_FILE,
+    NEIGHBOURS_FILE,
+    POPULARITY_FILE,
+    WEIGHTS_FILE,
+)
 from hatllm.training.checkpoints import load_checkpoint
 from hatllm.training.finite_loss import stop_at_non_finite_loss
 from hatllm.training.id_model import (
@@ -75,6 +80,7 @@ def baseline_predictions(
         case "popularity":
             assert config.model.popularity is not None
             count = config.model.popularity.count
+            write_table(folder / POPULARITY_FILE, ranked_by_popularity(dataset, count))
             found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
         case "knn":
             found = _knn(config, folder, dataset)
@@ -83,8 +89,12 @@ def baseline_predictions(
             examples = {split: dataset.splits[split] for split in SPLITS}
             found = {
                 split: titles_predictions(
-                    rows, dataset.items, config.model.titles, config.decode.top_k
-                )
+                    rows,
+                    dataset.items,
+                    config.model.titles,
+                    config.decode.top_k,
+                    config.decode.exclude_history,
+                )  # fmt: skip
                 for split, rows in examples.items()
             }
         case _:
@@ -100,16 +110,25 @@ def baseline_predictions(
 
 def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> pl.DataFrame:
     """The popularity baseline's predictions; counted is one of POPULARITY_COUNTS."""
-    counted = dataset.full_train["target"]
-    if count == "interactions":
-        counted = dataset.train_interactions["item_id"]
     return popularity_predictions(
-        item_counts(counted),
+        _counted(dataset, count),
         dataset.splits["valid"],
         dataset.splits[split],
         dataset.items,
         config.decode.top_k,
+        config.decode.exclude_history,
     )
+
+
+def ranked_by_popularity(dataset: Dataset, count: str) -> pl.DataFrame:
+    """All items by popularity, as `rank_titles` gives them."""
+    return rank_titles(_counted(dataset, count), dataset.splits["valid"], dataset.items)
+
+
+def _counted(dataset: Dataset, count: str) -> pl.DataFrame:
+    if count == "interactions":
+        return item_counts(dataset.train_interactions["item_id"])
+    return item_counts(dataset.full_train["target"])
 
 
 def _knn(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
@@ -122,7 +141,13 @@ def _knn(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFra
     table = neighbours(interactions, knn)
     write_table(folder / NEIGHBOURS_FILE, table)
     return {
-        split: knn_answers(table, dataset.splits[split], dataset.items, config.decode.top_k)
+        split: knn_answers(
+            table,
+            dataset.splits[split],
+            dataset.items,
+            config.decode.top_k,
+            config.decode.exclude_history,
+        )  # fmt: skip
         for split in SPLITS
     }
 
@@ -252,7 +277,8 @@ def _answers(
     assert settings is not None
     examples = dataset.splits[split]
     batches = scores(model, _sequences(config, examples, index), settings.batch_size)
-    return predictions_of(examples, batches, index, config.decode.top_k)
+    top_k, exclude_history = config.decode.top_k, config.decode.exclude_history
+    return predictions_of(examples, batches, index, top_k, exclude_history)
 
 
 def _sequences(config: Config, examples: pl.DataFrame, index: TitleIndex) -> Sequences:
