@@ -10,11 +10,12 @@ from fastapi.testclient import TestClient
 from hatllm.config import Config
 from hatllm.data.table_cache import table_hash
 from hatllm.files import write_json
+from hatllm.recommend.answers import catalogue_of, finder_of
+from hatllm.recommend.recommender import FoundItem, Recommendation, Request
 from hatllm.serve.app import build_app
 from hatllm.serve.fleet import Fleet
 from hatllm.serve.served_run import ServedRun
 from hatllm.serve.service import Service
-from hatllm.serve.shape import FoundItem, Recommendation, Request
 
 TITLES = [
     "Toy Story (1995)", "GoldenEye (1995)", "Twelve Monkeys (1995)", "Babe (1995)", "Seven (1995)",
@@ -24,8 +25,10 @@ TITLES = [
 class FakeRecommender:
     """Gives the catalogue in its order, and remembers how it was asked."""
 
-    def __init__(self, titles: Sequence[str]) -> None:
+    def __init__(self, titles: Sequence[str], config: Config) -> None:
         self.titles = titles
+        self.catalogue = catalogue_of(config)
+        self.find = finder_of(config, self.catalogue)
         self.batches: list[list[Request]] = []
         self.before: Callable[[], Any] = lambda: None  # called before every answer
 
@@ -99,6 +102,6 @@ class Bench:
 
     def load(self, folder: Path) -> ServedRun:
         self.config.task.run_folder = str(folder)
-        recommender = FakeRecommender(TITLES)
+        recommender = FakeRecommender(TITLES, self.config)
         self.recommenders[folder.name] = recommender
         return ServedRun(folder.name, self.config, recommender, None)

@@ -17,7 +17,7 @@ from hatllm.data.datamodule import Examples
 from hatllm.data.prepare import cache_root
 from hatllm.model.backbone import smollm2_folder, tiny_llama
 from hatllm.recommend.answerer import LlmAnswerer
-from hatllm.recommend.answers import catalogue_of
+from hatllm.recommend.answers import asked_of, catalogue_of
 from hatllm.runs.run_files import EXAMPLES_FILE
 from hatllm.serve.loading import config_to_serve
 
@@ -50,9 +50,9 @@ class LoadedRun:
 
     def users_per_second(self, histories: Sequence[list[int]]) -> float:
         """Our decoder over all histories, as `task=evaluate` has them; loading not counted."""
-        self.answerer([*histories[:1]])  # makes what all batches share
+        self.answerer(asked_of(self.config, histories[:1]))  # makes what all batches share
         start = time.perf_counter()
-        self.answerer([*histories])
+        self.answerer(asked_of(self.config, histories))
         return len(histories) / (time.perf_counter() - start)
 
     def generate_users_per_second(self, histories: Sequence[list[int]]) -> float:

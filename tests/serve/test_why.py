@@ -7,7 +7,7 @@ import pytest
 
 from hatllm.compose import checked
 from hatllm.recommend.answerer import LlmAnswerer
-from hatllm.recommend.answers import catalogue_of
+from hatllm.recommend.answers import asked_of, catalogue_of
 from hatllm.runs.folder import load_config
 from hatllm.serve.schema import WhyAnswer
 from hatllm.serve.why import Explainer
@@ -26,7 +26,7 @@ def answerer(finished_once: Path) -> LlmAnswerer:
 @pytest.fixture(scope="module")
 def told(answerer: LlmAnswerer) -> tuple[WhyAnswer, float]:
     """Why the first answer came about, and the log-probability that the search gave it."""
-    (best, *_), = answerer([HISTORY])  # fmt: skip
+    (best, *_), = answerer(asked_of(answerer.config, [HISTORY]))  # fmt: skip
     items = catalogue_of(answerer.config)
     title = dict(items.select("item_id", "title").iter_rows())
     return Explainer(answerer, title)("run", HISTORY, best.item_id), best.log_prob
@@ -63,8 +63,8 @@ def test_attention_adds_up_and_is_nowhere_a_mask_forbids_it(
 
 
 def test_explaining_leaves_the_answers_as_they_were(answerer: LlmAnswerer) -> None:
-    before = answerer([HISTORY])
+    before = answerer(asked_of(answerer.config, [HISTORY]))
     items = catalogue_of(answerer.config)
     explain = Explainer(answerer, dict(items.select("item_id", "title").iter_rows()))
     explain("run", HISTORY, before[0][0].item_id)
-    assert answerer([HISTORY]) == before
+    assert answerer(asked_of(answerer.config, [HISTORY])) == before

@@ -8,12 +8,12 @@ from omegaconf import OmegaConf
 from hatllm.compose import checked, with_finished_run
 from hatllm.config import Config
 from hatllm.recommend.answerer import LlmAnswerer
-from hatllm.recommend.answers import catalogue_of
+from hatllm.recommend.recommender import Recommender, Request
 from hatllm.runs.folder import load_config
-from hatllm.serve.answering import Answering
-from hatllm.serve.served_run import ServedRun
-from hatllm.serve.shape import Request
+from hatllm.serve.served_run import ServedRun, titles_of
 from hatllm.serve.why import Explainer, is_explained
+
+HISTORIES_TO_COME = 100_000  # of a server; decides whether states of the catalogue pay
 
 
 def config_to_serve(folder: Path, config: Config, words: Sequence[str]) -> Config:
@@ -46,13 +46,13 @@ def load_run(folder: Path, config: Config, words: Sequence[str]) -> ServedRun:
         ValueError: If it cannot be loaded, or a setting does not fit.
     """
     config = config_to_serve(folder, config, words)
-    items = catalogue_of(config)
-    recommender = Answering(config, items)
+    recommender = Recommender(config)
     explain = None
-    if isinstance(recommender.answerer, LlmAnswerer) and is_explained(config):
-        title = dict(items.select("item_id", "title").iter_rows())
-        explain = Explainer(recommender.answerer, title)
+    if isinstance(recommender.answerer, LlmAnswerer):
+        recommender.answerer.num_histories = HISTORIES_TO_COME
+        if is_explained(config):
+            explain = Explainer(recommender.answerer, titles_of(recommender))
     run = ServedRun(folder.name, config, recommender, explain)
     # The first request would wait for the catalogue's states and whatever else is made once.
-    run.recommend([Request([items["title"][0]], 1, False, None, [])])
+    run.recommend([Request([recommender.catalogue["title"][0]], k=1)])
     return run

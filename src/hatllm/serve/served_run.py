@@ -9,7 +9,7 @@ from typing import Any
 from hatllm.compose import PLACES
 from hatllm.config import Config
 from hatllm.model.export import exported_patterns
-from hatllm.recommend.answers import catalogue_of, finder_of
+from hatllm.recommend.recommender import Recommendation, Recommender, Request
 from hatllm.runs.run_files import read_identity, read_metrics
 from hatllm.serve.refusal import Refusal
 from hatllm.serve.schema import (
@@ -20,7 +20,6 @@ from hatllm.serve.schema import (
     WhyAnswer,
     WhyRequest,
 )
-from hatllm.serve.shape import Recommendation, Recommends, Request
 from hatllm.serve.users import UserTable
 
 Explain = Callable[[str, list[int], int], WhyAnswer]  # run, history, title as item ids
@@ -32,7 +31,7 @@ class ServedRun:
     """A run's answers; whatever is asked of them is checked first."""
 
     def __init__(
-        self, name: str, config: Config, recommender: Recommends, explain: Explain | None
+        self, name: str, config: Config, recommender: Recommender, explain: Explain | None
     ) -> None:
         """Read what lies in the run's folder.
 
@@ -46,9 +45,8 @@ class ServedRun:
         self.name, self.config, self.recommender = name, config, recommender
         self.explain = explain
         self.folder = Path(config.task.run_folder)
-        self.items = catalogue_of(config)
-        self.find = finder_of(config, self.items)
-        self.title = dict(self.items.select("item_id", "title").iter_rows())
+        self.find = recommender.find
+        self.title = titles_of(recommender)
         self.users = UserTable(self.folder, self.title, config.data.max_history_items)
         self.patterns = exported_patterns(self.folder)
         self.identity, self.metrics = read_identity(self.folder), read_metrics(self.folder)
@@ -119,7 +117,7 @@ class ServedRun:
             name=self.name, label=self.identity["label"], data=config.data.name, seed=config.seed,
             kind=config.model.kind, model=config.model.name,
             loss=config.loss.name if is_llm else None, mask=config.mask.name if is_llm else None,
-            decoder=config.decode.name if is_llm else None, num_titles=self.items["title"].n_unique(),
+            decoder=config.decode.name if is_llm else None, num_titles=len({*self.title.values()}),
             is_default=is_default,
         )  # fmt: skip
 
@@ -129,6 +127,11 @@ class ServedRun:
         found = _without_paths(groups)
         assert isinstance(found, dict)
         return found
+
+
+def titles_of(recommender: Recommender) -> dict[int, str]:
+    """The title of each item id."""
+    return dict(recommender.catalogue.select("item_id", "title").iter_rows())
 
 
 def ranked(found: Iterable[Recommendation]) -> list[Ranked]:
