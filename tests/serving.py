@@ -27,6 +27,7 @@ class FakeRecommender:
 
     def __init__(self, titles: Sequence[str], config: Config) -> None:
         self.titles = titles
+        self.config, self.answerer = config, None  # of an LLM run there would be one
         self.catalogue = catalogue_of(config)
         self.find = finder_of(config, self.catalogue)
         self.batches: list[list[Request]] = []

@@ -1,4 +1,4 @@
-"""What the same histories cost without a server: our decoder in batches, and transformers' alone."""
+"""The same histories without a server: our decoder in batches, and transformers alone."""
 
 import time
 from collections.abc import Sequence

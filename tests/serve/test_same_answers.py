@@ -64,3 +64,36 @@ def test_a_reload_answers_as_before_and_refuses_what_lies_elsewhere(
         answer = client.post("/v1/reload", json={"folder": folder})
         assert answer.status_code in (404, 422)
         assert answer.json()["error"]["field"] == "folder"
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"), [({"beam_width": 24}, "decode.beam_width=24"),
+                        ({"temperature": 3}, "decode.temperature=3.0")],
+)  # fmt: skip
+def test_another_search_answers_as_a_run_loaded_with_it_and_for_one_request_only(
+    client: TestClient, finished_once: Path, asked: dict[str, float], word: str
+) -> None:
+    def ask(**more: float) -> list[float]:
+        body = {"history": HISTORIES[1], "k": 5, **more}
+        answer = client.post("/v1/recommend", json=body).json()
+        return [one["log_prob"] for one in answer["recommendations"]]
+
+    before = ask()
+    other = hatllm.load(finished_once, [word]).recommend(HISTORIES[1], k=5)
+    assert ask(**asked) == pytest.approx([one.log_prob for one in other], abs=1e-5)
+    assert ask() == before
+
+
+def test_only_block_and_history_are_kept_to(client: TestClient, finished_once: Path) -> None:
+    history = ["Red Boat", "Blue Lamp"]
+    body = {"history": history, "only": ["Red Boat", "Old Book", "Grand Book", "New Lamp"],
+            "block": ["Old Book"], "exclude_history": True}  # fmt: skip
+    answer = client.post("/v1/recommend", json=body).json()["recommendations"]
+    assert {one["title"] for one in answer} == {"Grand Book", "New Lamp"}
+    scored = client.post(
+        "/v1/score", json={"history": history, "titles": ["New Lamp", "Grand Book"]}
+    ).json()["scores"]
+    assert [one["title"] for one in scored] == [one["title"] for one in answer]
+    assert [one["log_prob"] for one in scored] == pytest.approx(
+        [one["log_prob"] for one in answer], abs=1e-4
+    )

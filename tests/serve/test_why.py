@@ -1,4 +1,4 @@
-"""How a title came about, on a real small run: against the run's own answers and the masks' rules."""
+"""How one title came about, on a real small run: against its own answers and the masks."""
 
 from pathlib import Path
 

@@ -78,8 +78,11 @@ def _add_models(api: APIRouter, service: Service) -> None:
         check_lists(body)
         if body.k > limits.max_k:
             raise Refusal(422, "too_many", f"k={body.k} must be at most {limits.max_k}", "k")
-        asked = await run_in_threadpool(run.request_of, body)
-        found, job = await service.ask(request, run.recommend, asked, joins=True)
+        if (what_if := await run_in_threadpool(run.what_if_of, body)) is not None:
+            found, job = await service.ask(request, run.recommend_if, what_if, joins=False)
+        else:
+            asked = await run_in_threadpool(run.request_of, body)
+            found, job = await service.ask(request, run.recommend, asked, joins=True)
         if limits.log_titles:
             titles = [one.title for one in found]
             passage.log |= {"history_titles": body.history, "titles": titles}

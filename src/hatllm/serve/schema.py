@@ -42,6 +42,14 @@ class RecommendRequest(_OfRun):
         None, description="Titles or item ids to choose from; null = the whole catalogue."
     )
     block: Entries = Field([], description="Titles or item ids never to give.")
+    beam_width: int | None = Field(
+        None, ge=1, le=MOST_ANSWERS, strict=True,
+        description="What if the beam had this width; k titles take one of at least k. LLM runs.",
+    )  # fmt: skip
+    temperature: float | None = Field(
+        None, ge=0.01, le=100.0, allow_inf_nan=False,
+        description="What if logits were divided by this. LLM runs.",
+    )  # fmt: skip
 
 
 class ScoreRequest(_OfRun):

@@ -21,6 +21,7 @@ from hatllm.serve.schema import (
     WhyRequest,
 )
 from hatllm.serve.users import UserTable
+from hatllm.serve.what_if import WhatIf, check_what_if, recommend_if
 
 Explain = Callable[[str, list[int], int], WhyAnswer]  # run, history, title as item ids
 NUM_NEAREST = 3  # titles named beside an unknown one
@@ -55,9 +56,25 @@ class ServedRun:
         """The best titles of every request, in one call of the model."""
         return self.recommender.recommend_many(requests)
 
+    def recommend_if(self, asked: Sequence[WhatIf]) -> list[list[Recommendation]]:
+        """The best titles of every request, each under its own search."""
+        return recommend_if(self.recommender, asked)
+
     def score(self, asked: Sequence[ScoreRequest]) -> list[list[Recommendation]]:
         """The candidates of every request, best first."""
         return [self.recommender.score(one.history, one.titles) for one in asked]
+
+    def what_if_of(self, body: RecommendRequest) -> WhatIf | None:
+        """The search that the request asks for; None = the run's own.
+
+        Raises:
+            Refusal: 422, where the run has no such search, or as `request_of`.
+        """
+        if body.beam_width is None and body.temperature is None:
+            return None
+        asked = WhatIf(self.request_of(body), body.beam_width, body.temperature)
+        check_what_if(self.recommender, asked)
+        return asked
 
     def request_of(self, body: RecommendRequest) -> Request:
         """What the recommender is asked.
