@@ -48,11 +48,18 @@ def test_a_baseline_answers_as_it_did_for_its_test_split(
         assert got.to_list() == pytest.approx(all_of_them[:5].to_list(), abs=1e-5)
 
 
-def test_a_typed_history_is_answered_and_more_titles_than_there_are_refused(
+def test_a_typed_history_is_answered_with_as_many_titles_as_are_asked_and_allowed(
     cli: Cli, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["task=recommend", f"task.run_folder={runs / 'popularity'}", "task.history=[Red Boat]"]
     assert cli(*words) == 0
-    assert "item id" in capsys.readouterr().out
-    assert cli(*words, "decode.beam_width=11", "decode.top_k=11") == 2
-    assert "decode.top_k=11 must be at most 10" in capsys.readouterr().err
+    answered = capsys.readouterr().out
+    assert "item id" in answered and " 11 " not in answered
+    assert cli(*words, "decode.beam_width=11", "decode.top_k=11") == 0
+    assert " 11 " in capsys.readouterr().out
+    few = ["task.only=[Red Boat,Old Lamp,Tiny Book]", "task.block=[Old Lamp]"]
+    assert cli(*words, *few, "decode.exclude_history=true") == 0
+    answered = capsys.readouterr().out
+    assert "Tiny Book" in answered and "Old Lamp" not in answered
+    assert cli(*words, "task.only=[Nothing]") == 2
+    assert "task.only: 'Nothing' is neither a title nor" in capsys.readouterr().err

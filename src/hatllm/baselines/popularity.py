@@ -48,18 +48,8 @@ def popularity_predictions(
         raise ValueError(
             f"examples.target={missing['target'][0]} is not an item_id of the catalogue"
         )
-    if exclude_history:
-        left = _without_history(ranked, examples, top_k)
-    else:
-        first = ranked.filter(pl.col("rank") <= top_k).unique(
-            "rank", keep="first", maintain_order=True
-        )
-        left = examples.select(
-            pl.col("example_id").cast(pl.Int64),
-            top_items=pl.lit(first["item_id"].implode()).first(),
-            top_log_probs=pl.lit(first["log_prob"].implode()).first(),
-            titles_gone=pl.lit(0), items_gone=pl.lit(0), is_gone=pl.lit(False),
-        )  # fmt: skip
+    answer = _without_history if exclude_history else _same_for_all
+    left = answer(ranked, examples, top_k)
     rows = examples.select(
         pl.col("example_id", "user_id", "target").cast(pl.Int64), "history"
     ).join(ranked, left_on="target", right_on="item_id", how="left", maintain_order="left")
@@ -83,12 +73,26 @@ def popularity_predictions(
     )
 
 
+def _same_for_all(ranked: pl.DataFrame, examples: pl.DataFrame, top_k: int) -> pl.DataFrame:
+    """As `_without_history`, where nothing is gone."""
+    first = ranked.filter(pl.col("rank") <= top_k)
+    first = first.unique("rank", keep="first", maintain_order=True)
+    return examples.select(
+        pl.col("example_id").cast(pl.Int64),
+        top_items=pl.lit(first["item_id"].implode()).first(),
+        top_log_probs=pl.lit(first["log_prob"].implode()).first(),
+        titles_gone=pl.lit(0),
+        items_gone=pl.lit(0),
+        is_gone=pl.lit(False),
+    )
+
+
 def _without_history(ranked: pl.DataFrame, examples: pl.DataFrame, top_k: int) -> pl.DataFrame:
     """What each example is answered, and what is gone above its target.
 
     Returns:
-        example_id, top_items, top_log_probs, titles_gone and items_gone (before the target), is_gone
-        (the target itself), in the examples' order.
+        example_id, top_items, top_log_probs, titles_gone and items_gone (before the target),
+        is_gone (the target itself), in the examples' order.
     """
     first = ranked.unique("rank", keep="first", maintain_order=True)
     items, log_probs = first["item_id"].to_list(), first["log_prob"].to_list()

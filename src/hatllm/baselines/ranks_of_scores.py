@@ -9,7 +9,7 @@ Dimension key: B examples of a batch, I items by ascending id, J titles, W answe
 title an item with a lower id has too.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,14 +149,8 @@ def predictions_of(
     Raises:
         ValueError: If a score is not finite.
     """
-    parts, start = [], 0
-    for score_BI, target_B in batches:
-        is_gone_BJ = None
-        if exclude_history:
-            history = examples["history"].slice(start, len(score_BI))
-            is_gone_BJ = index.holds(history).to(score_BI.device)
-        parts.append(_answers(score_BI, target_B, index, top_k, is_gone_BJ))
-        start += len(score_BI)
+    gone = examples["history"] if exclude_history else None
+    parts = list(_parts(batches, index, top_k, gone))
     title_rank_G, item_rank_G, top_GW, log_prob_GW, ambiguous_G = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
@@ -183,6 +177,19 @@ def predictions_of(
         history_length="history_length",
         ambiguous="ambiguous",
     )
+
+
+def _parts(
+    batches: Iterable[tuple[Tensor, Tensor]], index: TitleIndex, top_k: int, gone: pl.Series | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """`_answers` of each batch; gone are the items of each row whose titles are no answers."""
+    start = 0
+    for score_BI, target_B in batches:
+        is_gone_BJ = None
+        if gone is not None:
+            is_gone_BJ = index.holds(gone.slice(start, len(score_BI))).to(score_BI.device)
+        yield _answers(score_BI, target_B, index, top_k, is_gone_BJ)
+        start += len(score_BI)
 
 
 def _answers(

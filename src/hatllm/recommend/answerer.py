@@ -1,5 +1,6 @@
 """A finished run, loaded once, that answers one batch of histories after another."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -107,14 +108,14 @@ class LlmAnswerer:
         if decode.name == "d3":
             log_prob_M = self._mixed(scorer, examples, leaf_M, log_prob_M)
         score_M = log_prob_M / scorer.trie.depth_N[leaf_M] ** decode.length_penalty
-        leaves = leaf_M.tolist()
-        share = [np.log(len(catalogue.titles_of(leaf))) for leaf in leaves]
-        return [
-            Answer(item, score, log_prob - less)
-            for item, score, log_prob, less in zip(
-                item_ids, score_M.tolist(), log_prob_M.tolist(), share, strict=True
-            )
-        ]
+        columns = (item_ids, leaf_M.tolist(), score_M.tolist(), log_prob_M.tolist())
+        ordered = []
+        for item, leaf, score, log_prob in zip(*columns, strict=True):
+            titles = catalogue.titles_of(leaf)
+            place = next(at for at, items in enumerate(titles) if item in items)
+            answer = Answer(item, score, log_prob - math.log(len(titles)))
+            ordered.append((-score, leaf, place, answer))
+        return [answer for *_, answer in sorted(ordered)]
 
     def _mixed(
         self, scorer: Scorer, examples: Examples, leaf_M: Tensor, log_prob_M: Tensor

@@ -38,7 +38,7 @@ class Answerer(Protocol):
         ...
 
     def score(self, history: Sequence[int], item_ids: Sequence[int]) -> list[Answer]:
-        """The titles of some items as they would be answered, in the order given.
+        """The titles of some items as they would be answered, best first.
 
         Raises:
             ValueError: If the run ranks by something that a title alone does not have.

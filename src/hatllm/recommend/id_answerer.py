@@ -17,8 +17,8 @@ from hatllm.config import Config
 from hatllm.data.sources.source_tables import read_parquet
 from hatllm.recommend.answers import Answer, Asked
 from hatllm.runs.run_files import NEIGHBOURS_FILE, POPULARITY_FILE
-from hatllm.training.baseline_run import load_sequence_run
 from hatllm.training.id_model import scores
+from hatllm.training.sequence_run import load_sequence_run
 
 ROWS_A_BATCH = 256
 
@@ -90,7 +90,10 @@ class IdAnswerer:
         log_prob_J = self.index.title_scores(score_BI)[0].double().log_softmax(0).cpu()
         title_M = self.index.title_I[np.searchsorted(self.index.item_id_I, list(item_ids))]
         values = log_prob_J[title_M].tolist()
-        return [Answer(i, value, value) for i, value in zip(item_ids, values, strict=True)]
+        # Titles are numbered in the order of equal ones.
+        rows = zip(item_ids, title_M.tolist(), values, strict=True)
+        ordered = sorted(rows, key=lambda row: (-row[2], row[1]))
+        return [Answer(item, value, value) for item, _, value in ordered]
 
     def _scores(self, histories: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Scores of all items, (B, I), batch by batch."""

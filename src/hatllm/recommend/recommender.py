@@ -146,7 +146,7 @@ class Recommender:
         history_ids = self._history(history)
         candidates = items_named(titles, self.find, "titles")
         found = self.answerer.score(history_ids, candidates)
-        return self._ranked(sorted(found, key=lambda answer: -answer.score))
+        return self._ranked(found)
 
     def items(self, query: str, limit: int = 10) -> list[FoundItem]:
         """Titles that begin like a query, then those that are spelled nearly so.

@@ -78,7 +78,9 @@ def run_label(config: Config) -> str:
     """What a table calls this run: equal for runs that differ in the seed only."""
     if config.experiment.cell is not None:
         return config.experiment.cell
-    return _settings_label(config)
+    # Other answers than those of its twin, so another row of a table.
+    suffix = "-nohistory" if config.decode.exclude_history else ""
+    return _settings_label(config) + suffix
 
 
 def _settings_label(config: Config) -> str:

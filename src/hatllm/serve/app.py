@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from hatllm import __version__
+import hatllm
 from hatllm.config import ServeConfig
 from hatllm.redact import redacted
 from hatllm.serve.gate import Gate, response_of
@@ -38,7 +38,7 @@ def build_app(service: Service, token: str | None) -> Gate:
         token: What clients must send; None = no token.
     """
     # No /docs: FastAPI's page loads its scripts from elsewhere.
-    app = FastAPI(title="HatLLM", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="HatLLM", version=hatllm.__version__, docs_url=None, redoc_url=None)
     app.include_router(probes_of(service))
     app.include_router(api_of(service))
     app.include_router(page_of())

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from hatllm.serve.gate import Passage
 from hatllm.serve.refusal import ErrorBody, Refusal
 from hatllm.serve.schema import (
     LONGEST_NAME,
@@ -20,6 +21,7 @@ from hatllm.serve.schema import (
     ReloadRequest,
     RunAnswer,
     RunsAnswer,
+    RunSummary,
     ScoreAnswer,
     ScoreRequest,
     UsersAnswer,
@@ -27,7 +29,7 @@ from hatllm.serve.schema import (
     WhyRequest,
 )
 from hatllm.serve.served_run import ServedRun, ranked
-from hatllm.serve.service import Service, passage_of
+from hatllm.serve.service import Service, check_length, passage_of
 
 MOST_LISTED = 100  # items or users of one answer
 RunQuery = Annotated[
@@ -56,34 +58,37 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def api_of(service: Service) -> APIRouter:
     """The routes under ``/v1``."""
     api = APIRouter(prefix="/v1", responses=ERRORS)
-    _add_models(api, service)
-    _add_runs(api, service)
+    asking, known = Asking(service), Known(service)
+    api.add_api_route("/recommend", asking.recommend, methods=["POST"])
+    api.add_api_route("/score", asking.score, methods=["POST"])
+    api.add_api_route("/why", asking.why, methods=["POST"])
+    of_reload = {status: {"model": ErrorBody} for status in (403, 409)}
+    api.add_api_route("/reload", asking.reload, methods=["POST"], responses=of_reload)
+    api.add_api_route("/items", known.items, methods=["GET"])
+    api.add_api_route("/run", known.run, methods=["GET"])
+    api.add_api_route("/runs", known.runs, methods=["GET"])
+    api.add_api_route("/users", known.users, methods=["GET"])
     return api
 
 
-def _add_models(api: APIRouter, service: Service) -> None:
+class Asking:
     """What a model is asked for."""
-    limits = service.config
 
-    def check_lists(body: RecommendRequest | ScoreRequest | WhyRequest) -> None:
-        service.check_length("history", body.history, limits.max_history)
-        for field in ("only", "block", "titles"):
-            service.check_length(field, getattr(body, field, None), limits.max_candidates)
+    def __init__(self, service: Service) -> None:
+        self.service, self.fleet, self.limits = service, service.fleet, service.config
 
-    @api.post("/recommend")
-    async def recommend(body: RecommendRequest, request: Request) -> RecommendAnswer:
+    async def recommend(self, body: RecommendRequest, request: Request) -> RecommendAnswer:
         """The best next titles of a history."""
-        run, passage = service.fleet.run(body.run), passage_of(request)
-        passage.log |= {"run": run.name, "k": body.k, "history": len(body.history)}
-        check_lists(body)
-        if body.k > limits.max_k:
-            raise Refusal(422, "too_many", f"k={body.k} must be at most {limits.max_k}", "k")
+        run, passage = self._begin(body, request)
+        passage.log["k"] = body.k
+        if body.k > self.limits.max_k:
+            raise Refusal(422, "too_many", f"k={body.k} must be at most {self.limits.max_k}", "k")
         if (what_if := await run_in_threadpool(run.what_if_of, body)) is not None:
-            found, job = await service.ask(request, run.recommend_if, what_if, joins=False)
+            found, job = await self.service.ask(request, run.recommend_if, what_if, joins=False)
         else:
             asked = await run_in_threadpool(run.request_of, body)
-            found, job = await service.ask(request, run.recommend, asked, joins=True)
-        if limits.log_titles:
+            found, job = await self.service.ask(request, run.recommend, asked, joins=True)
+        if self.limits.log_titles:
             titles = [one.title for one in found]
             passage.log |= {"history_titles": body.history, "titles": titles}
         seconds = time.monotonic() - passage.start
@@ -92,81 +97,85 @@ def _add_models(api: APIRouter, service: Service) -> None:
             seconds=round(seconds, 4),
         )  # fmt: skip
 
-    @api.post("/score")
-    async def score(body: ScoreRequest, request: Request) -> ScoreAnswer:
+    async def score(self, body: ScoreRequest, request: Request) -> ScoreAnswer:
         """The candidates by probability after a history."""
-        run, passage = service.fleet.run(body.run), passage_of(request)
-        passage.log |= {"run": run.name, "history": len(body.history)}
-        check_lists(body)
+        run, _ = self._begin(body, request)
         await run_in_threadpool(run.check, "history", body.history)
         await run_in_threadpool(run.check, "titles", body.titles)
-        found, _ = await service.ask(request, run.score, body, joins=False)
+        found, _ = await self.service.ask(request, run.score, body, joins=False)
         return ScoreAnswer(run=run.name, scores=ranked(found))
 
-    @api.post("/why")
-    async def why(body: WhyRequest, request: Request) -> WhyAnswer:
+    async def why(self, body: WhyRequest, request: Request) -> WhyAnswer:
         """How a title came about: trie path, masks, attention; of LLM runs only."""
-        run, passage = service.fleet.run(body.run), passage_of(request)
-        passage.log |= {"run": run.name, "history": len(body.history)}
-        check_lists(body)
+        run, _ = self._begin(body, request)
         asked = await run_in_threadpool(run.why_request_of, body)
-        answer, _ = await service.ask(request, run.why, asked, joins=False)
+        answer, _ = await self.service.ask(request, run.why, asked, joins=False)
         found: WhyAnswer = answer
         return found
 
-    @api.post("/reload", responses={403: {"model": ErrorBody}, 409: {"model": ErrorBody}})
-    async def reload(body: ReloadRequest, request: Request) -> ReloadAnswer:
+    async def reload(self, body: ReloadRequest, request: Request) -> ReloadAnswer:
         """Load a run anew, or another in its place; the old one answers until it is ready."""
-        if not service.may_reload:
+        if not self.service.may_reload:
             raise Refusal(403, "no_reload", "reloading needs a server with HATLLM_TOKEN set")
-        new = await run_in_threadpool(service.fleet.reload, body.run, body.folder)
+        new = await run_in_threadpool(self.fleet.reload, body.run, body.folder)
         seconds = time.monotonic() - passage_of(request).start
         return ReloadAnswer(run=new.name, seconds=round(seconds, 3))
 
+    def _begin(
+        self, body: RecommendRequest | ScoreRequest | WhyRequest, request: Request
+    ) -> tuple[ServedRun, Passage]:
+        """The run that is asked, once no list is too long."""
+        run, passage = self.fleet.run(body.run), passage_of(request)
+        passage.log |= {"run": run.name, "history": len(body.history)}
+        check_length("history", body.history, self.limits.max_history)
+        for field in ("only", "block", "titles"):
+            check_length(field, getattr(body, field, None), self.limits.max_candidates)
+        return run, passage
 
-def _add_runs(api: APIRouter, service: Service) -> None:
+
+class Known:
     """What is known of the runs without asking a model."""
-    fleet = service.fleet
 
-    @api.get("/items")
+    def __init__(self, service: Service) -> None:
+        self.fleet = service.fleet
+
     async def items(
+        self,
         query: Annotated[str, Query(min_length=1, max_length=LONGEST_TITLE)],
         run: RunQuery = None,
         limit: Limit = 10,
     ) -> ItemsAnswer:
         """Items by the beginning of their title, then by near spelling."""
-        chosen = fleet.run(run)
+        chosen = self.fleet.run(run)
         found = await run_in_threadpool(chosen.recommender.items, query, limit)
         return ItemsAnswer(run=chosen.name, items=[Item(**one._asdict()) for one in found])
 
-    @api.get("/run")
-    def one_run(run: RunQuery = None) -> RunAnswer:
+    def run(self, run: RunQuery = None) -> RunAnswer:
         """Settings, numbers and mask schedule of a run."""
-        chosen = fleet.run(run)
+        chosen = self.fleet.run(run)
         return RunAnswer(
-            **chosen.summary(_is_default(chosen)).model_dump(), settings=chosen.settings(),
+            **self._summary(chosen).model_dump(), settings=chosen.settings(),
             metrics=chosen.metrics, patterns=chosen.patterns,
         )  # fmt: skip
 
-    @api.get("/runs")
-    def runs() -> RunsAnswer:
+    def runs(self) -> RunsAnswer:
         """All served runs, the default first."""
-        fleet.run(None)
-        return RunsAnswer(runs=[run.summary(_is_default(run)) for run in fleet.runs.values()])
+        self.fleet.run(None)
+        return RunsAnswer(runs=[self._summary(run) for run in self.fleet.runs.values()])
 
-    @api.get("/users")
     def users(
+        self,
         run: RunQuery = None,
         offset: Annotated[int, Query(ge=0, le=2**31, description="Where to begin.")] = 0,
         limit: Limit = 10,
     ) -> UsersAnswer:
         """Test users of a run: their history, the true next title, its rank as evaluated."""
-        chosen = fleet.run(run)
+        chosen = self.fleet.run(run)
         found = chosen.users.page(offset, limit)
         return UsersAnswer(run=chosen.name, total=len(chosen.users), users=found)
 
-    def _is_default(run: ServedRun) -> bool:
-        return run is fleet.run(None)
+    def _summary(self, run: ServedRun) -> RunSummary:
+        return run.summary(is_default=run is self.fleet.run(None))
 
 
 def probes_of(service: Service) -> APIRouter:

@@ -81,15 +81,16 @@ class Service:
         limit = self.config.request_timeout_seconds
         raise Refusal(504, "timeout", f"no answer within {limit} seconds", retry_after=1)
 
-    def check_length(self, field: str, entries: list[Entry] | None, limit: int) -> None:
-        """Refuse a list that is longer than the server takes.
 
-        Raises:
-            Refusal: 422.
-        """
-        if entries is not None and len(entries) > limit:
-            message = f"{field} has {len(entries)} entries; at most {limit} are taken"
-            raise Refusal(422, "too_long", message, field)
+def check_length(field: str, entries: list[Entry] | None, limit: int) -> None:
+    """Refuse a list that is longer than the server takes.
+
+    Raises:
+        Refusal: 422.
+    """
+    if entries is not None and len(entries) > limit:
+        message = f"{field} has {len(entries)} entries; at most {limit} are taken"
+        raise Refusal(422, "too_long", message, field)
 
 
 def passage_of(request: Request) -> Passage:

@@ -2,15 +2,12 @@
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -19,15 +16,12 @@ from hatllm.baselines.popularity import popularity_predictions, rank_titles
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.baselines.title_rule import titles_predictions
-from hatllm.config import SEQUENCE_KINDS, Config, SequenceConfig
+from hatllm.config import Config
 from hatllm.data.prepare import Dataset, load_dataset
-from hatllm.data.prompt import IntArray
 from hatllm.data.train_interactions import interactions_of, item_counts, sequence_rows
 from hatllm.files import write_table, written_whole
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.best_step import exported
-from hatllm.model.export import read_tensors
-from hatllm.runs.folder import load_config, load_items
 from hatllm.runs.run_files import (
     CHECKPOINT_FILE,
     NEIGHBOURS_FILE,
@@ -94,7 +88,7 @@ def baseline_predictions(
                     config.model.titles,
                     config.decode.top_k,
                     config.decode.exclude_history,
-                )  # fmt: skip
+                )
                 for split, rows in examples.items()
             }
         case _:
@@ -147,7 +141,7 @@ def _knn(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFra
             dataset.items,
             config.decode.top_k,
             config.decode.exclude_history,
-        )  # fmt: skip
+        )
         for split in SPLITS
     }
 
@@ -244,9 +238,16 @@ def _fitted(
         console.print(f"resuming from {saver.path}")
         saved = load_checkpoint(saver.path)
     return fit(
-        model, train, valid, index, settings, log,
-        save=saver, is_due=saver.is_due, saved=saved,
-    )  # fmt: skip
+        model,
+        train,
+        valid,
+        index,
+        settings,
+        log,
+        save=saver,
+        is_due=saver.is_due,
+        saved=saved,
+    )
 
 
 class _Saver:
@@ -288,57 +289,3 @@ def _sequences(config: Config, examples: pl.DataFrame, index: TitleIndex) -> Seq
 def _device(config: Config) -> torch.device:
     on_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
-
-
-def load_sequence_run(
-    folder: str, item_id_I: IntArray, field: str, coming: Mapping[str, Config]
-) -> tuple[SequenceModel, Any]:
-    """The model of a finished baseline run, on the CPU, and the run's settings.
-
-    Args:
-        folder: The run's folder.
-        item_id_I: The catalogue, ascending.
-        field: The setting that names the run, for messages.
-        coming: Runs that `task=plan` counts on though they are not made yet, by folder: an
-            untrained model stands in.
-
-    Raises:
-        ValueError: If the run is not finished, not of a model of SEQUENCE_KINDS, or knows another
-            catalogue.
-    """
-    saved: Any = coming.get(folder) or load_config(Path(folder), field)
-    if saved.model.kind not in SEQUENCE_KINDS:
-        raise ValueError(
-            f"{field}={folder!r} is a run of model={saved.model.name}; give one of a model "
-            f"of kind {', '.join(SEQUENCE_KINDS)}"
-        )
-    settings = saved.model.sequence
-    if not isinstance(settings, SequenceConfig):
-        settings = cast(SequenceConfig, OmegaConf.to_object(settings))
-    length = saved.data.max_history_items
-    model = build_sequence_model(saved.model.kind, len(item_id_I), length, settings)
-    if folder not in coming:
-        check_same_items(Path(folder), item_id_I, field)
-        _load_weights(model, Path(folder) / WEIGHTS_FILE)
-    return model.eval(), saved
-
-
-def _load_weights(model: SequenceModel, path: Path) -> None:
-    try:
-        model.load_state_dict(read_tensors(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the settings beside it: {error}") from error
-
-
-def check_same_items(folder: Path, item_id_I: IntArray, field: str) -> None:
-    """Refuse a run that knows other items.
-
-    Raises:
-        ValueError: If its item ids are not the catalogue's.
-    """
-    known_I = load_items(folder)["item_id"].sort().to_numpy()
-    if not np.array_equal(known_I, item_id_I):
-        raise ValueError(
-            f"{field}={str(folder)!r} knows {len(known_I)} items that are not the {len(item_id_I)} "
-            "of this run's catalogue; give a run on the same data"
-        )

@@ -14,8 +14,8 @@ from hatllm.config import Config
 from hatllm.data.prompt import IntArray
 from hatllm.model.export import ITEM_TOKENS_FILE, read_tensors
 from hatllm.runs.run_files import read_identity
-from hatllm.training.baseline_run import check_same_items, load_sequence_run
 from hatllm.training.id_model import SequenceModel, scores
+from hatllm.training.sequence_run import check_same_items, load_sequence_run
 
 ITEM_VECTORS = "model.item_vectors"
 ASSISTANT = "decode.assistant_run"
