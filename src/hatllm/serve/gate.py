@@ -127,7 +127,7 @@ class Gate:
                 body = b""
                 while True:
                     message = await receive()
-                    body += message.get("body", b"")
+                    body += bytes(message.get("body", b""))
                     if len(body) > limit:
                         raise too_large
                     if not message.get("more_body", False):

@@ -62,7 +62,9 @@ def api_of(service: Service) -> APIRouter:
     api.add_api_route("/recommend", asking.recommend, methods=["POST"])
     api.add_api_route("/score", asking.score, methods=["POST"])
     api.add_api_route("/why", asking.why, methods=["POST"])
-    of_reload = {status: {"model": ErrorBody} for status in (403, 409)}
+    of_reload: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorBody} for status in (403, 409)
+    }
     api.add_api_route("/reload", asking.reload, methods=["POST"], responses=of_reload)
     api.add_api_route("/items", known.items, methods=["GET"])
     api.add_api_route("/run", known.run, methods=["GET"])

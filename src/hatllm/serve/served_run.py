@@ -50,7 +50,8 @@ class ServedRun:
         self.title = titles_of(recommender)
         self.users = UserTable(self.folder, self.title, config.data.max_history_items)
         self.patterns = exported_patterns(self.folder)
-        self.identity, self.metrics = read_identity(self.folder), read_metrics(self.folder)
+        self.identity = read_identity(self.folder)
+        self.metrics: dict[str, dict[str, float | None]] = _sendable(read_metrics(self.folder))
 
     def recommend(self, requests: Sequence[Request]) -> list[list[Recommendation]]:
         """The best titles of every request, in one call of the model."""
@@ -141,7 +142,7 @@ class ServedRun:
     def settings(self) -> dict[str, Any]:
         """The settings that made its numbers, without paths of this machine."""
         groups = {k: v for k, v in asdict(self.config).items() if k not in NO_SETTINGS}
-        found = _without_paths(groups)
+        found = _sendable(groups)
         assert isinstance(found, dict)
         return found
 
@@ -166,13 +167,13 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _without_paths(value: Any) -> Any:
-    """The same, with the last part of every whole path in its place."""
+def _sendable(value: Any) -> Any:
+    """The same with the last part of every whole path in its place, and no infinite number."""
     match value:
         case dict():
-            return {key: _without_paths(inner) for key, inner in value.items()}
+            return {key: _sendable(inner) for key, inner in value.items()}
         case list():
-            return [_without_paths(inner) for inner in value]
+            return [_sendable(inner) for inner in value]
         case str() if Path(value).is_absolute():
             return Path(value).name
         case float() if not math.isfinite(value):

@@ -3,6 +3,7 @@
 import os
 import threading
 from pathlib import Path
+from socket import socket
 from types import FrameType
 
 import uvicorn
@@ -33,9 +34,9 @@ class Server(uvicorn.Server):
         )  # fmt: skip
         self.gate, self.service = gate, service
 
-    async def startup(self, sockets: list[object] | None = None) -> None:
+    async def startup(self, sockets: list[socket] | None = None) -> None:
         """Listen, and say where."""
-        await super().startup(sockets)  # type: ignore[arg-type]
+        await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log_line(event="listening", address=f"http://{host}:{port}")
