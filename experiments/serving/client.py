@@ -35,7 +35,10 @@ async def ask(client: httpx.AsyncClient, body: Body, due: float) -> Outcome:
 
 def client_of(address: str, num_sockets: int) -> httpx.AsyncClient:
     """A client that keeps so many connections at most."""
-    limits = httpx.Limits(num_sockets, num_sockets, keepalive_expiry=SECONDS_IDLE)
+    limits = httpx.Limits(
+        max_connections=num_sockets, max_keepalive_connections=num_sockets,
+        keepalive_expiry=SECONDS_IDLE,
+    )  # fmt: skip
     return httpx.AsyncClient(base_url=address, timeout=PATIENCE, limits=limits)
 
 

@@ -1,5 +1,6 @@
 """The server on a socket of its own: its signals, its slow and its lost clients."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from serving import write_run
 
 from hatllm.serve.server import Server, serve_runs
+from hatllm.tasks.serve import serve
 
 HISTORY = ["Toy Story (1995)"]
 SOON = 20.0  # seconds
@@ -86,3 +88,10 @@ def test_a_run_that_cannot_be_loaded_ends_the_server_with_the_reason(bench, tmp_
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(made.config)))
     with pytest.raises(ValueError, match="two has no weights"):
         serve_runs([folder], load, made.config.task.serve)
+
+
+def test_without_its_packages_the_task_says_what_to_install(compose_config, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "hatllm.serve.server", None)
+    config = compose_config("task=serve", "task.run_folder=outputs/run")
+    with pytest.raises(ValueError, match=r"task=serve needs a package .*\[serve\]"):
+        serve(config, lambda words: (config, words))

@@ -77,14 +77,20 @@ class Batcher:
         with self._changed:
             if self._is_closed:
                 raise Refusal(503, "ending", "the server is ending", retry_after=1)
-            if len(self._waiting) >= self.max_queue:
-                raise Refusal(
-                    429, "queue_full", f"{self.max_queue} requests wait already; try again later",
-                    retry_after=self._seconds_to_empty(),
-                )  # fmt: skip
+            self.check_room()
             self._waiting.append(job)
             self._changed.notify()
         return job
+
+    def check_room(self) -> None:
+        """Refuse where the queue is full.
+
+        Raises:
+            Refusal: 429, with the seconds after which to come again.
+        """
+        if len(self._waiting) >= self.max_queue:
+            message = f"{self.max_queue} requests wait already; try again later"
+            raise Refusal(429, "queue_full", message, retry_after=self._seconds_to_empty())
 
     @property
     def num_waiting(self) -> int:

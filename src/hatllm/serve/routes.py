@@ -62,9 +62,8 @@ def api_of(service: Service) -> APIRouter:
     api.add_api_route("/recommend", asking.recommend, methods=["POST"])
     api.add_api_route("/score", asking.score, methods=["POST"])
     api.add_api_route("/why", asking.why, methods=["POST"])
-    of_reload: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody} for status in (403, 409)
-    }
+    refused: dict[str, Any] = {"model": ErrorBody}
+    of_reload: dict[int | str, dict[str, Any]] = {403: refused, 409: refused}
     api.add_api_route("/reload", asking.reload, methods=["POST"], responses=of_reload)
     api.add_api_route("/items", known.items, methods=["GET"])
     api.add_api_route("/run", known.run, methods=["GET"])
@@ -126,8 +125,9 @@ class Asking:
     def _begin(
         self, body: RecommendRequest | ScoreRequest | WhyRequest, request: Request
     ) -> tuple[ServedRun, Passage]:
-        """The run that is asked, once no list is too long."""
+        """The run that is asked, once there is room and no list is too long."""
         run, passage = self.fleet.run(body.run), passage_of(request)
+        self.service.batcher.check_room()  # before any work for a request that is refused anyway
         passage.log |= {"run": run.name, "history": len(body.history)}
         check_length("history", body.history, self.limits.max_history)
         for field in ("only", "block", "titles"):

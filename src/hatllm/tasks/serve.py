@@ -7,8 +7,6 @@ import torch
 
 from hatllm.compose import Compose
 from hatllm.config import Config
-from hatllm.serve.loading import load_run
-from hatllm.serve.server import serve_runs
 
 
 def serve(config: Config, compose: Compose) -> None:
@@ -19,8 +17,15 @@ def serve(config: Config, compose: Compose) -> None:
         compose: Knows the words of the command line.
 
     Raises:
-        ValueError: If a run cannot be loaded, or a setting does not fit.
+        ValueError: If a package is missing, a run cannot be loaded, or a setting does not fit.
     """
+    try:
+        from hatllm.serve.loading import load_run
+        from hatllm.serve.server import serve_runs
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"task=serve needs a package ({error.name}): pip install -e '.[serve]'"
+        ) from error
     assert config.task.serve is not None
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
