@@ -114,9 +114,8 @@ def report(found: dict[str, Any]) -> str:
             f"`{found['command']}`", "", one_line(found["hardware"], found["versions"]), "",
             *markdown_table(HEADINGS, lines), "",
             f"Without a server: our decoder {offline:.2f} users/s, transformers' generate one at a "
-            f"time {field:.2f} users/s. The server at its fullest: "
-            f"{served:.2f} users/s, {served / offline:.2f} of the first, {served / field:.0f} times the "
-            "second.", "",
+            f"time {field:.2f} users/s. The server at its fullest: {served:.2f} users/s, "
+            f"{served / offline:.2f} of the first, {served / field:.0f} times the second.", "",
         ]
     )  # fmt: skip
 
