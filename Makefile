@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo serve bench soak fuzz test coverage slow seconds lint types format masks clean
+.PHONY: help setup demo serve bench soak fuzz test coverage slow seconds lint types format docs masks clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -55,9 +55,10 @@ soak: setup ## kill -9, SIGTERM, Ctrl-C at 70 random moments, the same command a
 fuzz: $(STAMP) ## thousands of wrong inputs, into experiments/robustness/results
 	$(BIN)/python -m experiments.robustness.fuzz
 
-lint: $(STAMP) ## ruff: rules and format
+lint: $(STAMP) ## ruff: rules and format; codespell: spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
@@ -66,8 +67,11 @@ format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP) ## the site, into build/site; a warning is an error
+	$(BIN)/python docs/build_site.py
+
 masks: setup ## draw the masks of a real user
 	$(BIN)/python run.py task=masks
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .cache build src/*.egg-info

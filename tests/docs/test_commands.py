@@ -1,5 +1,7 @@
 """Every `python run.py` of the READMEs and docs composes into a config that passes its checks."""
 
+import ast
+import importlib
 import re
 import shlex
 from itertools import takewhile
@@ -13,9 +15,11 @@ from hatllm.compose import checked, register_schema
 from hatllm.many.cells import words_without_effect
 
 ROOT = CONF.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "experiments").rglob("README.md"))
+PAGES += sorted((ROOT / "experiments").rglob("details.md"))
 PAGES.remove(ROOT / "docs/own_arm.md")  # makes what its commands name: tests/docs/test_own_arm.py
+PYTHON = re.compile(r"^```python[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = {"&&", "||", ";", "|", "&", ">", "2>&1"}
 
 
@@ -60,3 +64,19 @@ def test_a_command_of_the_pages_composes(line: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = checked(compose("config", overrides=words))
     words_without_effect(config.experiment, words)
+
+
+SCRIPTS = [
+    pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in [*PAGES, ROOT / "docs/own_arm.md", ROOT / "CONTRIBUTING.md"]
+    for number, block in enumerate(PYTHON.findall(page.read_text()), start=1)
+]
+
+
+@pytest.mark.parametrize("block", SCRIPTS)
+def test_a_python_block_of_the_pages_compiles_and_its_imports_are_there(block: str) -> None:
+    tree = ast.parse(block)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hatllm"):
+            module = importlib.import_module(node.module)
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []

@@ -29,7 +29,7 @@ def test_every_place_to_run_has_a_command() -> None:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_composes(line: str) -> None:
-    words = shlex.split(line)
+    words = shlex.split(line, comments=True)
     words = words[words.index("run.py") + 1 :]
     is_sweep = "-m" in words
     words = [word for word in words if word != "-m"]

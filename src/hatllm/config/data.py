@@ -34,7 +34,7 @@ class DataConfig:
     """Where interactions and titles come from and how they become examples."""
 
     name: str
-    source: str  # one of SOURCES
+    source: str  # how the tables are fetched and read; one of SOURCES
     folder: str | None  # folder of ready tables under data_root; null = name
     release: str | None  # amazon: one of RELEASES
     category: str | None  # amazon: the category's name in the release's file names

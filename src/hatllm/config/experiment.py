@@ -13,7 +13,7 @@ class GridConfig:
 
     overrides: list[str]  # of every cell of the grid
     split_layer: list[float]  # shares of the backbone's layers, rounded down
-    num_cross_layers: list[float]
+    num_cross_layers: list[float]  # likewise
 
     def __post_init__(self) -> None:
         for field in ("split_layer", "num_cross_layers"):

@@ -50,7 +50,7 @@ class TitlesConfig:
 
     analyzer: str  # one of ANALYZERS: what a title is cut into
     shortest_ngram: int  # pieces that count together
-    longest_ngram: int
+    longest_ngram: int  # likewise, the most
     last_items: int  # newest titles of a history that count
     decay: float  # weight of a title over that of the next one
 
@@ -117,11 +117,11 @@ class SequenceConfig:
     """The baselines that learn a vector for every item id."""
 
     train_on: str  # one of TRAIN_ON: all of train and valid, or the rows the LLM arms see
-    hidden_size: int
-    num_layers: int
+    hidden_size: int  # of an item's vector
+    num_layers: int  # blocks, or GRU layers
     num_heads: int | None  # transformers only
     feedforward_size: int | None  # transformers only
-    dropout: float
+    dropout: float  # of hidden states, in training
     attention_dropout: float | None  # transformers only
     init_std: float  # of item and position embeddings
     shared_embedding: bool | None  # the output layer is the item embedding; null: bert4rec, always
@@ -183,7 +183,7 @@ class ModelConfig:
     """What recommends: a backbone and how it is tuned, or a baseline."""
 
     name: str
-    kind: str  # one of MODEL_KINDS
+    kind: str  # an LLM, or a baseline; one of MODEL_KINDS
     source: str  # 'smollm2' (package index), 'tiny' (random), a Hugging Face name or a folder
     num_layers: int | None  # known layer count, for early checks; null = read from the model
     dtype: str  # one of DTYPES; of the frozen weights (adapters: float32); auto = the fastest here

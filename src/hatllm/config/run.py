@@ -101,8 +101,8 @@ class Config:
     logger: LoggerConfig
     experiment: ExperimentConfig
     sweep: SweepConfig
-    scale: str
-    seed: int
+    scale: str  # which rows, recipe and batch sizes; named by its file
+    seed: int  # of weights, order of rows and dropout
     fast: bool  # false = the plain paths everywhere, the oracles of the fast ones
     num_threads: int | None  # CPU threads of torch; null = torch's own choice
     data_root: str | None  # folder of ready tables; null = none

@@ -15,7 +15,7 @@ class TrainerConfig:
     """Hardware and optimisation."""
 
     name: str
-    accelerator: str  # one of ACCELERATORS
+    accelerator: str  # what the processes compute on; one of ACCELERATORS
     devices: int
     num_nodes: int
     strategy: str  # one of STRATEGIES

@@ -31,7 +31,8 @@ def evaluate_predictions(
     standard error of one user) is absent, never 0 or NaN.
 
     Args:
-        predictions: One row an example (see DESIGN.md); rows that repeat an example_id are dropped.
+        predictions: One row an example (`hatllm.decode.predict`); one that repeats an
+            example_id is dropped.
         items: The catalogue: item_id, title.
         slices: Output of `hatllm.metrics.slices.example_slices` for at least these examples.
         cut_offs: K of HR@K, NDCG@K and MRR@K, none above the number of titles that were asked for

@@ -102,7 +102,7 @@ def exported_patterns(folder: Path) -> list[str]:
     path = folder / EXPORT_FILE
     if not path.exists():
         return []
-    return list(json.loads(path.read_text(encoding="utf-8"))["schedule"]["patterns"])
+    return list(read_json(path)["schedule"]["patterns"])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def find_windows(config: DataConfig, folder: Path | None) -> dict[str, Path]:
         raise ValueError(
             f"data_root=null must name the folder that holds {config.folder or config.name}/ with "
             f"{content} (data={config.name} is a set of prepared windows and is not downloaded; "
-            "github.com/WANGBohaO-jpg/MSL has the authors' files, the README says how to name them)"
+            "github.com/WANGBohaO-jpg/MSL has the authors' files, docs/data.md says how to name them)"
         )
     names = {"train": config.train_file, "valid": config.valid_file, "test": config.test_file}
     files = {role: folder / name for role, name in (names | {"titles": TITLES_FILE}).items()}
@@ -55,7 +55,7 @@ def find_windows(config: DataConfig, folder: Path | None) -> dict[str, Path]:
     if missing:
         raise ValueError(
             f"data_root={str(folder.parent)!r}: {folder} lacks {', '.join(missing)}; "
-            f"data={config.name} needs {content} there (the README says where the authors' are)"
+            f"data={config.name} needs {content} there (docs/data.md says where the authors' are)"
         )
     return {role: path for role, path in files.items() if path.exists()}
 
