@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo bench soak fuzz test coverage slow seconds lint types format docs masks clean
+.PHONY: help setup demo serve bench soak fuzz test coverage slow seconds lint types format docs masks clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -24,6 +24,11 @@ setup: $(STAMP) ## virtual environment, pinned packages, data and backbone fetch
 
 demo: setup ## the main job: six arms on MovieLens-100K, one table
 	$(BIN)/python run.py experiment=demo
+
+RUNS = $(shell ls -t outputs/*/run.json 2>/dev/null | head -5 | xargs -rn1 dirname | paste -sd,)
+serve: $(STAMP) ## the newest five runs under outputs over HTTP, and a page (RUNS=FOLDER,FOLDER: others)
+	@test -n "$(RUNS)" || { echo "no finished run under outputs: make demo, or RUNS=FOLDER"; exit 2; }
+	$(BIN)/python run.py task=serve 'task.run_folders=[$(RUNS)]'
 
 WORKERS := -n auto --maxprocesses 8 --dist worksteal
 test: $(STAMP) ## the tests that run between two edits

@@ -24,7 +24,7 @@ ROOMS = (
     "redact", "progress", "files", "exit_codes", "processes", "fastest_dtype", "config",
     "trusted", "compose",
     "memory", "masks", "losses", "data", "metrics", "model", "decode", "baselines", "runs",
-    "training", "plan", "recommend", "figures", "tables", "many", "tasks",
+    "training", "plan", "recommend", "figures", "tables", "serve", "many", "tasks",
 )  # fmt: skip
 # Less than the order would let them: these know nothing of each other.
 APART = {

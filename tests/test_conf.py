@@ -24,6 +24,7 @@ NEEDED = {  # what a choice asks its user for
     "model/fusion": ["model.first_run=outputs/a", "model.second_run=outputs/b"],
     "task/evaluate": ["task.run_folder=outputs/run"],
     "task/recommend": ["task.run_folder=outputs/run"],
+    "task/serve": ["task.run_folder=outputs/run"],
 }
 
 

@@ -30,6 +30,7 @@ from hatllm.config.run import (
     makes_steps,
     only_what_counts,
 )
+from hatllm.config.serve import ServeConfig
 from hatllm.config.sweep import SweepConfig
 from hatllm.config.trainer import TrainerConfig
 
@@ -51,6 +52,7 @@ __all__ = [
     "PopularityConfig",
     "PromptConfig",
     "SequenceConfig",
+    "ServeConfig",
     "SweepConfig",
     "TitlesConfig",
     "TrainerConfig",

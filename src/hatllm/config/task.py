@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hatllm.config.checks import check_choice, check_range
+from hatllm.config.serve import ServeConfig
 
 TASKS = ("prepare", "train", "evaluate", "recommend", "masks", "experiment", "table", "plan",
-         "attention")  # fmt: skip
+         "attention", "serve")  # fmt: skip
 ENGINES = ("local", "ray")
 
 
@@ -27,6 +28,8 @@ class TaskConfig:
     num_users: int  # attention: rows of the split whose prompts are read
     attention: bool  # experiment: attention shares of its runs after the table
     batches_a_shard: int | None  # train, evaluate: batches of users between two writes of answers
+    run_folders: list[str]  # serve: several finished runs; the first answers where none is named
+    serve: ServeConfig | None  # serve: how; null for every other task
 
     def __post_init__(self) -> None:
         check_choice("task", self.name, TASKS)
@@ -39,4 +42,10 @@ class TaskConfig:
         if self.name in ("evaluate", "recommend") and self.run_folder is None:
             raise ValueError(
                 f"task={self.name} needs task.run_folder=FOLDER, the folder of a finished run"
+            )
+        if self.name == "serve" and (self.run_folder is None) == (not self.run_folders):
+            raise ValueError(
+                f"task.run_folder={self.run_folder!r} task.run_folders={self.run_folders}: "
+                "task=serve needs one of the two: task.run_folder=FOLDER, a finished run, or "
+                "task.run_folders=[FOLDER,FOLDER], several"
             )

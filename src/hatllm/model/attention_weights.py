@@ -37,6 +37,22 @@ def reading_weights(lm: MaskedLM, reader: Reader) -> Iterator[None]:
             hook.remove()
 
 
+@contextmanager
+def on_eager(lm: MaskedLM, backend: str) -> Iterator[None]:
+    """Compute attention by the `eager` backend for a while.
+
+    Args:
+        lm: A model on any backend.
+        backend: Its own, to go back to.
+    """
+    model = lm.backbone[0]
+    model.set_attn_implementation("hatllm_eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(f"hatllm_{backend}")
+
+
 def _hook(layer: int, reader: Reader) -> Callable[[Any, Any, Any], None]:
     def read(_: Any, __: Any, output: Any) -> None:
         weight_BHQK = output[1]

@@ -18,6 +18,7 @@ from hatllm.model.masked_lm import MaskedLM
 if TYPE_CHECKING:
     from hatllm.config import Config
 
+EXPORT_FILE = "hatllm.json"  # what the weights are
 ITEM_TOKENS_FILE = "item_tokens.safetensors"  # projector and item vectors
 
 
@@ -52,7 +53,7 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
         "trie_temperature": lm.trie_temperature,
         "item_tokens": None if lm.item_tokens is None else ITEM_TOKENS_FILE,
     }
-    write_json(folder / "hatllm.json", description)
+    write_json(folder / EXPORT_FILE, description)
 
 
 def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
@@ -69,7 +70,7 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
     if lm.item_tokens is not None:
         _load_projector(lm.item_tokens, folder / ITEM_TOKENS_FILE)
     if config.loss.name == "msl_ats" and config.decode.temperature is None:
-        described = read_json(folder / "hatllm.json")
+        described = read_json(folder / EXPORT_FILE)
         lm.trie_temperature = float(described["trie_temperature"])
     if config.model.tuning == "none":
         return
@@ -94,6 +95,14 @@ def load_exported(lm: MaskedLM, config: "Config", folder: Path) -> None:
             f"{path} does not fit model={config.model.name}: it lacks {len(missing)} tensors "
             f"({', '.join(missing[:2])}) and has {len(found.unexpected_keys)} others"
         )
+
+
+def exported_patterns(folder: Path) -> list[str]:
+    """Mask pattern of each layer of a finished run, shallow first; none of a baseline."""
+    path = folder / EXPORT_FILE
+    if not path.exists():
+        return []
+    return list(read_json(path)["schedule"]["patterns"])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -59,3 +59,7 @@ def run_task(config: Config, compose: Compose, script: Path) -> None:
             from hatllm.tasks.attention import attention
 
             attention(config)
+        case "serve":
+            from hatllm.tasks.serve import serve
+
+            serve(config, compose)

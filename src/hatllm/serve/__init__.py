@@ -1,0 +1,1 @@
+"""Finished runs over HTTP, and a page that shows what they do."""

@@ -1,0 +1,181 @@
+"""One finished run as a server holds it: what answers, its catalogue, its settings and numbers."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hatllm.compose import PLACES
+from hatllm.config import Config
+from hatllm.model.export import exported_patterns
+from hatllm.recommend.recommender import Recommendation, Recommender, Request
+from hatllm.runs.run_files import read_identity, read_metrics
+from hatllm.serve.refusal import Refusal
+from hatllm.serve.schema import (
+    Ranked,
+    RecommendRequest,
+    RunSummary,
+    ScoreRequest,
+    WhyAnswer,
+    WhyRequest,
+)
+from hatllm.serve.users import UserTable
+from hatllm.serve.what_if import WhatIf, check_what_if, recommend_if
+
+Explain = Callable[[str, list[int], int], WhyAnswer]  # run, history, title as item ids
+NUM_NEAREST = 3  # titles named beside an unknown one
+NO_SETTINGS = (*PLACES, "logger", "experiment", "scale", "run_name")  # they made no number
+
+
+class ServedRun:
+    """A run's answers; whatever is asked of them is checked first."""
+
+    def __init__(
+        self, name: str, config: Config, recommender: Recommender, explain: Explain | None
+    ) -> None:
+        """Read what lies in the run's folder.
+
+        Args:
+            name: What requests call it.
+            config: Its settings, with the folder.
+            recommender: What answers for it.
+            explain: What explains its answers; None = nothing can.
+        """
+        assert config.task.run_folder is not None
+        self.name, self.config, self.recommender = name, config, recommender
+        self.explain = explain
+        self.folder = Path(config.task.run_folder)
+        self.find = recommender.find
+        self.title = titles_of(recommender)
+        self.users = UserTable(self.folder, self.title, config.data.max_history_items)
+        self.patterns = exported_patterns(self.folder)
+        self.identity = read_identity(self.folder)
+        self.metrics: dict[str, dict[str, float | None]] = _sendable(read_metrics(self.folder))
+
+    def recommend(self, requests: Sequence[Request]) -> list[list[Recommendation]]:
+        """The best titles of every request, in one call of the model."""
+        return self.recommender.recommend_many(requests)
+
+    def recommend_if(self, asked: Sequence[WhatIf]) -> list[list[Recommendation]]:
+        """The best titles of every request, each under its own search."""
+        return recommend_if(self.recommender, asked)
+
+    def score(self, asked: Sequence[ScoreRequest]) -> list[list[Recommendation]]:
+        """The candidates of every request, best first."""
+        return [self.recommender.score(one.history, one.titles) for one in asked]
+
+    def what_if_of(self, body: RecommendRequest) -> WhatIf | None:
+        """The search that the request asks for; None = the run's own.
+
+        Raises:
+            Refusal: 422, where the run has no such search, or as `request_of`.
+        """
+        if body.beam_width is None and body.temperature is None:
+            return None
+        asked = WhatIf(self.request_of(body), body.beam_width, body.temperature)
+        check_what_if(self.recommender, asked)
+        return asked
+
+    def request_of(self, body: RecommendRequest) -> Request:
+        """What the recommender is asked.
+
+        Raises:
+            Refusal: 422 for the first entry that names no item, with the nearest titles.
+        """
+        self.check("history", body.history)
+        self.check("only", body.only or ())
+        self.check("block", body.block)
+        return Request(body.history, body.k, body.exclude_history, body.only, body.block)
+
+    def why_request_of(self, body: WhyRequest) -> tuple[list[int], int]:
+        """History and title as item ids.
+
+        Raises:
+            Refusal: 422 if nothing explains this run, or an entry names no item.
+        """
+        if self.explain is None:
+            message = f"model={self.config.model.name} has no path through a trie to show"
+            raise Refusal(422, "no_why", message, "run")
+        self.check("history", body.history)
+        item = self.find(body.title)
+        if item is None:
+            raise self.unknown("title", body.title)
+        return [self.find(entry) for entry in body.history], item  # type: ignore[misc]  # checked
+
+    def why(self, asked: Sequence[tuple[list[int], int]]) -> list[WhyAnswer]:
+        """How each title came about."""
+        assert self.explain is not None
+        return [self.explain(self.name, history, item) for history, item in asked]
+
+    def check(self, field: str, entries: Iterable[Any]) -> None:
+        """Refuse entries that name no item.
+
+        Raises:
+            Refusal: 422 for the first of them, with the nearest titles.
+        """
+        for place, entry in enumerate(entries):
+            if self.find(entry) is None:
+                raise self.unknown(f"{field}[{place}]", entry)
+
+    def unknown(self, field: str, entry: Any) -> Refusal:
+        """The refusal of an entry that names no item."""
+        what, near = "an item id", []
+        if isinstance(entry, str):
+            what = "a title"
+            near = [item.title for item in self.recommender.items(entry, NUM_NEAREST)]
+        message = f"{field} names no item of the run: not {what} of its catalogue"
+        return Refusal(422, "unknown_title", message, field, near)
+
+    def summary(self, is_default: bool) -> RunSummary:
+        """The run in one line."""
+        config = self.config
+        is_llm = config.model.kind == "llm"
+        return RunSummary(
+            name=self.name, label=self.identity["label"], data=config.data.name, seed=config.seed,
+            kind=config.model.kind, model=config.model.name,
+            loss=config.loss.name if is_llm else None, mask=config.mask.name if is_llm else None,
+            decoder=config.decode.name if is_llm else None, num_titles=len({*self.title.values()}),
+            is_default=is_default,
+        )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that made its numbers, without paths of this machine."""
+        groups = {k: v for k, v in asdict(self.config).items() if k not in NO_SETTINGS}
+        found = _sendable(groups)
+        assert isinstance(found, dict)
+        return found
+
+
+def titles_of(recommender: Recommender) -> dict[int, str]:
+    """The title of each item id."""
+    return dict(recommender.catalogue.select("item_id", "title").iter_rows())
+
+
+def ranked(found: Iterable[Recommendation]) -> list[Ranked]:
+    """Recommendations as they are sent; no JSON number is infinite."""
+    return [
+        Ranked(
+            rank=one.rank, title=one.title, item_id=one.item_id, source_id=one.source_id,
+            score=_finite(one.score), log_prob=_finite(one.log_prob),
+        )
+        for one in found
+    ]  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _sendable(value: Any) -> Any:
+    """The same with the last part of every whole path in its place, and no infinite number."""
+    match value:
+        case dict():
+            return {key: _sendable(inner) for key, inner in value.items()}
+        case list():
+            return [_sendable(inner) for inner in value]
+        case str() if Path(value).is_absolute():
+            return Path(value).name
+        case float() if not math.isfinite(value):
+            return None
+    return value
