@@ -47,8 +47,7 @@ def find_windows(config: DataConfig, folder: Path | None) -> dict[str, Path]:
         raise ValueError(
             f"data_root=null must name the folder that holds {config.folder or config.name}/ with "
             f"{content} (data={config.name} is a set of prepared windows and is not downloaded; "
-            "github.com/WANGBohaO-jpg/MSL has the authors' files; docs/data.md says how to name them"
-            ")"
+            "github.com/WANGBohaO-jpg/MSL has the authors' files, docs/data.md their names here)"
         )
     names = {"train": config.train_file, "valid": config.valid_file, "test": config.test_file}
     files = {role: folder / name for role, name in (names | {"titles": TITLES_FILE}).items()}
