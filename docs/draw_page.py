@@ -1,4 +1,6 @@
-"""Pictures of the page of a server, by a real browser: docs/page_desktop.png, docs/page_phone.png.
+"""Pictures of the page of a server, by a real browser: page_desktop.png, page_phone.png.
+
+The upper part of the first, history and answers, is page_answers.png of the front page.
 
     python docs/draw_page.py http://127.0.0.1:8000
 
@@ -11,9 +13,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+ABOVE_WHY = 1530  # pixels from the top of page_desktop.png
 LONGEST_WAIT = 60_000  # milliseconds for one answer of a model
 
 
@@ -47,8 +51,14 @@ def draw(browser: Browser, address: str, name: str, folder: Path) -> Path:
     return path
 
 
+def upper_part(folder: Path) -> None:
+    """History and answers alone: what lies above why."""
+    with Image.open(folder / "page_desktop.png") as whole:
+        whole.crop((0, 0, whole.width, ABOVE_WHY)).save(folder / "page_answers.png", optimize=True)
+
+
 def main(address: str) -> None:
-    """Both pictures, into this folder."""
+    """The pictures, into this folder."""
     found = chromium()
     if found is None:
         sys.exit("no chromium on this machine: apt-get install chromium, or HATLLM_CHROMIUM=PATH")
@@ -58,6 +68,7 @@ def main(address: str) -> None:
         for name in SIZES:
             print(draw(browser, address, name, Path(__file__).parent))
         browser.close()
+    upper_part(Path(__file__).parent)
 
 
 if __name__ == "__main__":

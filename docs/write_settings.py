@@ -37,6 +37,7 @@ a run with another value of it is another run.
 """
 # Settings of one kind of model, which are null under the default: the choice that shows them.
 SHOWN_WITH = {
+    "task.serve": "task=serve task.run_folder=A",
     "model.popularity": "model=popularity",
     "model.knn": "model=knn",
     "model.titles": "model=titles",

@@ -12,7 +12,9 @@ ROOT = CONF.parent
 sys.path.insert(0, str(ROOT / "docs"))
 import build_site  # noqa: E402
 
-LINK = re.compile(r"(?<!!)\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(
+    r"(?<!!)\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|<img src=\"([^\"]+)\""
+)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 PAGES = [path for path in build_site.pages_of(ROOT) if path.suffix == ".md"]
 
@@ -31,7 +33,7 @@ def anchors_of(text: str) -> set[str]:
 def broken_links(page: Path) -> list[str]:
     """Targets of a page's links that are not there, as they stand in it."""
     found = []
-    for target in (a or b for a, b in LINK.findall(FENCE.sub("", page.read_text()))):
+    for target in (a or b or c for a, b, c in LINK.findall(FENCE.sub("", page.read_text()))):
         if target.startswith(("http://", "https://", "mailto:")):
             continue
         place, _, anchor = target.partition("#")
@@ -51,9 +53,9 @@ def test_a_broken_link_and_a_broken_anchor_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "[a](other.md) [b](other.md#one-two) [c](other.md#no-heading) ![d](d.png) [e](#f)\n"
-        "[![g](other.md)](gone.md)\n```\n[h](h.md)\n```\n"
+        '[![g](other.md)](gone.md) <img src="i.png">\n```\n[h](h.md)\n```\n'
     )
-    assert broken_links(page) == ["other.md#no-heading", "d.png", "#f", "gone.md"]
+    assert broken_links(page) == ["other.md#no-heading", "d.png", "#f", "gone.md", "i.png"]
 
 
 def test_the_front_page_is_short_in_lines_and_letters() -> None:
