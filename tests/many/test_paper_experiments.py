@@ -391,7 +391,8 @@ def test_the_table_of_an_experiment_runs_nothing_and_shows_what_is_missing(
     text = (tmp_path / "pair" / "results.md").read_text()
     assert text.count("| missing |") == 3
     assert {path.name for path in (tmp_path / "pair").iterdir()} == {
-        "results.md", "results.tex", "results.csv", "msl_toys", "msl_books",
+        "results.md", "results.tex", "results.csv", "slices.md", "slices.csv", "msl_toys",
+        "msl_books",
     }  # fmt: skip
 
 
