@@ -143,7 +143,7 @@ def _write_views(
                 pairs = config.experiment.compared_with
                 ndcg = found[0].tested_metrics[0]
                 note = f"{ndcg} ± standard error over users"
-                note += "\norange: the blue arm above it, with other masks" if pairs else ""
+                note += "\norange: an arm that the table compares with a blue one" if pairs else ""
                 bars(frame, "label", ndcg, f"{ndcg}_se", "data", pairs, note,
                      target / "bars.png")  # fmt: skip
             case "grid":
