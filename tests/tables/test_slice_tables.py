@@ -1,10 +1,12 @@
 """Slices of a comparison against numbers taken from the predictions of the runs."""
 
 import math
+from io import StringIO
 from pathlib import Path
 
 import polars as pl
 import pytest
+from rich.console import Console
 from run_folders import make_run
 
 from hatllm.metrics.slices import SLICES
@@ -110,6 +112,14 @@ def test_tables_and_files_show_the_slices(comparison: Comparison, tmp_path: Path
     assert row["NDCG@10_difference"] == comparison.arms[1].tests["NDCG@10"].difference.mean
     empty = frame.filter(pl.col("slice") == "some_shared_words")
     assert empty["count"].to_list() == [0] * 3 and empty["NDCG@10"].null_count() == 3
+
+
+def test_names_stay_whole_on_a_terminal_of_80_columns(comparison: Comparison) -> None:
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(rich_differences(comparison))
+    text = console.export_text()
+    for words in ("hatllm", "- causal", "no_words_no_transition", "40 examples"):
+        assert words in text
 
 
 def test_nothing_is_compared_without_a_reference(folders: list[Path], tmp_path: Path) -> None:

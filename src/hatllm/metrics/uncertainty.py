@@ -116,8 +116,7 @@ def summarize_differences(differences: pl.DataFrame) -> PairedDifference:
     Raises:
         ValueError: If there is no row.
     """
-    total_G, count_G = _by_user(differences)
-    interval = mean_interval(differences)
+    interval, (total_G, _) = mean_interval(differences), _by_user(differences)
     _, error = mean_and_standard_error(differences["difference"], differences["user_id"])
     return PairedDifference(
         mean=interval.mean,
@@ -126,7 +125,7 @@ def summarize_differences(differences: pl.DataFrame) -> PairedDifference:
         standard_error=error,
         p_value=sign_flip_p_value(total_G),
         num_examples=len(differences),
-        num_users=len(count_G),
+        num_users=len(total_G),
     )
 
 

@@ -167,10 +167,12 @@ def rich_differences(comparison: Comparison) -> Table | None:
         return None
     table = Table(title="Where copying is impossible", caption=f"{UNCOPIED_NOTE}.")
     table.caption_justify = "left"
-    for number, text in enumerate(head):
-        table.add_column(Text(text), justify="left" if number < 3 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_stacked(text) if "[" in text else text) for text in row))
+    for number, text in enumerate(["", "slice", *head[4:]]):
+        table.add_column(Text(text), justify="left" if number < 2 else "right", overflow="fold")
+    for arm, against, name, count, *texts in rows:
+        # Two to a cell: so the names stay whole on 80 columns.
+        pairs = [f"{arm}\n- {against}", f"{name}\n{count} examples", *map(_stacked, texts)]
+        table.add_row(*map(Text, pairs))
     return table
 
 
