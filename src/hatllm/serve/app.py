@@ -27,7 +27,7 @@ LIMITED = {  # of the schemas: field, key, setting
     ("ScoreRequest", "titles", "maxItems"): "max_candidates",
 }
 
-ENTRY = f"a title of 1 to {LONGEST_TITLE} characters, or an item id as a whole number"
+ENTRY = f"a title of 1 to {LONGEST_TITLE} characters, or an item id of the source files"
 
 
 def build_app(service: Service, token: str | None) -> Gate:
