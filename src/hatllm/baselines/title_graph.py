@@ -15,9 +15,10 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
+from hatllm.baselines.ranks_of_scores import TitleIndex
+from hatllm.baselines.ranks_of_sparse import sparse_predictions_of
 from hatllm.baselines.sequences import IntArray, Sequences, sequences_of
-from hatllm.baselines.title_rule import row_slices, title_scores, title_vectors
+from hatllm.baselines.title_rule import row_slices, shared_word_scores, title_vectors
 from hatllm.config import TitlesConfig
 
 
@@ -51,9 +52,14 @@ def titles_graph_predictions(
     sequences = sequences_of(examples, index.item_id_I, config.last_items)
     vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
     bonus = transition_bonus(transitions, weight, index.item_id_I)
-    batches = title_scores(vectors, sequences, config)
-    batches = with_bonus(batches, bonus, sequences)
-    return predictions_of(examples, batches, index, top_k, exclude_history)
+    last_G = _last_items(sequences, slice(None))
+    batches = (
+        csr_matrix(score_BI + bonus[last_G[part]])
+        for part, score_BI in shared_word_scores(vectors, sequences, config)
+    )
+    return sparse_predictions_of(
+        examples, batches, sequences.target_G, index, top_k, exclude_history
+    )
 
 
 def transition_bonus(transitions: pl.DataFrame, weight: float, item_id_I: IntArray) -> csr_matrix:
@@ -71,9 +77,13 @@ def with_bonus(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The title rule's batches, the bonus of each row's last item added."""
     for part, (score_BI, target_B) in zip(row_slices(sequences), batches, strict=True):
-        place_B1 = sequences.length_G[part][:, None] - 1
-        last_B = sequences.history_GL[part].gather(1, place_B1).flatten()
-        found = bonus[last_B.numpy()].tocoo()
+        found = bonus[_last_items(sequences, part)].tocoo()
         row, column = (torch.from_numpy(x.astype(np.int64)) for x in (found.row, found.col))
         score_BI[row, column] += torch.from_numpy(found.data)
         yield score_BI, target_B
+
+
+def _last_items(sequences: Sequences, part: slice) -> IntArray:
+    """The number of each history's newest item. Shape (B,)."""
+    place_B1 = sequences.length_G[part][:, None] - 1
+    return sequences.history_GL[part].gather(1, place_B1).flatten().numpy()

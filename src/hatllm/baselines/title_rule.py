@@ -5,6 +5,9 @@ one); a title scores the cosine to the user's last title, or to a sum of the las
 each older one weighs `decay` times the next. It is the floor under every model that reads titles:
 what copying words alone can do.
 
+A run scores the titles that share a word and no others (`shared_word_scores`); `title_scores` has
+all of them side by side, for single histories and as the oracle in the tests.
+
 Dimension key: B examples of a batch, I items by ascending id.
 """
 
@@ -16,7 +19,8 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
+from hatllm.baselines.ranks_of_scores import TitleIndex
+from hatllm.baselines.ranks_of_sparse import sparse_predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import TitlesConfig
 from hatllm.metrics.title_vectors import tf_idf
@@ -49,8 +53,10 @@ def titles_predictions(
     index = TitleIndex.of(items)
     sequences = sequences_of(examples, index.item_id_I, config.last_items)
     vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
-    batches = title_scores(vectors, sequences, config)
-    return predictions_of(examples, batches, index, top_k, exclude_history)
+    batches = (score_BI for _, score_BI in shared_word_scores(vectors, sequences, config))
+    return sparse_predictions_of(
+        examples, batches, sequences.target_G, index, top_k, exclude_history
+    )
 
 
 def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
@@ -73,6 +79,23 @@ def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
             "of letters a-z or digits; read characters with model.titles.analyzer=char_wb"
         )
     return vectors
+
+
+def shared_word_scores(
+    vectors: csr_matrix, sequences: Sequences, config: TitlesConfig
+) -> Iterator[tuple[slice, csr_matrix]]:
+    """The rows of each batch and their scores, (B, I): titles that share no word have no entry."""
+    by_word = vectors.T.tocsr()
+    query = csr_matrix(_weights(sequences, slice(None), config) @ vectors)
+    query.sort_indices()  # sums in the order of `title_scores`, so that equal scores stay equal
+    of_word = np.append(0, np.diff(by_word.indptr)[query.indices].cumsum())
+    num_scores = of_word[query.indptr[1:]] - of_word[query.indptr[:-1]]  # at most, of each row
+    first, rows = 0, len(sequences)
+    while first < rows:
+        fitting = np.searchsorted(num_scores[first:].cumsum(), SCORES_AT_A_TIME, side="right")
+        part = slice(first, first + max(1, int(fitting)))
+        yield part, csr_matrix(query[part] @ by_word)
+        first = part.stop
 
 
 def title_scores(

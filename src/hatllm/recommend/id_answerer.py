@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hatllm.baselines.knn import knn_scores
-from hatllm.baselines.ranks_of_scores import TitleIndex, top_titles
+from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of, top_titles
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.baselines.title_graph import transition_bonus, with_bonus
 from hatllm.baselines.title_rule import title_scores, title_vectors
@@ -105,6 +105,23 @@ class IdAnswerer:
         rows = zip(item_ids, title_M.tolist(), values, strict=True)
         ordered = sorted(rows, key=lambda row: (-row[2], row[1]))
         return [Answer(item, value, value) for item, _, value in ordered]
+
+    @torch.inference_mode()
+    def predictions(
+        self, examples: pl.DataFrame, top_k: int, exclude_history: bool
+    ) -> pl.DataFrame:
+        """The predictions table of examples, as the run itself makes it.
+
+        Args:
+            examples: example_id, user_id, history, target.
+            top_k: Titles answered for each example.
+            exclude_history: Whether titles of an example's history are no answers.
+
+        Raises:
+            ValueError: If an item is not in the catalogue.
+        """
+        rows = sequences_of(examples, self.index.item_id_I, self.num_read)
+        return predictions_of(examples, self.scored(rows), self.index, top_k, exclude_history)
 
     def _scores(self, histories: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Scores of all items, (B, I), batch by batch."""

@@ -83,6 +83,8 @@ def assemble(
     if config.data.train_targets == "every" and config.data.target_form == "in_place":
         dataset.manifest["in_place"] = in_place_counts(book)._asdict()
     catalogue = _catalogue(config, book, coming or {})
+    if config.decode.information_gain is not None:
+        catalogue.train_count_I = _target_counts(dataset, book)
     title_counts = told_titles(catalogue, dataset, tokenizer.unk_token_id)
     vector_IE = None
     if config.model.item_vectors is not None and finished is not None:
@@ -95,6 +97,12 @@ def assemble(
         schedule=schedule, catalogue=catalogue, item_vector_IE=vector_IE, dataset=dataset,
         title_counts=title_counts,
     )  # fmt: skip
+
+
+def _target_counts(dataset: Dataset, book: PromptBook) -> torch.Tensor:
+    """How often each item is a train target. Shape (I,), int64."""
+    rows = book.rows_of(dataset.full_train["target"].to_numpy())
+    return torch.bincount(torch.from_numpy(rows), minlength=len(book.item_id_I))
 
 
 def told_titles(catalogue: Catalogue, dataset: Dataset, unknown_id: int | None) -> TitleCounts:
