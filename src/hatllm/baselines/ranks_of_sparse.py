@@ -10,6 +10,7 @@ no answers.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -53,11 +54,8 @@ def _parts(
 ) -> Iterator[Answers]:
     start = 0
     for score_BI in batches:
-        rows = []
-        for row, (first, last) in enumerate(
-            zip(score_BI.indptr, score_BI.indptr[1:], strict=False)
-        ):
-            number = start + row
+        rows, edges = [], score_BI.indptr.tolist()
+        for number, (first, last) in enumerate(pairwise(edges), start=start):
             without = () if gone is None else gone[number].to_list()
             item_P, value_P = score_BI.indices[first:last], score_BI.data[first:last]
             rows.append(ranker(item_P[value_P > 0], value_P[value_P > 0], target[number], without))

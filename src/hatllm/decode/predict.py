@@ -57,10 +57,11 @@ def predict(
         targets too. With a length penalty titles stand by log-probability over length; there and
         behind titles that share top_log_probs need not fall. Under `decode=d3` top_log_probs
         is the mixture with the assistant, under `decode.information_gain` the weighed sum, and the
-        target's log-probabilities are null: those of the LLM alone are not what it ranks by. Under `decode=grounding` top_log_probs is the
-        log-softmax of minus the distance. Under `decode.exclude_history` the titles of the whole
-        history are no answers (`hatllm.decode.candidates`), and a target among them has no rank;
-        where fewer than top_k titles are left, fewer are answered.
+        target's log-probabilities are null: those of the LLM alone are not what it ranks by. Under
+        `decode=grounding` top_log_probs is the log-softmax of minus the distance. Under
+        `decode.exclude_history` the titles of the whole history are no answers
+        (`hatllm.decode.candidates`), and a target among them has no rank; where fewer than top_k
+        titles are left, fewer are answered.
     """
     rank, world_size = process_rank()
     mine = frame[rank::world_size]
