@@ -20,7 +20,6 @@ KINDS: dict[str, list[str]] = {
     "sasrec": ["model.sequence.max_epochs=2"],
     "esasrec": ["model.sequence.max_epochs=1", "model.sequence.num_negatives=4"],
 }
-FUSION = ("model=fusion", "model.first_run=outputs/titles", "model.second_run=outputs/sasrec")
 EXCLUDED = "decode.exclude_history=true"
 
 
@@ -34,17 +33,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model = [f"model={kind}", *more]
             assert call_cli(patch, folder, *words, *model, f"run_name={kind}") == 0
             assert call_cli(patch, folder, *words, *model, f"run_name={kind}_x", EXCLUDED) == 0
-        assert call_cli(patch, folder, *words, *FUSION, "run_name=fusion") == 0
-    return folder
+        outputs = folder / "outputs"
+        two = [f"model.first_run={outputs / 'titles'}", f"model.second_run={outputs / 'sasrec'}"]
+        assert call_cli(patch, folder, *words, "model=fusion", *two, "run_name=fusion") == 0
+    return outputs
 
 
 @pytest.fixture
-def outputs(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def outputs(made: Path) -> Path:
     """The runs; evaluations of earlier tests are gone."""
-    monkeypatch.chdir(made)
-    for folder in made.glob("outputs/*/evaluations"):
+    for folder in made.glob("*/evaluations"):
         shutil.rmtree(folder)
-    return Path("outputs")
+    return made
 
 
 def evaluated(cli: Cli, run: Path, *words: str) -> Path:
