@@ -54,11 +54,12 @@ def _parts(
 ) -> Iterator[Answers]:
     start = 0
     for score_BI in batches:
+        score_BI.eliminate_zeros()
         rows, edges = [], score_BI.indptr.tolist()
         for number, (first, last) in enumerate(pairwise(edges), start=start):
             without = () if gone is None else gone[number].to_list()
             item_P, value_P = score_BI.indices[first:last], score_BI.data[first:last]
-            rows.append(ranker(item_P[value_P > 0], value_P[value_P > 0], target[number], without))
+            rows.append(ranker(item_P, value_P, target[number], without))
         start += len(rows)
         yield _stacked(rows)
 
@@ -81,6 +82,7 @@ class SparseRanker:
         self.index, self.top_k = index, top_k
         self.title_I, self.tie_I = index.title_I.numpy(), index.tie_I.numpy()
         self.first_J, self.has_extra = index.first_J.numpy(), len(index.extra_X) > 0
+        self.is_extra_I = np.isin(np.arange(len(self.title_I)), index.extra_X.numpy())
         self.num_items_J = np.bincount(self.title_I)
         self.item_of_title_I = np.argsort(self.title_I, kind="stable")
         self.start_J = np.cumsum(self.num_items_J) - self.num_items_J
@@ -117,9 +119,15 @@ class SparseRanker:
         return np.unique(self.title_I[number]) if len(number) else NOTHING
 
     def _titles(self, item_P: Ints, value_P: Floats) -> tuple[Ints, Floats]:
-        """The titles that score, in tie order, each by its best item."""
-        np.maximum.at(self.best_J, self.title_I[item_P], value_P)
-        title_T = np.flatnonzero(self.best_J)
+        """The titles that score, in no order, each by its best item."""
+        title_P, is_extra_P = self.title_I[item_P], self.is_extra_I[item_P]
+        if not is_extra_P.any():
+            return title_P, value_P
+        first_T, more_T = title_P[~is_extra_P], title_P[is_extra_P]
+        self.best_J[first_T] = value_P[~is_extra_P]
+        new_T = np.unique(more_T[self.best_J[more_T] == 0])
+        np.maximum.at(self.best_J, more_T, value_P[is_extra_P])
+        title_T = np.concatenate([first_T, new_T])
         value_T = self.best_J[title_T]
         self.best_J[title_T] = 0
         return title_T, value_T
@@ -138,7 +146,7 @@ class SparseRanker:
         if len(title_T) > self.top_k:
             worst = np.partition(value_T, -self.top_k)[-self.top_k]
             title_T, value_T = title_T[value_T >= worst], value_T[value_T >= worst]
-        order_W = np.argsort(-value_T, kind="stable")[: self.top_k]
+        order_W = np.lexsort((title_T, -value_T))[: self.top_k]
         title_W, value_W = title_T[order_W], value_T[order_W]
         missing = self.top_k - len(title_W)
         if missing:
