@@ -146,9 +146,10 @@ class SequenceConfig:
         check_choice("model.sequence.train_on", self.train_on, TRAIN_ON)
         check_choice("model.sequence.loss", self.loss, SEQUENCE_LOSSES)
         check_choice("model.sequence.optimizer", self.optimizer, OPTIMIZERS)
-        for field, choices in (("block", BLOCKS), ("positions_from", PLACES_FROM)):
-            if getattr(self, field) is not None:
-                check_choice(f"model.sequence.{field}", getattr(self, field), choices)
+        if self.block is not None:
+            check_choice("model.sequence.block", self.block, BLOCKS)
+        if self.positions_from is not None:
+            check_choice("model.sequence.positions_from", self.positions_from, PLACES_FROM)
         low_one = ("hidden_size", "num_layers", "num_heads", "feedforward_size", "num_negatives",
                    "batch_size", "max_epochs", "patience")  # fmt: skip
         for field in low_one:
