@@ -54,7 +54,7 @@ class SASRec(nn.Module):
         place_L = torch.arange(history_BL.shape[1], device=history_BL.device)
         if not self.counts_back:
             return place_L
-        length_B1 = (history_BL != self.items.padding_idx).sum(dim=1, keepdim=True)
+        length_B1 = history_BL.ne(self.items.num_embeddings - 1).sum(dim=1, keepdim=True)
         return (length_B1 - 1 - place_L).clamp(min=0)
 
     def training_states(

@@ -54,8 +54,8 @@ def split_answers(config: Config, dataset: Dataset, split: str, scratch: Path) -
             share, constant = float(learned["share"]), float(learned["constant"])
             return fused_predictions(first, second, dataset.items, share, constant, top_k)
         case "titles":
-            assert config.model.titles is not None
             rule = config.model.titles
+            assert rule is not None
             return titles_predictions(examples, dataset.items, rule, top_k, exclude_history)
         case "titles_graph":
             rule, counted = config.model.titles, config.model.transitions
