@@ -15,45 +15,33 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
-from hatllm.baselines.sequences import IntArray, Sequences, sequences_of
-from hatllm.baselines.title_rule import row_slices, title_scores, title_vectors
+from hatllm.baselines.scored import Scored
+from hatllm.baselines.sequences import IntArray, Sequences
+from hatllm.baselines.title_rule import row_slices, title_rule
 from hatllm.config import TitlesConfig
 
 
-def titles_graph_predictions(
-    transitions: pl.DataFrame,
-    weight: float,
-    examples: pl.DataFrame,
-    items: pl.DataFrame,
-    config: TitlesConfig,
-    top_k: int,
-    exclude_history: bool = False,
-) -> pl.DataFrame:
-    """Recommend titles like each example's newest ones, and what comes after its last item.
+def title_graph(
+    transitions: pl.DataFrame, weight: float, items: pl.DataFrame, config: TitlesConfig
+) -> Scored:
+    """The rule over a catalogue.
 
     Args:
         transitions: What train counts: item_id, next_item, count.
         weight: Of log(1 + count).
-        examples: Examples to answer: example_id, user_id, history, target.
-        items: The catalogue: item_id, title.
+        items: item_id, title.
         config: How titles are read, and how many.
-        top_k: Titles answered for each example.
-        exclude_history: As `predictions_of`.
-
-    Returns:
-        The predictions table.
 
     Raises:
-        ValueError: If no title has a word, or an item is not in the catalogue.
+        ValueError: If no title has a word.
     """
-    index = TitleIndex.of(items)
-    sequences = sequences_of(examples, index.item_id_I, config.last_items)
-    vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
-    bonus = transition_bonus(transitions, weight, index.item_id_I)
-    batches = title_scores(vectors, sequences, config)
-    batches = with_bonus(batches, bonus, sequences)
-    return predictions_of(examples, batches, index, top_k, exclude_history)
+    by_words = title_rule(items, config)
+    bonus = transition_bonus(transitions, weight, items["item_id"].cast(pl.Int64).sort().to_numpy())
+
+    def batches(rows: Sequences) -> Iterator[tuple[Tensor, Tensor]]:
+        return with_bonus(by_words.batches(rows), bonus, rows)
+
+    return Scored(batches, by_words.num_read)
 
 
 def transition_bonus(transitions: pl.DataFrame, weight: float, item_id_I: IntArray) -> csr_matrix:

@@ -9,6 +9,7 @@ Dimension key: B examples of a batch, I items by ascending id.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -16,41 +17,26 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
-from hatllm.baselines.sequences import Sequences, sequences_of
+from hatllm.baselines.scored import Scored
+from hatllm.baselines.sequences import Sequences
 from hatllm.config import TitlesConfig
 from hatllm.metrics.title_vectors import tf_idf
 
 SCORES_AT_A_TIME = 16_000_000
 
 
-def titles_predictions(
-    examples: pl.DataFrame,
-    items: pl.DataFrame,
-    config: TitlesConfig,
-    top_k: int,
-    exclude_history: bool = False,
-) -> pl.DataFrame:
-    """Recommend the titles most like each example's newest ones.
+def title_rule(items: pl.DataFrame, config: TitlesConfig) -> Scored:
+    """The rule over a catalogue.
 
     Args:
-        examples: Examples to answer: example_id, user_id, history, target.
-        items: The catalogue: item_id, title.
+        items: item_id, title.
         config: How titles are read, and how many.
-        top_k: Titles answered for each example.
-        exclude_history: As `predictions_of`.
-
-    Returns:
-        The predictions table.
 
     Raises:
-        ValueError: If no title has a word, or an item is not in the catalogue.
+        ValueError: If no title has a word.
     """
-    index = TitleIndex.of(items)
-    sequences = sequences_of(examples, index.item_id_I, config.last_items)
     vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
-    batches = title_scores(vectors, sequences, config)
-    return predictions_of(examples, batches, index, top_k, exclude_history)
+    return Scored(partial(title_scores, vectors, config=config), config.last_items)
 
 
 def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
@@ -81,7 +67,7 @@ def title_scores(
     """score_BI and target_B of each batch of `row_slices`."""
     by_word = vectors.T.tocsr()
     for part in row_slices(sequences):
-        query = _weights(sequences, part, config) @ vectors
+        query = history_weights(sequences, part, config.decay) @ vectors
         # Only the batch's words are read, and the product is dense: most titles share a word.
         words = np.unique(query.indices)
         score_IB = by_word[words].T @ query[:, words].T.toarray()
@@ -95,10 +81,19 @@ def row_slices(sequences: Sequences) -> Iterator[slice]:
         yield slice(first, first + num_rows)
 
 
-def _weights(sequences: Sequences, rows: slice, config: TitlesConfig) -> csr_matrix:
-    """How much each item of the catalogue counts for each example. Shape (B, I)."""
+def history_weights(sequences: Sequences, rows: slice, decay: float) -> csr_matrix:
+    """How much each item of the catalogue counts for each example.
+
+    Args:
+        sequences: Histories.
+        rows: Those of a batch.
+        decay: Weight of an item over that of the next one.
+
+    Returns:
+        Shape (B, I), float64, sparse.
+    """
     history_BL, length_B = sequences.history_GL[rows].numpy(), sequences.length_G[rows].numpy()
     row, place = np.nonzero(np.arange(history_BL.shape[1]) < length_B[:, None])
-    weight = config.decay ** (length_B[row] - 1.0 - place)
+    weight = decay ** (length_B[row] - 1.0 - place)
     shape = (len(length_B), sequences.num_items)
     return csr_matrix((weight, (row, history_BL[row, place])), shape=shape)
