@@ -111,7 +111,7 @@ def test_an_assistant_that_does_not_fit_is_refused_in_one_line(runs: Path) -> No
         (runs / "sft", items, "is a run of model=tiny, an LLM; give that of a baseline: fusion,"),
         (runs / "nowhere", items, "no such folder; give the folder of a finished run"),
         (runs / "titles", np.arange(3), "knows 24 items that are not the 3 of this run's"),
-        (runs / "fusion", np.arange(24) + 1, "knows 24 items that are not the 24 of this run's"),
+        (runs / "fusion", np.arange(24) + 99, "knows 24 items that are not the 24 of this run's"),
     ):
         with pytest.raises(ValueError, match="assistant_run") as refused:
             load_assistant(str(folder), item_id_I, {})

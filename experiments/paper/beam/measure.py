@@ -35,6 +35,7 @@ from hatllm.decode.beam import beam_search
 from hatllm.decode.exact import exact_search
 from hatllm.decode.scorer import Scorer, Scorers, build_scorers
 from hatllm.decode.titles_alike import ranked_titles, ranks_of
+from hatllm.files import write_text
 from hatllm.model.backbone import load_tokenizer
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.runs.begin import check_data_unchanged
@@ -158,7 +159,7 @@ class Measurement:
 
 def _decode(words: Sequence[str], run: Config) -> DecodeConfig:
     """The decoder of some words, as a run of its own would compose it."""
-    words = [*words, f"decode.top_k={run.decode.top_k}"]
+    words = [*words, f"decode.top_k={run.decode.top_k}", "model.dtype=float32"]
     if "decode=generate" not in words:
         words.append(f"decode.normalize={run.decode.normalize}")
     return composed(*words).decode
@@ -182,6 +183,8 @@ def measured(
     left = [row for row in rows[order] if int(measurement.examples.example_id_G[row]) not in done]
     num_timed = max(0, num_timed - (len(rows) - len(left)))
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Without a line that was cut off, which the next one would go on.
+    write_text(path, "".join(json.dumps(record) + "\n" for record in done.values()))
     with path.open("a") as file:
         for batch, is_timed in _batches(left, num_timed, batch_size):
             start = time.perf_counter()

@@ -56,7 +56,8 @@ def path_kinds(
     Returns:
         Place: the title's ``first`` token, one ``branching`` off where several may follow, or
         ``forced``, the only legal one. Text: begins a ``word``, goes on ``inside a word``, is a
-        ``digit``, a punctuation ``mark`` or the ``end`` of the title.
+        ``digit``, a punctuation ``mark`` or the ``end`` of the title, its closing quotation mark
+        among it.
     """
     found = []
     for leaf in leaves:
@@ -64,7 +65,7 @@ def path_kinds(
         texts = tokens(trie.token_N[path].tolist())
         found.append(
             [
-                (_place(trie, node, depth), _text(text, depth, node == leaf))
+                (_place(trie, node, depth), _text(text, depth, len(path) - depth))
                 for depth, (node, text) in enumerate(zip(path, texts, strict=True))
             ]
         )
@@ -77,9 +78,9 @@ def _place(trie: ItemTrie, node: int, depth: int) -> str:
     return "branching" if int(trie.num_children_N[trie.parent_N[node]]) > 1 else "forced"
 
 
-def _text(text: str, depth: int, is_end: bool) -> str:
+def _text(text: str, depth: int, num_left: int) -> str:
     bare = text.lstrip(SPACES)
-    if is_end:
+    if num_left == 1 or (num_left == 2 and bare == '"'):
         return "end"
     if bare.isdigit():
         return "digit"

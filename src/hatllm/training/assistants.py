@@ -10,6 +10,7 @@ Dimension key: B users, I items by ascending id, J titles.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -26,6 +27,7 @@ from hatllm.runs.folder import load_items
 from hatllm.training.scored_run import check_baseline, scored_baseline
 
 ASSISTANT = "decode.assistant_run"
+SAME_DECIMALS = 9  # scores of rules that are alike so far are equal
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,13 @@ def log_probs_by_rank(score_BJ: Tensor) -> Tensor:
     Returns:
         log_prob_BJ: Nats; their probabilities add up to 1. Shape (B, J), float64.
     """
+    # Sums in another order are no other scores.
+    score_BJ = score_BJ.double().round(decimals=SAME_DECIMALS)
     sorted_BJ, order_BJ = score_BJ.sort(dim=1, descending=True)
     weight_J = 1 / torch.arange(2, score_BJ.shape[1] + 2, dtype=torch.float64)
     is_lower_BJ = sorted_BJ[:, 1:] < sorted_BJ[:, :-1]
     group_BJ = torch.nn.functional.pad(is_lower_BJ.long().cumsum(1), (1, 0))
-    empty_BJ = torch.zeros_like(score_BJ, dtype=torch.float64)
+    empty_BJ = torch.zeros_like(score_BJ)
     total_BJ = empty_BJ.scatter_add(1, group_BJ, weight_J.expand_as(empty_BJ))
     count_BJ = empty_BJ.scatter_add(1, group_BJ, torch.ones_like(empty_BJ))
     prob_BJ = (total_BJ / count_BJ).gather(1, group_BJ) / weight_J.sum()
@@ -102,4 +106,4 @@ def load_assistant(folder: str, item_id_I: IntArray, coming: Mapping[str, Config
         check_baseline(coming[folder], folder, ASSISTANT)
         return lambda histories: torch.zeros(len(histories), len(item_id_I)).log_softmax(1)
     model, config = scored_baseline(folder, ASSISTANT, item_id_I)
-    return ScoredAssistant(model, TitleIndex.of(load_items(folder)), config.model.kind)
+    return ScoredAssistant(model, TitleIndex.of(load_items(Path(folder))), config.model.kind)
