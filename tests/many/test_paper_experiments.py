@@ -28,7 +28,7 @@ Cli = Callable[..., int]
 
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 LABELS = {
-    "ablation": 11, "attention": 5, "baselines": 6, "bert4rec": 5, "efficiency": 5, "floors": 9,
+    "ablation": 11, "attention": 5, "baselines": 6, "bert4rec": 5, "efficiency": 5, "floors": 12,
     "main": 25, "sasrec": 6, "sensitivity": 4, "unseen": 25,
 }  # fmt: skip
 FILES = {
