@@ -187,7 +187,7 @@ def test_losses_and_falls_are_counted_over_the_users_whose_list_is_proven() -> N
 
 def test_tables_say_how_many_users_are_left_out(tmp_path: Path) -> None:
     write_tables({"causal": RECORDS}, tmp_path)
-    assert "are left out (causal: 1 of 4)" in (tmp_path / "results.md").read_text()
+    assert "are left out (causal: 1 of 4)" in (tmp_path / "decoders.md").read_text()
     assert pl.read_csv(tmp_path / "losses.csv")["decoder"].to_list() == ["exact", "beam 10"]
 
 
@@ -220,7 +220,7 @@ def test_a_stopped_measurement_goes_on_and_ends_in_tables_and_a_figure(
         for name, part in one["decoders"].items():
             assert again[one["example_id"]]["decoders"][name]["leaves"] == part["leaves"]
     assert {p.name for p in tmp_path.iterdir()} == {
-        "losses.csv", "tokens.csv", "results.md", "beam.png"
+        "losses.csv", "tokens.csv", "decoders.md", "beam.png"
     }  # fmt: skip
 
 

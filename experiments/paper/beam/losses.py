@@ -144,7 +144,7 @@ def token_markdown(table: pl.DataFrame) -> str:
 
 
 def write_tables(found: Mapping[str, Sequence[Record]], folder: Path) -> None:
-    """Write losses.csv, tokens.csv and results.md.
+    """Write losses.csv, tokens.csv and decoders.md.
 
     Args:
         found: Label of a run -> its records.
@@ -160,7 +160,7 @@ def write_tables(found: Mapping[str, Sequence[Record]], folder: Path) -> None:
         for label, records in proven.items()
     )
     write_text(
-        folder / "results.md",
+        folder / "decoders.md",
         f"{loss_markdown(losses)}\n\n{token_markdown(tokens)}\n\n± is the standard error over "
         "users; intervals are at 95 % over users, paired. Users whose exact list was not proven "
         f"are left out ({left_out}).\n",

@@ -106,11 +106,11 @@ class Measurement:
         scorer: Scorer | None = None
         proven: list[list[int]] = []
         for name, config in self.configs.items():
-            start = time.perf_counter()
+            start = time.process_time()  # of all threads: what else runs counts little
             if scorer is None or is_timed:
                 scorer = self._scorer(rows)
             parts = self._answers(scorer, config, targets, proven)
-            seconds = (time.perf_counter() - start) / len(rows)
+            seconds = (time.process_time() - start) / len(rows)
             proven = proven or [part["leaves"] for part in parts]
             for record, part in zip(found, parts, strict=True):
                 record["decoders"][name] = {**part, "seconds": seconds if is_timed else None}
@@ -166,7 +166,12 @@ def _decode(words: Sequence[str], run: Config) -> DecodeConfig:
 
 
 def measured(
-    measurement: Measurement, path: Path, num_users: int, num_timed: int, batch_size: int
+    measurement: Measurement,
+    path: Path,
+    num_users: int,
+    num_timed: int,
+    batch_size: int,
+    limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Measure the rows that the file does not have yet, and return the records of all.
 
@@ -174,19 +179,20 @@ def measured(
         measurement: The run.
         path: One JSON line a user.
         num_users: Rows, evenly spread over the split.
-        num_timed: Of these the first, which are timed.
+        num_timed: How many of them are timed; the next ones, where fewer are so far.
         batch_size: Users searched together.
+        limit: At most so many now; None = all that are left.
     """
     rows = measurement.rows_of(num_users)
     order = np.random.default_rng(0).permutation(len(rows))  # timed users are like all others
     done = {record["example_id"]: record for record in read_records(path)}
     left = [row for row in rows[order] if int(measurement.examples.example_id_G[row]) not in done]
-    num_timed = max(0, num_timed - (len(rows) - len(left)))
+    num_timed = max(0, num_timed - sum(map(_is_timed, done.values())))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a line that was cut off, which the next one would go on.
     write_text(path, "".join(json.dumps(record) + "\n" for record in done.values()))
     with path.open("a") as file:
-        for batch, is_timed in _batches(left, num_timed, batch_size):
+        for batch, is_timed in _batches(left[:limit], num_timed, batch_size):
             start = time.perf_counter()
             for record in measurement.records(np.array(batch), is_timed):
                 done[record["example_id"]] = record
@@ -198,6 +204,10 @@ def measured(
             )
     wanted = {int(example) for example in measurement.examples.example_id_G[rows]}
     return [record for example, record in done.items() if example in wanted]
+
+
+def _is_timed(record: dict[str, Any]) -> bool:
+    return record["decoders"][EXACT]["seconds"] is not None
 
 
 def _batches(
@@ -252,6 +262,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished LLM runs")
     parser.add_argument("--users", type=int, default=200, help="test rows, evenly spread")
     parser.add_argument("--timed", type=int, default=16, help="of these the timed ones")
+    parser.add_argument("--limit", type=int, help="measure at most so many more users now")
     parser.add_argument("--batch", type=int, default=8, help="users searched together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
@@ -266,7 +277,12 @@ def main(argv: Sequence[str]) -> None:
             measurement = load(folder, arguments.threads)
             label = json.loads((folder / "run.json").read_text())["label"]
             found[label] = measured(
-                measurement, path, arguments.users, arguments.timed, arguments.batch
+                measurement,
+                path,
+                arguments.users,
+                arguments.timed,
+                arguments.batch,
+                arguments.limit,
             )
     except ValueError as error:
         parser.error(str(error))
