@@ -21,6 +21,7 @@ NEEDED = {  # what a choice asks its user for
     "loss/sdpo": ["data.target_form=branches"],  # scale=laptop has every item as a target
     "mask/custom": ["mask.layers=IFFC", "model=tiny"],
     "model/huggingface": ["model.source=somebody/model"],
+    "model/sentences": ["model.titles.encoder=a/folder"],
     "model/fusion": ["model.first_run=outputs/a", "model.second_run=outputs/b"],
     "task/evaluate": ["task.run_folder=outputs/run"],
     "task/recommend": ["task.run_folder=outputs/run"],

@@ -10,10 +10,10 @@ import pytest
 import torch
 from toys import TITLES, Compose
 
-from hatllm.baselines.knn import knn_predictions
+from hatllm.baselines.knn import knn_rule, neighbours
 from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
-from hatllm.baselines.title_rule import titles_predictions
+from hatllm.baselines.title_rule import title_rule
 from hatllm.config import KnnConfig, TitlesConfig
 from hatllm.data.prepare import load_dataset
 
@@ -21,7 +21,7 @@ SPLITS = ("train", "valid", "test")
 ITEMS = pl.DataFrame({"item_id": list(TITLES), "title": list(TITLES.values())})
 IDS = sorted(TITLES)
 NUM_TITLES = len(set(TITLES.values()))
-RULE = TitlesConfig("char_wb", 1, 2, 1, 1.0)
+RULE = TitlesConfig("char_wb", 1, 2, 1, 1.0, None)
 GENERATOR = np.random.default_rng(0)
 HISTORIES = [GENERATOR.choice(IDS, 1 + row % 5).tolist() for row in range(40)]
 EXAMPLES = pl.DataFrame(
@@ -45,10 +45,10 @@ PREDICT: dict[str, Predict] = {
     "popularity": lambda k, gone: popularity_predictions(
         COUNTS, EXAMPLES, EXAMPLES, ITEMS, k, gone
     ),
-    "knn": lambda k, gone: knn_predictions(
-        TRAIN, EXAMPLES, ITEMS, KnnConfig("full", 100, 20.0, 0.5), k, gone
-    ),
-    "titles": lambda k, gone: titles_predictions(EXAMPLES, ITEMS, RULE, k, gone),
+    "knn": lambda k, gone: knn_rule(
+        neighbours(TRAIN, KnnConfig("full", 100, 20.0, 0.5)), ITEMS
+    ).predictions(EXAMPLES, ITEMS, k, gone),
+    "titles": lambda k, gone: title_rule(ITEMS, RULE).predictions(EXAMPLES, ITEMS, k, gone),
     "scores with ties": lambda k, gone: predictions_of(
         EXAMPLES, [(SCORES[:25], TARGETS[:25]), (SCORES[25:], TARGETS[25:])],
         TitleIndex.of(ITEMS), k, gone,
@@ -105,8 +105,9 @@ def test_the_title_rule_without_the_history_has_the_figures_found_apart_from_it(
     rows = [f"data.{split}_rows={'null' if split == 'test' else 8}" for split in SPLITS]
     places = [f"data_root={os.environ['HATLLM_DATA_ROOT']}", f"cache_root={tmp_path}"]
     dataset = load_dataset(compose_config(f"data={name}", *rows, *places))
-    rule = TitlesConfig("word", 1, 1, 1, 1.0)
-    table = titles_predictions(dataset.splits["test"], dataset.items, rule, 10, True)
+    rule = TitlesConfig("word", 1, 1, 1, 1.0, None)
+    found = title_rule(dataset.items, rule)
+    table = found.predictions(dataset.splits["test"], dataset.items, 10, True)
     gains = (1 / (table["target_rank"] + 1).log(2)).fill_null(0.0)
     assert table["target_rank"].is_not_null().mean() == pytest.approx(hit_rate, abs=0.001)
     assert gains.mean() == pytest.approx(ndcg, abs=0.001)

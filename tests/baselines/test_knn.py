@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from hatllm.baselines import knn
-from hatllm.baselines.knn import knn_predictions, neighbours
+from hatllm.baselines.knn import knn_rule, neighbours
 from hatllm.config import KnnConfig
 
 ITEMS = pl.DataFrame({"item_id": [1, 2, 3, 4, 9], "title": ["A", "B", "C", "D", "E"]})
@@ -16,6 +16,7 @@ TRAIN = pl.DataFrame(
     {"user_id": [1, 1, 1, 2, 2, 3, 3, 3, 4, 4], "item_id": [1, 2, 3, 1, 2, 2, 2, 3, 4, 1]}
 )
 PLAIN = KnnConfig(train_on="full", num_neighbours=100, shrinkage=0.0, balance=0.5)
+RULE = knn_rule(neighbours(TRAIN, PLAIN), ITEMS)
 
 
 def examples(*histories: list[int], target: int = 3) -> pl.DataFrame:
@@ -62,7 +63,7 @@ def test_meetings_equal_nested_loops(at_a_time: int, monkeypatch: pytest.MonkeyP
 
 
 def test_the_last_item_alone_decides_and_is_no_neighbour_of_itself() -> None:
-    table = knn_predictions(TRAIN, examples([4, 1], [2, 1], [4, 2]), ITEMS, PLAIN, top_k=3)
+    table = RULE.predictions(examples([4, 1], [2, 1], [4, 2]), ITEMS, top_k=3)
     assert table["top_items"].to_list() == [
         [2, 4, 3],
         [2, 4, 3],
@@ -79,13 +80,13 @@ def test_only_the_nearest_neighbours_score() -> None:
 
 
 def test_an_unseen_last_item_gives_every_user_the_same_list() -> None:
-    table = knn_predictions(TRAIN, examples([9], [9]), ITEMS, PLAIN, top_k=5)
+    table = RULE.predictions(examples([9], [9]), ITEMS, top_k=5)
     first, second = table["top_items"].to_list()
     assert first == second and sorted(first) == [1, 2, 3, 4, 9] and first != [1, 2, 3, 4, 9]
 
 
 def test_an_item_outside_the_catalogue_is_refused() -> None:
     with pytest.raises(ValueError, match=r"examples\.history=7 is not an item_id"):
-        knn_predictions(TRAIN, examples([7]), ITEMS, PLAIN, top_k=1)
+        RULE.predictions(examples([7]), ITEMS, top_k=1)
     with pytest.raises(ValueError, match=r"examples\.target=7 is not an item_id"):
-        knn_predictions(TRAIN, examples([1], target=7), ITEMS, PLAIN, top_k=1)
+        RULE.predictions(examples([1], target=7), ITEMS, top_k=1)

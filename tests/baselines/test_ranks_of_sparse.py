@@ -1,5 +1,7 @@
 """Answers from the titles that share a word, against those from rows of all titles."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,12 +9,12 @@ import torch
 from polars.testing import assert_frame_equal
 from scipy.sparse import csr_matrix
 
-from hatllm.baselines import title_rule
+from hatllm.baselines import title_rule as title_rule_module
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.ranks_of_sparse import sparse_predictions_of
 from hatllm.baselines.sequences import sequences_of
-from hatllm.baselines.title_graph import titles_graph_predictions, transition_bonus, with_bonus
-from hatllm.baselines.title_rule import title_scores, title_vectors, titles_predictions
+from hatllm.baselines.title_graph import title_graph
+from hatllm.baselines.title_rule import title_rule
 from hatllm.config import TitlesConfig
 
 NUM_ITEMS, NUM_ROWS = 40, 60
@@ -55,22 +57,19 @@ def equal(found: pl.DataFrame, expected: pl.DataFrame) -> None:
 def test_the_title_rule_answers_as_from_rows_of_all_titles(
     exclude: bool, top_k: int, last_items: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(title_rule, "SCORES_AT_A_TIME", 200)  # some rows a batch
+    monkeypatch.setattr(title_rule_module, "SCORES_AT_A_TIME", 200)  # some rows a batch
     for seed in range(4):
         items = catalogue(seed)
         assert items["title"].n_unique() < NUM_ITEMS
-        examples, rule = asked(items, seed), TitlesConfig("word", 1, 1, last_items, 0.5)
-        index, vectors = TitleIndex.of(items), title_vectors(items["title"].to_list(), rule)
-        sequences = sequences_of(examples, index.item_id_I, last_items)
-        dense = title_scores(vectors, sequences, rule)
-        expected = predictions_of(examples, dense, index, top_k, exclude)
-        equal(titles_predictions(examples, items, rule, top_k, exclude), expected)
-        pairs = bought(items, seed)
-        bonus = transition_bonus(pairs, 0.5, index.item_id_I)
-        dense = with_bonus(title_scores(vectors, sequences, rule), bonus, sequences)
-        expected = predictions_of(examples, dense, index, top_k, exclude)
-        found = titles_graph_predictions(pairs, 0.5, examples, items, rule, top_k, exclude)
-        equal(found, expected)
+        examples, config = asked(items, seed), TitlesConfig("word", 1, 1, last_items, 0.5, None)
+        for rule in (
+            title_rule(items, config),
+            title_graph(bought(items, seed), 0.5, items, config),
+        ):
+            found = rule.predictions(examples, items, top_k, exclude)
+            assert rule.sparse is not None
+            dense = replace(rule, sparse=None)
+            equal(found, dense.predictions(examples, items, top_k, exclude))
 
 
 @pytest.mark.parametrize("exclude", [False, True])
@@ -88,10 +87,10 @@ def test_any_scores_answer_as_from_rows_of_all_titles(share: float, exclude: boo
 
 
 def test_more_titles_are_asked_for_than_are_left() -> None:
-    items, rule = catalogue(2)[:4], TitlesConfig("word", 1, 1, 1, 1.0)
+    items, rule = catalogue(2)[:4], TitlesConfig("word", 1, 1, 1, 1.0, None)
     examples = asked(items, 2)
     num_titles = items["title"].n_unique()
-    table = titles_predictions(examples, items, rule, num_titles, exclude_history=True)
+    table = title_rule(items, rule).predictions(examples, items, num_titles, True)
     title = dict(items.select("item_id", "title").rows())
     gone = [len({title[item] for item in history}) for history in examples["history"].to_list()]
     assert table["top_items"].list.len().to_list() == [num_titles - number for number in gone]

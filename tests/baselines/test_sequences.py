@@ -25,6 +25,16 @@ def test_long_histories_keep_their_newest_items() -> None:
     assert found.history_GL.tolist() == [[0, 2], [3, NUM_ITEMS]]
 
 
+def test_the_newest_of_rows_are_those_that_a_shorter_reading_has() -> None:
+    whole = sequences_of(ROWS, ID_ARRAY, 5)
+    for longest in (1, 2, 3, 7):
+        found, expected = whole.newest(longest), sequences_of(ROWS, ID_ARRAY, longest)
+        assert found.history_GL.tolist() == expected.history_GL.tolist()
+        assert found.length_G.tolist() == expected.length_G.tolist()
+    last = whole.cut(slice(1, 2))
+    assert (len(last), last.target_G.tolist(), last.history_GL[0, 0].item()) == (1, [0], 3)
+
+
 @pytest.mark.parametrize(
     ("every", "states", "targets"),
     [(False, [[3], [10]], [4, 0]), (True, [[0], [1], [2], [3], [10]], [1, 0, 2, 4, 0])],

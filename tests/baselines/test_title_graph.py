@@ -5,12 +5,12 @@ from math import log
 import polars as pl
 import pytest
 
-from hatllm.baselines.title_graph import titles_graph_predictions
-from hatllm.baselines.title_rule import title_vectors, titles_predictions
+from hatllm.baselines.title_graph import title_graph
+from hatllm.baselines.title_rule import title_rule, title_vectors
 from hatllm.config import TitlesConfig
 from hatllm.data.train_interactions import transition_counts
 
-RULE = TitlesConfig("word", 1, 1, 1, 1.0)
+RULE = TitlesConfig("word", 1, 1, 1, 1.0, None)
 TITLES = ["Red Boat", "red boat: 2", "The Lamp", "Boat Lamp", "Green Book"]
 ITEMS = pl.DataFrame({"item_id": [3, 5, 8, 9, 11], "title": TITLES})
 EXAMPLES = pl.DataFrame(
@@ -22,7 +22,7 @@ TRAIN = pl.DataFrame({"user_id": [1, 1, 1, 1, 2, 2, 2], "item_id": [3, 11, 3, 11
 
 def test_a_title_scores_its_cosine_and_the_log_of_its_count() -> None:
     counts = transition_counts(TRAIN)
-    table = titles_graph_predictions(counts, 0.5, EXAMPLES, ITEMS, RULE, 5)
+    table = title_graph(counts, 0.5, ITEMS, RULE).predictions(EXAMPLES, ITEMS, 5)
     vectors = title_vectors(TITLES, RULE).toarray()
     for row, last, after in ((0, 0, {4: 2, 2: 1}), (1, 2, {0: 1})):
         cosine = vectors @ vectors[last]
@@ -37,12 +37,14 @@ def test_a_title_scores_its_cosine_and_the_log_of_its_count() -> None:
 
 
 def test_without_weight_it_is_the_title_rule() -> None:
-    table = titles_graph_predictions(transition_counts(TRAIN), 0.0, EXAMPLES, ITEMS, RULE, 5)
-    assert table.equals(titles_predictions(EXAMPLES, ITEMS, RULE, 5))
+    rules = title_graph(transition_counts(TRAIN), 0.0, ITEMS, RULE), title_rule(ITEMS, RULE)
+    tables = [rule.predictions(EXAMPLES, ITEMS, 5) for rule in rules]
+    assert tables[0].equals(tables[1])
 
 
 def test_the_last_item_counts_however_many_titles_are_read() -> None:
-    rule = TitlesConfig("word", 1, 1, 2, 0.0)  # the older one weighs nothing
+    rule = TitlesConfig("word", 1, 1, 2, 0.0, None)  # the older one weighs nothing
     pairs = transition_counts(TRAIN)
-    tables = [titles_graph_predictions(pairs, 0.5, EXAMPLES, ITEMS, r, 5) for r in (RULE, rule)]
+    rules = [title_graph(pairs, 0.5, ITEMS, config) for config in (RULE, rule)]
+    tables = [each.predictions(EXAMPLES, ITEMS, 5) for each in rules]
     assert tables[0].equals(tables[1])

@@ -10,12 +10,12 @@ import torch
 from toys import Compose
 
 from hatllm.baselines.ranks_of_scores import TitleIndex, _first
-from hatllm.baselines.title_rule import title_vectors, titles_predictions
+from hatllm.baselines.title_rule import title_rule, title_vectors
 from hatllm.config import TitlesConfig
 from hatllm.data.prepare import load_dataset
 
 SPLITS = ("train", "valid", "test")
-RULE = TitlesConfig("word", 1, 1, 1, 1.0)
+RULE = TitlesConfig("word", 1, 1, 1, 1.0, None)
 ITEMS = pl.DataFrame(
     {"item_id": [3, 5, 8, 9], "title": ["Red Boat", "red boat: 2", "The Lamp", "Boat Lamp"]}
 )
@@ -41,7 +41,7 @@ def test_a_title_is_the_tf_idf_of_its_lower_case_words() -> None:
 
 
 def test_titles_rank_by_the_words_of_the_newest_one() -> None:
-    table = titles_predictions(EXAMPLES, ITEMS, RULE, top_k=3)
+    table = title_rule(ITEMS, RULE).predictions(EXAMPLES, ITEMS, top_k=3)
     assert table["top_items"].to_list() == [[3, 5, 9], [8, 9, table["top_items"][1][2]]]
     assert table["target_rank"].to_list() == [2, 2]
 
@@ -49,17 +49,18 @@ def test_titles_rank_by_the_words_of_the_newest_one() -> None:
 def test_older_titles_count_by_the_decay() -> None:
     example = EXAMPLES[1:].with_columns(history=pl.lit([3, 8]), target=pl.lit(3))
     for decay, rank in ((0.0, None), (0.9, 2)):
-        rule = TitlesConfig("word", 1, 1, 2, decay)
-        table = titles_predictions(example, ITEMS, rule, top_k=2)
+        rule = TitlesConfig("word", 1, 1, 2, decay, None)
+        table = title_rule(ITEMS, rule).predictions(example, ITEMS, top_k=2)
         assert table["target_rank"].to_list() == [rank], decay
 
 
 def test_titles_without_words_are_named() -> None:
     items = ITEMS.with_columns(title=pl.Series(["♥", "愛", "!", "?"]))
     with pytest.raises(ValueError, match="none of the 4 titles, such as '♥', holds a word"):
-        titles_predictions(EXAMPLES, items, RULE, top_k=2)
-    by_characters = TitlesConfig("char_wb", 1, 1, 1, 1.0)
-    assert titles_predictions(EXAMPLES, items, by_characters, top_k=2).height == 2
+        title_rule(items, RULE)
+    by_characters = TitlesConfig("char_wb", 1, 1, 1, 1.0, None)
+    table = title_rule(items, by_characters).predictions(EXAMPLES, items, top_k=2)
+    assert table.height == 2
 
 
 def test_the_first_of_a_row_are_those_of_a_stable_sort() -> None:
@@ -87,7 +88,8 @@ def test_the_rule_has_the_figures_found_apart_from_it(
     rows = [f"data.{split}_rows={'null' if split == 'test' else 8}" for split in SPLITS]
     places = [f"data_root={os.environ['HATLLM_DATA_ROOT']}", f"cache_root={tmp_path}"]
     dataset = load_dataset(compose_config(f"data={name}", *rows, *places))
-    rank = titles_predictions(dataset.splits["test"], dataset.items, RULE, 10)["target_rank"]
+    rule = title_rule(dataset.items, RULE)
+    rank = rule.predictions(dataset.splits["test"], dataset.items, 10)["target_rank"]
     gains = (1 / (rank + 1).log(2)).fill_null(0.0)
     assert rank.is_not_null().mean() == pytest.approx(hit_rate, abs=0.001)
     assert gains.mean() == pytest.approx(ndcg, abs=0.001)

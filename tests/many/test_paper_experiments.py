@@ -28,13 +28,14 @@ Cli = Callable[..., int]
 
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 LABELS = {
-    "ablation": 11, "attention": 5, "baselines": 6, "bert4rec": 5, "efficiency": 5, "floors": 9,
-    "main": 25, "sasrec": 6, "sensitivity": 4,
+    "ablation": 11, "attention": 5, "baselines": 6, "beam": 3, "bert4rec": 5, "efficiency": 5,
+    "floors": 12, "main": 25, "sasrec": 6, "sensitivity": 4,
 }  # fmt: skip
 FILES = {
     "ablation": {"bars.png"},
     "attention": set(),  # its own figure: tests/tasks/test_attention.py
     "baselines": {"bars.png"},
+    "beam": set(),  # its own figure: tests/experiments/test_beam.py
     "bert4rec": {"bars.png"},
     "efficiency": {"efficiency.csv", "efficiency.md"},
     "floors": {"bars.png"},
@@ -66,7 +67,7 @@ def write_windows(root: Path) -> None:
 
 
 def dataset_of(name: str) -> str:
-    return "msl_toys" if name == "bert4rec" else "msl_books"
+    return "msl_toys" if name in ("beam", "bert4rec") else "msl_books"
 
 
 def words_of(name: str, folder: Path) -> list[str]:
@@ -127,7 +128,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Of those that end in the files of another, with fewer arms, only the cells are planned below.
-ALIKE = ("ablation", "attention", "bert4rec", "efficiency", "floors", "main", "sasrec")
+ALIKE = ("ablation", "attention", "beam", "bert4rec", "efficiency", "floors", "main", "sasrec")
 
 
 @pytest.mark.parametrize(

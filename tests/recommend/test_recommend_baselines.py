@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from cli import call_cli, smoke_words
+from encoders import write_encoder
 
 Cli = Callable[..., int]
 KINDS: dict[str, list[str]] = {
@@ -13,6 +14,7 @@ KINDS: dict[str, list[str]] = {
     "knn": [],
     "titles": [],
     "titles_graph": [],
+    "sentences": ["model.titles.encoder=encoder"],  # gone too, when it answers
     "sasrec": ["model.sequence.max_epochs=1"],
 }
 
@@ -23,9 +25,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("baselines")
     with pytest.MonkeyPatch.context() as patch:
         words = smoke_words(folder)
+        write_encoder(folder / "encoder")
         for kind, more in KINDS.items():
             assert call_cli(patch, folder, *words, f"model={kind}", f"run_name={kind}", *more) == 0
     (folder / "shop").rename(folder / "gone")
+    (folder / "encoder").rename(folder / "gone-too")
     return folder / "outputs"
 
 

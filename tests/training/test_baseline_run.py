@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 from cli import call_cli, smoke_words
+from encoders import write_encoder
 from safetensors.torch import load_file
 from toys import Compose
 
@@ -50,15 +51,21 @@ def popularity(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "outputs" / "popularity"
 
 
-@pytest.mark.parametrize("model", ["knn", "titles", "titles_graph", *LEARNED])
+@pytest.mark.parametrize("model", ["knn", "titles", "titles_graph", "sentences", *LEARNED])
 def test_a_run_folder_holds_what_that_of_popularity_holds(
-    cli: Cli, shop: list[str], popularity: Path, model: str
+    cli: Cli, shop: list[str], popularity: Path, model: str, tmp_path: Path
 ) -> None:
     expected = popularity
     words = [f"model={model}", *(SHORT if model in LEARNED else ())]
+    if model == "sentences":
+        words.append(f"model.titles.encoder={write_encoder(tmp_path / 'encoder')}")
     folder = runs(cli, shop, "baseline", *words)
     more = {"curves.csv", "curves.png", "model.safetensors"} if model in LEARNED else set()
-    learned = {"knn": {"neighbours.parquet"}, "titles_graph": {"transitions.parquet"}}
+    learned = {
+        "knn": {"neighbours.parquet"},
+        "titles_graph": {"transitions.parquet"},
+        "sentences": {"sentence_vectors.safetensors"},
+    }
     more |= learned.get(model, set())
     assert files_of(folder) == files_of(expected) - {"popularity.parquet"} | more
     tables = [pl.read_parquet(f / "predictions.parquet") for f in (expected, folder)]
@@ -260,6 +267,10 @@ def test_an_experiment_runs_learned_baselines_once_a_seed(compose_config: Compos
         (["model=titles_graph", "model.transitions.weight=-1"],
          "model.transitions.weight=-1.0 must be"),
         (["model=titles", "model.kind=titles_graph"], "model.transitions must be given for"),
+        (["model=sentences"], "model.titles.encoder=None must be the folder of a sentence encoder"),
+        (["model=sentences", "model.titles.encoder=no/where"],
+         "model.titles.encoder='no/where': no such folder"),
+        (["model=titles", "model.titles.encoder=a"], "model.titles.encoder='a' must be the folder"),
         (["model=knn", "model.kind=sasrec"], "model.knn must be given for model.kind=knn"),
         (["model=popularity", "model.kind=bert4rec"], "model.sequence must be given for"),
     ],

@@ -17,10 +17,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from hatllm.baselines.title_rule import titles_predictions
+from hatllm.baselines.title_rule import title_rule
 from hatllm.config import TitlesConfig
 
-RULE = TitlesConfig("word", 1, 1, 1, 1.0)
+RULE = TitlesConfig("word", 1, 1, 1, 1.0, None)
 TOP_K, HISTORY = 10, 10
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     items = pl.DataFrame({"item_id": range(asked.titles), "title": titles})
     examples = made_up_users(asked.users, asked.titles, asked.seed)
     before, start, cpu = peak_gib(), time.perf_counter(), time.process_time()
-    table = titles_predictions(examples, items, RULE, TOP_K)
+    table = title_rule(items, RULE).predictions(examples, items, TOP_K)
     facts = {
         "titles": asked.titles, "different titles": items["title"].n_unique(),
         "users": asked.users, "wall seconds": round(time.perf_counter() - start, 1),

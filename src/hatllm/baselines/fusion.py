@@ -6,12 +6,21 @@ with weights). Equal scores: the title that stands higher in the first list. Not
 needed, so that any two kinds of run fuse, fused ones too.
 """
 
+from collections.abc import Iterator
+
+import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
+from hatllm.baselines.predictions_table import predictions_table
+from hatllm.baselines.ranks_of_scores import TitleIndex, top_titles
+from hatllm.baselines.scored import Scored
+from hatllm.baselines.sequences import Sequences
 from hatllm.config import FusionConfig
 from hatllm.metrics.ranking import discounted_gains
 
+ROWS_A_BATCH = 256
 NOWHERE = 10**9  # rank of a title that a list does not hold
 
 
@@ -89,19 +98,49 @@ def fused_predictions(
     rows = rows.join(titles, left_on="target_item", right_on="item_id", how="left")
     rows = rows.join(_ranks(lists, titles), on=["example_id", "lowest"], how="left")
     item_rank = pl.col("items_before") + pl.col("place")
-    return rows.select(
-        "example_id",
-        "user_id",
-        "target_item",
-        pl.col("rank").cast(pl.Int64).alias("target_rank"),
-        pl.when(item_rank <= top_k).then(item_rank).cast(pl.Int64).alias("target_item_rank"),
-        "top_items",
-        "top_log_probs",
-        target_trie_log_prob=pl.lit(None, pl.Float64),
-        target_vocab_log_prob=pl.lit(None, pl.Float64),
-        history_length="history_length",
-        ambiguous="ambiguous",
-    ).sort("example_id")
+    rows = rows.with_columns(target_rank="rank", target_item_rank=item_rank).sort("example_id")
+    return predictions_table(rows, top_k)
+
+
+def fused_rule(
+    first: Scored, second: Scored, items: pl.DataFrame, share: float, constant: float, top_k: int
+) -> Scored:
+    """The fused lists of two models as scores of all items.
+
+    Args:
+        first: A model.
+        second: Another, of the same items.
+        items: The catalogue: item_id, title.
+        share: As `fused_lists`.
+        constant: As `fused_lists`.
+        top_k: Titles of each model's list.
+
+    Returns:
+        An item's score is its title's part of the scores, 0 where the title stands in no list.
+    """
+    index = TitleIndex.of(items)
+
+    def batches(rows: Sequences) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(rows), ROWS_A_BATCH):
+            part = rows.cut(slice(start, start + ROWS_A_BATCH))
+            lists = [_top_lists(model, part, index, top_k) for model in (first, second)]
+            fused = fused_lists(lists[0], lists[1], share, constant, 2 * top_k)
+            score_BI = torch.zeros(len(part), part.num_items, dtype=torch.float64)
+            for row, chosen, log_probs in fused.iter_rows():
+                number = np.searchsorted(index.item_id_I, chosen)
+                score_BI[row, number] = torch.tensor(log_probs, dtype=torch.float64).exp()
+            yield score_BI, part.target_G
+
+    return Scored(batches, max(first.num_read, second.num_read))
+
+
+def _top_lists(model: Scored, rows: Sequences, index: TitleIndex, top_k: int) -> pl.DataFrame:
+    """A model's best titles by row: example_id (number of the row), top_items."""
+    top_k = min(top_k, len(index.first_J))
+    batches = model.batches(rows.newest(model.num_read))
+    first_GW = torch.cat([top_titles(score_BI, index, top_k, None)[0] for score_BI, _ in batches])
+    top_items = index.item_id_I[first_GW.numpy()].tolist()
+    return pl.DataFrame({"example_id": range(len(rows)), "top_items": top_items})
 
 
 def _title_places(items: pl.DataFrame) -> pl.DataFrame:

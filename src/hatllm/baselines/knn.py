@@ -11,14 +11,15 @@ Dimension key: B examples of a batch, I items by ascending id.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
-from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
-from hatllm.baselines.sequences import Sequences, sequences_of
+from hatllm.baselines.scored import Scored
+from hatllm.baselines.sequences import IntArray, Sequences
 from hatllm.config import KnnConfig
 from hatllm.metrics.tie_order import scrambled
 
@@ -26,54 +27,10 @@ ROWS_A_BATCH = 256
 MEETINGS_AT_A_TIME = 4_000_000  # pairs that exist at once: long sequences make many
 
 
-def knn_predictions(
-    interactions: pl.DataFrame,
-    examples: pl.DataFrame,
-    items: pl.DataFrame,
-    config: KnnConfig,
-    top_k: int,
-    exclude_history: bool = False,
-) -> pl.DataFrame:
-    """Recommend the neighbours of each example's last item.
-
-    Args:
-        interactions: Those of train: user_id, item_id.
-        examples: Examples to answer: example_id, user_id, history, target.
-        items: The catalogue: item_id, title.
-        config: How neighbours are found.
-        top_k: Titles answered for each example.
-        exclude_history: As `predictions_of`.
-
-    Returns:
-        The predictions table.
-
-    Raises:
-        ValueError: If an item is not in the catalogue.
-    """
-    table = neighbours(interactions, config)
-    return knn_answers(table, examples, items, top_k, exclude_history)
-
-
-def knn_answers(
-    table: pl.DataFrame,
-    examples: pl.DataFrame,
-    items: pl.DataFrame,
-    top_k: int,
-    exclude_history: bool = False,
-) -> pl.DataFrame:
-    """As `knn_predictions`, from the neighbours that are known.
-
-    Args:
-        table: As `neighbours` gives it.
-        examples: As `knn_predictions`.
-        items: As `knn_predictions`.
-        top_k: As `knn_predictions`.
-        exclude_history: As `knn_predictions`.
-    """
-    index = TitleIndex.of(items)
-    sequences = sequences_of(examples, index.item_id_I, 1)
-    batches = knn_scores(table, sequences, index)
-    return predictions_of(examples, batches, index, top_k, exclude_history)
+def knn_rule(table: pl.DataFrame, items: pl.DataFrame) -> Scored:
+    """Neighbours, as `neighbours` gives them, over the catalogue's item_id."""
+    item_id_I = items["item_id"].cast(pl.Int64).sort().to_numpy()
+    return Scored(partial(knn_scores, table, item_id_I=item_id_I), 1)
 
 
 def neighbours(interactions: pl.DataFrame, config: KnnConfig) -> pl.DataFrame:
@@ -127,11 +84,11 @@ def _nearest(
 
 
 def knn_scores(
-    table: pl.DataFrame, sequences: Sequences, index: TitleIndex
+    table: pl.DataFrame, sequences: Sequences, item_id_I: IntArray
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """score_BI and target_B of each batch."""
-    item = np.searchsorted(index.item_id_I, table["item_id"].to_numpy())
-    neighbour = np.searchsorted(index.item_id_I, table["neighbour"].to_numpy())
+    item = np.searchsorted(item_id_I, table["item_id"].to_numpy())
+    neighbour = np.searchsorted(item_id_I, table["neighbour"].to_numpy())
     similarity = table["similarity"].to_numpy()
     starts = np.searchsorted(item, np.arange(sequences.num_items + 1))  # rows are sorted by item
     for first in range(0, len(sequences), ROWS_A_BATCH):

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from hatllm.baselines.predictions_table import predictions_table
 from hatllm.metrics.tie_order import scrambled
 
 # Additive smoothing: added to every title's count, so that an unseen one has a probability. From
@@ -75,20 +76,15 @@ def ranked_predictions(
     rows = rows.with_columns(
         pl.col("rank") - pl.col("titles_gone"), pl.col("item_rank") - pl.col("items_gone")
     )
-    in_list = (pl.col("rank") <= top_k) & ~pl.col("is_gone")
-    return rows.select(
-        "example_id",
-        "user_id",
+    is_left = ~pl.col("is_gone")
+    rows = rows.with_columns(
         target_item="target",
-        target_rank=pl.when(in_list).then("rank"),
-        target_item_rank=pl.when(in_list).then("item_rank"),
-        top_items="top_items",
-        top_log_probs="top_log_probs",
+        target_rank=pl.when(is_left).then("rank"),
+        target_item_rank=pl.when(is_left).then("item_rank"),
         target_trie_log_prob="log_prob",
-        target_vocab_log_prob=pl.lit(None, pl.Float64),
-        history_length=pl.col("history").list.len().cast(pl.Int64),
-        ambiguous="ambiguous",
+        history_length=pl.col("history").list.len(),
     )
+    return predictions_table(rows, top_k)
 
 
 def _same_for_all(ranked: pl.DataFrame, examples: pl.DataFrame, top_k: int) -> pl.DataFrame:

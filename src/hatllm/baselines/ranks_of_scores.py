@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hatllm.baselines.predictions_table import predictions_table
 from hatllm.metrics.tie_order import scrambled
 
 Answers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # of one batch: see `table_of`
@@ -151,29 +152,19 @@ def table_of(
     title_rank_G, item_rank_G, top_GW, log_prob_GW, ambiguous_G = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
-    ranks = {"target_rank": title_rank_G, "target_item_rank": item_rank_G}
-    table = examples.select(
-        pl.col("example_id", "user_id").cast(pl.Int64),
-        target_item=pl.col("target").cast(pl.Int64),
-        history_length=pl.col("history").list.len().cast(pl.Int64),
+    rows = examples.select(
+        "example_id",
+        "user_id",
+        target_item="target",
+        history_length=pl.col("history").list.len(),
     )
-    table = table.with_columns(
-        *(pl.Series(name, rank_G) for name, rank_G in ranks.items()),
+    rows = rows.with_columns(
+        pl.Series("target_rank", title_rank_G),
+        pl.Series("target_item_rank", item_rank_G),
         *_lists(index.item_id_I[top_GW], log_prob_GW, top_GW >= 0),
         pl.Series("ambiguous", ambiguous_G),
     )
-    return table.select(
-        "example_id",
-        "user_id",
-        "target_item",
-        *(pl.when(pl.col(name) <= top_k).then(name).alias(name) for name in ranks),
-        "top_items",
-        "top_log_probs",
-        target_trie_log_prob=pl.lit(None, pl.Float64),
-        target_vocab_log_prob=pl.lit(None, pl.Float64),
-        history_length="history_length",
-        ambiguous="ambiguous",
-    )
+    return predictions_table(rows, top_k)
 
 
 def _parts(

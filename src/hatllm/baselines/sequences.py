@@ -45,6 +45,22 @@ class Sequences:
             self.target_G[row_B].to(device),
         )
 
+    def cut(self, rows: slice) -> "Sequences":
+        """Some of the rows."""
+        return Sequences(
+            self.history_GL[rows], self.length_G[rows], self.target_G[rows], self.num_items
+        )
+
+    def newest(self, num_items_read: int) -> "Sequences":
+        """The same rows with at most so many items of each history, the newest."""
+        length_G = self.length_G.clamp(max=num_items_read)
+        step_L = torch.arange(num_items_read)
+        place_GL = (self.length_G - length_G)[:, None] + step_L
+        place_GL = place_GL.clamp(max=self.history_GL.shape[1] - 1)
+        history_GL = self.history_GL.gather(1, place_GL)
+        history_GL = history_GL.masked_fill(step_L >= length_G[:, None], self.num_items)
+        return Sequences(history_GL, length_G, self.target_G, self.num_items)
+
 
 def sequences_of(examples: pl.DataFrame, item_id_I: IntArray, max_history_items: int) -> Sequences:
     """Read examples; keeps the newest items of each history.

@@ -15,51 +15,41 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from hatllm.baselines.ranks_of_scores import TitleIndex
-from hatllm.baselines.ranks_of_sparse import sparse_predictions_of
-from hatllm.baselines.sequences import IntArray, Sequences, sequences_of
-from hatllm.baselines.title_rule import row_slices, shared_word_scores, title_vectors
+from hatllm.baselines.scored import Scored
+from hatllm.baselines.sequences import IntArray, Sequences
+from hatllm.baselines.title_rule import row_slices, title_rule
 from hatllm.config import TitlesConfig
 
 
-def titles_graph_predictions(
-    transitions: pl.DataFrame,
-    weight: float,
-    examples: pl.DataFrame,
-    items: pl.DataFrame,
-    config: TitlesConfig,
-    top_k: int,
-    exclude_history: bool = False,
-) -> pl.DataFrame:
-    """Recommend titles like each example's newest ones, and what comes after its last item.
+def title_graph(
+    transitions: pl.DataFrame, weight: float, items: pl.DataFrame, config: TitlesConfig
+) -> Scored:
+    """The rule over a catalogue.
 
     Args:
         transitions: What train counts: item_id, next_item, count.
         weight: Of log(1 + count).
-        examples: Examples to answer: example_id, user_id, history, target.
-        items: The catalogue: item_id, title.
+        items: item_id, title.
         config: How titles are read, and how many.
-        top_k: Titles answered for each example.
-        exclude_history: As `predictions_of`.
-
-    Returns:
-        The predictions table.
 
     Raises:
-        ValueError: If no title has a word, or an item is not in the catalogue.
+        ValueError: If no title has a word.
     """
-    index = TitleIndex.of(items)
-    sequences = sequences_of(examples, index.item_id_I, config.last_items)
-    vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
-    bonus = transition_bonus(transitions, weight, index.item_id_I)
-    last_G = _last_items(sequences, slice(None))
-    batches = (
-        csr_matrix(score_BI + bonus[last_G[part]])
-        for part, score_BI in shared_word_scores(vectors, sequences, config)
-    )
-    return sparse_predictions_of(
-        examples, batches, sequences.target_G, index, top_k, exclude_history
-    )
+    by_words = title_rule(items, config)
+    bonus = transition_bonus(transitions, weight, items["item_id"].cast(pl.Int64).sort().to_numpy())
+
+    def batches(rows: Sequences) -> Iterator[tuple[Tensor, Tensor]]:
+        return with_bonus(by_words.batches(rows), bonus, rows)
+
+    def sparse(rows: Sequences) -> Iterator[csr_matrix]:
+        assert by_words.sparse is not None
+        last_G, first = _last_items(rows, slice(None)), 0
+        for score_BI in by_words.sparse(rows):
+            end = first + score_BI.shape[0]
+            yield csr_matrix(score_BI + bonus[last_G[first:end]])
+            first = end
+
+    return Scored(batches, by_words.num_read, sparse)
 
 
 def transition_bonus(transitions: pl.DataFrame, weight: float, item_id_I: IntArray) -> csr_matrix:

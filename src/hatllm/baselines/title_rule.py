@@ -12,6 +12,7 @@ Dimension key: B examples of a batch, I items by ascending id.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -19,43 +20,29 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from hatllm.baselines.ranks_of_scores import TitleIndex
-from hatllm.baselines.ranks_of_sparse import sparse_predictions_of
-from hatllm.baselines.sequences import Sequences, sequences_of
+from hatllm.baselines.scored import Scored
+from hatllm.baselines.sequences import Sequences
 from hatllm.config import TitlesConfig
 from hatllm.metrics.title_vectors import tf_idf
 
 SCORES_AT_A_TIME = 16_000_000
 
 
-def titles_predictions(
-    examples: pl.DataFrame,
-    items: pl.DataFrame,
-    config: TitlesConfig,
-    top_k: int,
-    exclude_history: bool = False,
-) -> pl.DataFrame:
-    """Recommend the titles most like each example's newest ones.
+def title_rule(items: pl.DataFrame, config: TitlesConfig) -> Scored:
+    """The rule over a catalogue.
 
     Args:
-        examples: Examples to answer: example_id, user_id, history, target.
-        items: The catalogue: item_id, title.
+        items: item_id, title.
         config: How titles are read, and how many.
-        top_k: Titles answered for each example.
-        exclude_history: As `predictions_of`.
-
-    Returns:
-        The predictions table.
 
     Raises:
-        ValueError: If no title has a word, or an item is not in the catalogue.
+        ValueError: If no title has a word.
     """
-    index = TitleIndex.of(items)
-    sequences = sequences_of(examples, index.item_id_I, config.last_items)
     vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
-    batches = (score_BI for _, score_BI in shared_word_scores(vectors, sequences, config))
-    return sparse_predictions_of(
-        examples, batches, sequences.target_G, index, top_k, exclude_history
+    return Scored(
+        batches=partial(title_scores, vectors, config=config),
+        num_read=config.last_items,
+        sparse=partial(shared_word_scores, vectors, config=config),
     )
 
 
@@ -83,10 +70,10 @@ def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
 
 def shared_word_scores(
     vectors: csr_matrix, sequences: Sequences, config: TitlesConfig
-) -> Iterator[tuple[slice, csr_matrix]]:
-    """The rows of each batch and their scores, (B, I): titles that share no word have no entry."""
+) -> Iterator[csr_matrix]:
+    """The scores of each batch, (B, I): titles that share no word have no entry."""
     by_word = vectors.T.tocsr()
-    query = csr_matrix(_weights(sequences, slice(None), config) @ vectors)
+    query = csr_matrix(history_weights(sequences, slice(None), config.decay) @ vectors)
     query.sort_indices()  # sums in the order of `title_scores`, so that equal scores stay equal
     of_word = np.append(0, np.diff(by_word.indptr)[query.indices].cumsum())
     num_scores = of_word[query.indptr[1:]] - of_word[query.indptr[:-1]]  # at most, of each row
@@ -94,7 +81,7 @@ def shared_word_scores(
     while first < rows:
         fitting = np.searchsorted(num_scores[first:].cumsum(), SCORES_AT_A_TIME, side="right")
         part = slice(first, first + max(1, int(fitting)))
-        yield part, csr_matrix(query[part] @ by_word)
+        yield csr_matrix(query[part] @ by_word)
         first = part.stop
 
 
@@ -104,7 +91,7 @@ def title_scores(
     """score_BI and target_B of each batch of `row_slices`."""
     by_word = vectors.T.tocsr()
     for part in row_slices(sequences):
-        query = _weights(sequences, part, config) @ vectors
+        query = history_weights(sequences, part, config.decay) @ vectors
         # Only the batch's words are read, and the product is dense: most titles share a word.
         words = np.unique(query.indices)
         score_IB = by_word[words].T @ query[:, words].T.toarray()
@@ -118,10 +105,19 @@ def row_slices(sequences: Sequences) -> Iterator[slice]:
         yield slice(first, first + num_rows)
 
 
-def _weights(sequences: Sequences, rows: slice, config: TitlesConfig) -> csr_matrix:
-    """How much each item of the catalogue counts for each example. Shape (B, I)."""
+def history_weights(sequences: Sequences, rows: slice, decay: float) -> csr_matrix:
+    """How much each item of the catalogue counts for each example.
+
+    Args:
+        sequences: Histories.
+        rows: Those of a batch.
+        decay: Weight of an item over that of the next one.
+
+    Returns:
+        Shape (B, I), float64, sparse.
+    """
     history_BL, length_B = sequences.history_GL[rows].numpy(), sequences.length_G[rows].numpy()
     row, place = np.nonzero(np.arange(history_BL.shape[1]) < length_B[:, None])
-    weight = config.decay ** (length_B[row] - 1.0 - place)
+    weight = decay ** (length_B[row] - 1.0 - place)
     shape = (len(length_B), sequences.num_items)
     return csr_matrix((weight, (row, history_BL[row, place])), shape=shape)

@@ -12,6 +12,7 @@ from hatllm.config.experiment import ExperimentConfig
 from hatllm.config.mask import MaskConfig
 from hatllm.config.metrics import MetricsConfig, cut_off_of, main_cut_off
 from hatllm.config.model import (
+    MODEL_KINDS,
     SEQUENCE_KINDS,
     ClozeConfig,
     DrosConfig,
@@ -35,6 +36,7 @@ from hatllm.config.sweep import SweepConfig
 from hatllm.config.trainer import TrainerConfig
 
 __all__ = [
+    "MODEL_KINDS",
     "NOT_IN_HASH",
     "OTHER_RUNS",
     "SEQUENCE_KINDS",

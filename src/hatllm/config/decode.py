@@ -22,7 +22,7 @@ class DecodeConfig:
     users_per_batch: int
     max_expansions: int  # exact: model calls a user before it gives up its certificate
     state_cache: bool | None  # keep shallow states of the catalogue; null = where it pays
-    assistant_run: str | None  # d3: finished run of a model of SEQUENCE_KINDS
+    assistant_run: str | None  # d3: finished run of a baseline
     llm_weight: float | None  # d3: of the LLM's log-probabilities; the rest is the assistant's
     max_title_tokens: int | None  # grounding: longest text written; null = the longest title's
     information_gain: float | None  # beam: how much less tokens count that decide least; null = 0

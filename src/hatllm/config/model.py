@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from hatllm.config.checks import check_choice, check_positive, check_range
 
 SEQUENCE_KINDS = ("sasrec", "gru4rec", "bert4rec")
-SEEDLESS_KINDS = ("popularity", "knn", "titles", "titles_graph")  # no seed changes what they answer
+# No seed changes what they answer.
+SEEDLESS_KINDS = ("popularity", "knn", "titles", "titles_graph", "sentences")
+TITLE_KINDS = ("titles", "titles_graph", "sentences")
 TRAIN_ON = ("full", "sampled")
 ANALYZERS = ("word", "char", "char_wb")
 POPULARITY_COUNTS = ("interactions", "targets")
@@ -48,13 +50,14 @@ class KnnConfig:
 
 @dataclass
 class TitlesConfig:
-    """The title rule."""
+    """The title rules."""
 
     analyzer: str  # one of ANALYZERS: what a title is cut into
     shortest_ngram: int  # pieces that count together
     longest_ngram: int  # likewise, the most
     last_items: int  # newest titles of a history that count
     decay: float  # weight of a title over that of the next one
+    encoder: str | None  # kind sentences: folder of a sentence encoder
 
     def __post_init__(self) -> None:
         check_choice("model.titles.analyzer", self.analyzer, ANALYZERS)
@@ -206,7 +209,7 @@ class ModelConfig:
     compile: bool  # decoder layers through torch.compile
     popularity: PopularityConfig | None  # kind popularity
     knn: KnnConfig | None  # kind knn
-    titles: TitlesConfig | None  # kinds titles and titles_graph
+    titles: TitlesConfig | None  # kinds titles, titles_graph and sentences
     transitions: TransitionsConfig | None  # kind titles_graph
     sequence: SequenceConfig | None  # one of SEQUENCE_KINDS
     fusion: FusionConfig | None  # kind fusion
@@ -266,7 +269,7 @@ class ModelConfig:
         for field, kinds in (
             ("knn", ("knn",)),
             ("fusion", ("fusion",)),
-            ("titles", ("titles", "titles_graph")),
+            ("titles", TITLE_KINDS),
             ("transitions", ("titles_graph",)),
             ("sequence", SEQUENCE_KINDS),
             ("popularity", ("popularity",)),
@@ -276,6 +279,11 @@ class ModelConfig:
                     f"model.{field} must be given for model.kind={', '.join(kinds)} and null for "
                     f"any other, got model.kind={self.kind!r}; choose model=NAME of conf/model/"
                 )
+        if self.titles is not None and (self.titles.encoder is None) == (self.kind == "sentences"):
+            raise ValueError(
+                f"model.titles.encoder={self.titles.encoder!r} must be the folder of a sentence "
+                "encoder with model=sentences, and null with any other model"
+            )
         if self.sequence is None:
             return
         needed = {

@@ -7,18 +7,16 @@ import polars as pl
 
 from hatllm.baselines.fusion import fused_predictions
 from hatllm.baselines.popularity import ranked_predictions
-from hatllm.baselines.title_graph import titles_graph_predictions
-from hatllm.baselines.title_rule import titles_predictions
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset
 from hatllm.data.sources.source_tables import read_parquet
 from hatllm.files import read_json
 from hatllm.memory import naming_what_to_lower
-from hatllm.recommend.id_answerer import IdAnswerer
 from hatllm.runs.folder import finished_config, load_config
-from hatllm.runs.run_files import FUSION_FILE, POPULARITY_FILE, TRANSITIONS_FILE
+from hatllm.runs.run_files import FUSION_FILE, POPULARITY_FILE
 from hatllm.training.assemble import assemble, load_tuned
 from hatllm.training.decode_splits import decode_splits
+from hatllm.training.scored_run import scored_run
 
 RANKED = ["item_id", "rank", "item_rank", "log_prob", "ambiguous"]
 
@@ -53,20 +51,9 @@ def split_answers(config: Config, dataset: Dataset, split: str, scratch: Path) -
             )
             share, constant = float(learned["share"]), float(learned["constant"])
             return fused_predictions(first, second, dataset.items, share, constant, top_k)
-        case "titles":
-            rule = config.model.titles
-            assert rule is not None
-            return titles_predictions(examples, dataset.items, rule, top_k, exclude_history)
-        case "titles_graph":
-            rule, counted = config.model.titles, config.model.transitions
-            assert rule is not None and counted is not None
-            table = read_parquet(folder / TRANSITIONS_FILE, ["item_id", "next_item", "count"])
-            return titles_graph_predictions(
-                table, counted.weight, examples, dataset.items, rule, top_k, exclude_history
-            )
         case _:
-            answerer = IdAnswerer(config, dataset.items)
-            return answerer.predictions(examples, top_k, exclude_history)
+            rule = scored_run(folder, config, dataset.items, "task.run_folder")
+            return rule.predictions(examples, dataset.items, top_k, exclude_history)
 
 
 def _part(config: Config, field: str, dataset: Dataset, split: str, scratch: Path) -> pl.DataFrame:

@@ -30,6 +30,7 @@ POPULARITY_FILE = "popularity.parquet"  # of popularity
 NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN
 FUSION_FILE = "fusion.json"  # share of the first run, and what every share was worth on valid
 TRANSITIONS_FILE = "transitions.parquet"  # of the title rule with transitions
+SENTENCES_FILE = "sentence_vectors.safetensors"  # of the title rule by meaning
 CHECKPOINT_FILE = Path("checkpoints") / "last.ckpt"  # until the run is finished
 SHARDS = "shards"  # folder of shards, while there are any
 EVALUATIONS = "evaluations"  # folder of what task=evaluate leaves, a folder each

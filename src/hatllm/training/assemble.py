@@ -30,8 +30,9 @@ from hatllm.model.before_loading import check_backbone
 from hatllm.model.export import load_exported
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
+from hatllm.training.assistants import load_assistant
 from hatllm.training.hardware import check_hardware
-from hatllm.training.other_runs import exported_item_vectors, load_assistant, load_item_vectors
+from hatllm.training.other_runs import exported_item_vectors, load_item_vectors
 
 
 @dataclass(kw_only=True)

@@ -22,7 +22,7 @@ from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.best_step import exported
 from hatllm.runs.run_files import CHECKPOINT_FILE, POPULARITY_FILE, WEIGHTS_FILE
 from hatllm.training.checkpoints import load_checkpoint
-from hatllm.training.counted_run import knn_run, titles_graph_run, titles_run
+from hatllm.training.counted_run import knn_run, sentences_run, titles_graph_run, titles_run
 from hatllm.training.finite_loss import stop_at_non_finite_loss
 from hatllm.training.fused_run import fused_answers
 from hatllm.training.id_model import (
@@ -54,7 +54,8 @@ def baseline_predictions(
     Args:
         config: The run.
         folder: Run folder; a trained model's weights go to ``model.safetensors``, neighbours to
-            ``neighbours.parquet``, transitions to ``transitions.parquet``.
+            ``neighbours.parquet``, transitions to ``transitions.parquet``, vectors of titles to
+            ``sentence_vectors.safetensors``.
         dataset: The prepared examples.
         loggers: Lightning loggers, for curves.
         seconds: Gains ``train`` and ``evaluate``.
@@ -79,6 +80,8 @@ def baseline_predictions(
             found = titles_run(config, dataset)
         case "titles_graph":
             found = titles_graph_run(config, folder, dataset)
+        case "sentences":
+            found = sentences_run(config, folder, dataset)
         case _:
             index = TitleIndex.of(dataset.items)
             model, chosen = _trained(config, folder, dataset, index, loggers, signals)

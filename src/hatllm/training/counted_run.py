@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import polars as pl
+from safetensors.torch import save_file
 
-from hatllm.baselines.knn import knn_answers, neighbours
-from hatllm.baselines.title_graph import titles_graph_predictions
-from hatllm.baselines.title_rule import titles_predictions
+from hatllm.baselines.knn import knn_rule, neighbours
+from hatllm.baselines.scored import Scored
+from hatllm.baselines.sentences import sentence_rule
+from hatllm.baselines.title_graph import title_graph
+from hatllm.baselines.title_rule import title_rule
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset
 from hatllm.data.train_interactions import interactions_of, transition_counts
-from hatllm.files import write_table
-from hatllm.runs.run_files import NEIGHBOURS_FILE, PREDICTIONS, TRANSITIONS_FILE
+from hatllm.files import write_table, written_whole
+from hatllm.model.sentence_encoder import sentence_vectors
+from hatllm.runs.run_files import NEIGHBOURS_FILE, PREDICTIONS, SENTENCES_FILE, TRANSITIONS_FILE
 
 
 def knn_run(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
@@ -20,32 +24,14 @@ def knn_run(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.Data
     assert knn is not None
     table = neighbours(_interactions(dataset, knn.train_on), knn)
     write_table(folder / NEIGHBOURS_FILE, table)
-    return {
-        split: knn_answers(
-            table,
-            dataset.splits[split],
-            dataset.items,
-            config.decode.top_k,
-            config.decode.exclude_history,
-        )
-        for split in PREDICTIONS
-    }
+    return _answers(config, dataset, knn_rule(table, dataset.items))
 
 
 def titles_run(config: Config, dataset: Dataset) -> dict[str, pl.DataFrame]:
     """Answer both splits with the title rule."""
     titles = config.model.titles
     assert titles is not None
-    return {
-        split: titles_predictions(
-            dataset.splits[split],
-            dataset.items,
-            titles,
-            config.decode.top_k,
-            config.decode.exclude_history,
-        )
-        for split in PREDICTIONS
-    }
+    return _answers(config, dataset, title_rule(dataset.items, titles))
 
 
 def titles_graph_run(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
@@ -54,18 +40,26 @@ def titles_graph_run(config: Config, folder: Path, dataset: Dataset) -> dict[str
     assert titles is not None and counted is not None
     table = transition_counts(_interactions(dataset, counted.train_on))
     write_table(folder / TRANSITIONS_FILE, table)
-    examples = {split: dataset.splits[split] for split in PREDICTIONS}
+    rule = title_graph(table, counted.weight, dataset.items, titles)
+    return _answers(config, dataset, rule)
+
+
+def sentences_run(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
+    """Write the titles' vectors, and answer both splits with them."""
+    titles = config.model.titles
+    assert titles is not None and titles.encoder is not None
+    texts = dataset.items.sort("item_id")["title"].to_list()
+    vector_ID = sentence_vectors(texts, titles.encoder, "model.titles.encoder")
+    with written_whole(folder / SENTENCES_FILE) as partial:
+        save_file({"vector_ID": vector_ID}, partial)
+    return _answers(config, dataset, sentence_rule(vector_ID, titles))
+
+
+def _answers(config: Config, dataset: Dataset, rule: Scored) -> dict[str, pl.DataFrame]:
+    top_k, exclude_history = config.decode.top_k, config.decode.exclude_history
     return {
-        split: titles_graph_predictions(
-            table,
-            counted.weight,
-            rows,
-            dataset.items,
-            titles,
-            config.decode.top_k,
-            config.decode.exclude_history,
-        )
-        for split, rows in examples.items()
+        split: rule.predictions(dataset.splits[split], dataset.items, top_k, exclude_history)
+        for split in PREDICTIONS
     }
 
 

@@ -1,24 +1,17 @@
-"""Finished runs of id models that a run needs: for its item vectors, as assistant of d3."""
+"""Finished runs of id models that a run needs for its item vectors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import polars as pl
-import torch
 from torch import Tensor
 
-from hatllm.baselines.sequences import sequences_of
 from hatllm.config import Config
 from hatllm.data.prompt import IntArray
 from hatllm.model.export import ITEM_TOKENS_FILE, read_tensors
 from hatllm.runs.run_files import read_identity
-from hatllm.training.id_model import SequenceModel, scores
 from hatllm.training.sequence_run import check_same_items, load_sequence_run
 
 ITEM_VECTORS = "model.item_vectors"
-ASSISTANT = "decode.assistant_run"
 
 
 def load_item_vectors(
@@ -71,42 +64,3 @@ def exported_item_vectors(finished: Path, item_id_I: IntArray) -> Tensor:
     if "vector_IE" not in tensors:
         raise ValueError(f"{path} has no vector_IE")
     return tensors["vector_IE"]
-
-
-@dataclass(frozen=True)
-class IdAssistant:
-    """Softmax over the scores of all items (see `hatllm.decode.catalogue.Assistant`)."""
-
-    model: SequenceModel
-    item_id_I: IntArray
-    max_history_items: int
-    batch_size: int
-
-    def __call__(self, histories: list[IntArray]) -> Tensor:
-        """Log-probability of every item by ascending id, (B, I)."""
-        anything = np.full(len(histories), self.item_id_I[0])  # nobody asks for the target
-        examples = pl.DataFrame(
-            {"history": [history.tolist() for history in histories], "target": anything}
-        )
-        rows = sequences_of(examples, self.item_id_I, self.max_history_items)
-        parts = [score_BI for score_BI, _ in scores(self.model, rows, self.batch_size)]
-        return torch.cat(parts).log_softmax(1)
-
-
-def load_assistant(folder: str, item_id_I: IntArray, coming: Mapping[str, Config]) -> IdAssistant:
-    """The model of a finished baseline run, on the CPU.
-
-    Args:
-        folder: The run's folder.
-        item_id_I: The catalogue, ascending.
-        coming: As in `load_sequence_run`.
-
-    Returns:
-        The assistant; it reads as many items of a history as it was trained with.
-
-    Raises:
-        ValueError: As `load_sequence_run`.
-    """
-    model, saved = load_sequence_run(folder, item_id_I, ASSISTANT, coming)
-    length, batch_size = saved.data.max_history_items, saved.model.sequence.batch_size
-    return IdAssistant(model, item_id_I, length, batch_size)
