@@ -17,7 +17,7 @@ from rapidfuzz.distance import Indel
 from hatllm.data.titles import clean_title, cut_title
 
 FORMS_KEPT = 100_000  # strings that are no title letter by letter; a file repeats them
-MOST_UNLIKE = 0.4  # share of the spelling below which titles are not near
+MOST_UNLIKE = 0.39  # share of the spelling below which titles are not near
 NAMES_A_PART = 50_000
 
 

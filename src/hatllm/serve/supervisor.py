@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from socket import socket
@@ -67,7 +68,9 @@ class Supervisor:
         """One child from start to end; None = it ended as it should, else how it died."""
         receiver, sender = SPAWN.Pipe(duplex=False)
         child = SPAWN.Process(target=_serve, args=(self.answer, listening, sender))
-        # Ctrl-C reaches every process of a terminal; the child leaves it to its parent.
+        # Ctrl-C reaches every process of a terminal; the child leaves it to its parent. Python's
+        # own tracker, started with the first child, would unblock the signal again.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         child.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
