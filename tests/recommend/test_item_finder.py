@@ -112,6 +112,7 @@ def characters_in_common(one: str, other: str) -> int:
 
 def test_near_spelling_ranks_as_the_plain_computation_does(monkeypatch) -> None:
     monkeypatch.setattr(item_finder, "NAMES_A_PART", 7)  # ties across parts, too
+    monkeypatch.setattr(item_finder, "MANY_CHARACTERS", 5)
     draw = random.Random(5)
     letters = ["".join(draw.choices("abc ", k=draw.randint(1, 9))) for _ in range(60)]
     titles = list(dict.fromkeys(" ".join(text.split()) or "b" for text in letters))

@@ -18,6 +18,7 @@ from hatllm.data.titles import clean_title, cut_title
 
 FORMS_KEPT = 100_000  # strings that are no title letter by letter; a file repeats them
 MOST_UNLIKE = 0.39  # share of the spelling below which titles are not near
+MANY_CHARACTERS = 200  # of a text that is looked for
 NAMES_A_PART = 50_000
 
 
@@ -130,12 +131,16 @@ def nearly_spelt(find: ItemFinder, text: str, limit: int) -> list[str]:
         text: Any; case, blanks and HTML do not count.
         limit: Titles at most.
     """
+    text = _folded(text)
     names = list(find.title_of_folded)
+    if len(text) > MANY_CHARACTERS:  # each name costs more; most are too short to be near
+        shortest = len(text) * MOST_UNLIKE / (2 - MOST_UNLIKE)  # 2 s / (a + b) with s = a
+        names = [name for name in names if len(name) >= shortest]
     found: list[tuple[str, float, int]] = []
     # In parts, between which other threads get their turn.
     for start in range(0, len(names), NAMES_A_PART):
         part = process.extract(
-            _folded(text), names[start : start + NAMES_A_PART], limit=limit,
+            text, names[start : start + NAMES_A_PART], limit=limit,
             scorer=Indel.normalized_similarity, score_cutoff=MOST_UNLIKE,
         )  # fmt: skip
         found += [(name, share, start + place) for name, share, place in part]
