@@ -16,7 +16,7 @@ import httpx
 import pytest
 from cli import command, environment
 
-SOON = 120.0  # seconds
+SOON = 300.0  # seconds
 HISTORIES = [["Red Boat"], ["Blue Lamp", "Old Book"], ["Tiny Bicycle", "New Boat"], ["Grand Book"]]
 
 
@@ -128,8 +128,9 @@ def test_kill_9_under_load_loses_what_was_in_flight_and_answers_on_as_before(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray alone starts for minutes where others compute, too
 def test_a_ray_cluster_answers_as_one_process_does(finished: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray.serve", reason="pip install -e '.[ray]'")
+    pytest.importorskip("ray.serve", reason="pip install 'ray[serve]'")
     with served(finished, tmp_path, ["task.serve.port=0"]) as process:
         address = event(process, "listening")["address"]
         event(process, "ready")

@@ -28,7 +28,7 @@ def serve_on_ray(build: Callable[[], Any], config: Config) -> None:
         from ray import serve
     except ImportError as error:
         raise ValueError(
-            f"task.engine=ray needs a package ({error.name}): pip install -e '.[ray]'"
+            f"task.engine=ray needs a package ({error.name}): pip install 'ray[serve]'"
         ) from error
     settings = config.task.serve
     assert settings is not None

@@ -51,7 +51,7 @@ function numberTable(told, names, label) {
     row.append(make("th", label(name), { scope: "row" }));
     for (const { metrics: { test = {} } } of told) {
       const cell = make("td", valueOf(name, test[name]), { class: "number" });
-      if (Number.isFinite(test[`${name}_se`])) {
+      if (test[name] && Number.isFinite(test[`${name}_se`])) { // without a hit there is no spread to show
         cell.append(make("span", ` ± ${valueOf(name, test[`${name}_se`])}`, { class: "shared" }));
       }
       row.append(cell);

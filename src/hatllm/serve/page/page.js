@@ -203,36 +203,42 @@ async function ask() {
   try {
     const runs = chosenRuns();
     if (!runs.length) throw new Error("Choose a run.");
-    const results = await Promise.all(runs.map((run) => answerOf(run, body)));
-    if (mine === asks) showAnswers(results, body);
+    const results = await Promise.all(runs.map((run) => answerOf(run, bodyFor(run, body))));
+    if (mine === asks) showAnswers(results);
   } finally {
     if (mine === asks) byId("ask").disabled = false;
   }
+}
+
+/** What one run is asked: one without masks answers as it is. */
+function bodyFor(run, body) {
+  const { mask, ...rest } = body;
+  return mask && run.masks.length ? body : rest;
 }
 
 /** One run's list; a run that refuses does not hide the others. */
 async function answerOf(run, body) {
   try {
     const { recommendations } = await call("/v1/recommend", { ...body, run: run.name });
-    return { run, list: recommendations };
+    return { run, body, list: recommendations };
   } catch (error) {
-    return { run, list: [], error: error.message };
+    return { run, body, list: [], error: error.message };
   }
 }
 
-function showAnswers(results, body) {
+function showAnswers(results) {
   const votes = new Map();
   for (const { list } of results) {
     for (const { title } of list) votes.set(title, (votes.get(title) ?? 0) + 1);
   }
-  byId("answers").replaceChildren(...results.map((result) => listOf(result, votes, results.length, body)));
+  byId("answers").replaceChildren(...results.map((result) => listOf(result, votes, results.length)));
   const answered = results.filter(({ list }) => list.length);
   const all = [...votes.values()].filter((count) => count === answered.length).length;
   byId("agreement").textContent = answered.length > 1
     ? `${all} titles stand in all ${answered.length} lists, ${votes.size} in at least one.` : "";
 }
 
-function listOf({ run, list, error }, votes, numRuns, body) {
+function listOf({ run, body, list, error }, votes, numRuns) {
   const box = make("article");
   box.append(make("h3", `${run.label}${under(body)} (${run.name})`));
   if (error) {
