@@ -2,8 +2,11 @@
 
 Requests of all kinds (`traffic.py`) come in an open loop at a moderate rate. Every few seconds the
 memory and the open files of the process that answers are read. The verdict: every request got an
-answer that its kind may have, SIGTERM ends with exit code 0, and memory does not grow: the slope of
-its means, the first fifth of the time left out, is not above 0 by more than its 95 % interval.
+answer that its kind may have (429 and 504, of a server that cannot keep up, are counted apart),
+SIGTERM ends with exit code 0, and memory that stays does not grow. A leak stays, the memory of a
+batch comes and goes: the slope is that of the least memory in each part of the time, the first
+fifth left out, and growth is a slope above 0 by more than its 95 % interval. The slope of the means
+is shown beside it; it rises as well where batches become larger.
 """
 
 import argparse
@@ -12,7 +15,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from typing import Any
 import httpx
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy.stats import linregress, t
 
 from experiments.serving.client import PATIENCE, Body, arrivals, client_of
@@ -32,8 +36,10 @@ from hatllm.figures.saving import BLUE, FAINT, ORANGE, save_figure, tidy
 from hatllm.files import write_json, write_text
 from hatllm.runs.provenance import environment
 
+FloatArray = NDArray[np.float64]
+BUSY = (429, 504)  # the queue was full, or the time over: as told to a client that asks too much
 LOST = -1  # neither an answer nor a client that left
-PARTS, FEWEST_PARTS = 30, 8  # of the time, whose mean memory the slope goes through
+PARTS, FEWEST_PARTS = 30, 8  # of the time, through whose memory the slope goes
 MOST_ALIKE = 0.95  # correlation of neighbouring parts
 WARMING = 0.2  # share of the time that is left out: pools and caches fill
 HEADINGS = ("kind", "requests", "answers by status", "wrong")
@@ -65,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     with serving([f"task.run_folder={arguments.run}", *words]) as server:
         found |= asyncio.run(soaked(server, bodies, arguments))
         found["exit_code"] = server.end()
-    slope = slope_of(found["samples"])
+    slope = slope_of(found["samples"], np.min)
     found["slope"] = vars(slope)
     known = environment({"data_hash": None, "split_hash": None}, {}, None)
     found["versions"] = {"python": known["python"], **known["versions"]}
@@ -96,8 +102,17 @@ async def soaked(
                if name == kind}
         for kind in KINDS
     }  # fmt: skip
-    wrong = sum(n for (kind, status), n in answers.items() if status not in KINDS[kind][2])
-    return {"kinds": kinds, "requests": len(tasks), "wrong": wrong, "samples": samples}
+    return {"kinds": kinds, "requests": len(tasks), "samples": samples} | counted(kinds)
+
+
+def counted(kinds: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """How many answers are wrong, and how many say that the server could not keep up."""
+    answers = [
+        (kind, int(status), n) for kind, found in kinds.items() for status, n in found.items()
+    ]
+    busy = sum(n for _, status, n in answers if status in BUSY)
+    right = sum(n for kind, status, n in answers if status in KINDS[kind][2])
+    return {"wrong": sum(n for _, _, n in answers) - right - busy, "busy": busy}
 
 
 async def _ask(client: httpx.AsyncClient, kind: str, body: Body) -> tuple[str, int]:
@@ -120,11 +135,15 @@ async def _watch(server: ServerProcess, samples: list[dict[str, float]], every: 
         await asyncio.sleep(every)
 
 
-def slope_of(samples: Sequence[dict[str, float]]) -> Slope:
-    """The line through the means of PARTS, with an interval that knows that they hang together.
+def slope_of(samples: Sequence[dict[str, float]], of: Callable[[FloatArray], float]) -> Slope:
+    """The line through the memory of PARTS, with an interval that knows that they hang together.
 
     Neighbouring parts are alike, so that they tell less than as many independent ones: the
     standard error grows by sqrt((1 + r) / (1 - r)), r the correlation of neighbouring residuals.
+
+    Args:
+        samples: Seconds and megabytes.
+        of: The least or the mean of a part.
 
     Raises:
         ValueError: If there are too few samples.
@@ -136,9 +155,9 @@ def slope_of(samples: Sequence[dict[str, float]]) -> Slope:
     if len(parts) < FEWEST_PARTS:
         raise ValueError(f"{len(samples)} samples are too few for a slope: soak longer")
     hour_M = np.array([second_S[part_S == part].mean() / 3600 for part in parts])
-    mean_M = np.array([memory_S[part_S == part].mean() for part in parts])
-    line = linregress(hour_M, mean_M)
-    residual_M = mean_M - line.intercept - line.slope * hour_M
+    memory_M = np.array([of(memory_S[part_S == part]) for part in parts])
+    line = linregress(hour_M, memory_M)
+    residual_M = memory_M - line.intercept - line.slope * hour_M
     spread = float((residual_M**2).sum())
     alike = float((residual_M[1:] * residual_M[:-1]).sum()) / spread if spread > 0 else 0.0
     alike = min(max(alike, 0.0), MOST_ALIKE)
@@ -156,7 +175,7 @@ def draw(samples: Sequence[dict[str, float]], slope: Slope) -> Figure:
     minute_S = np.array([sample["seconds"] for sample in samples]) / 60
     axes.plot(minute_S, [sample["memory_mb"] for sample in samples], color=BLUE, linewidth=1.2)
     ends = np.array([WARMING * minute_S[-1], minute_S[-1]])
-    label = f"{slope.mb_per_hour:+.1f} ± {slope.half_width:.1f} MB an hour"
+    label = f"what stays: {slope.mb_per_hour:+.1f} ± {slope.half_width:.1f} MB an hour"
     axes.plot(
         ends, slope.at_start + slope.mb_per_hour * ends / 60, color=ORANGE, linewidth=1.6,
         label=label,
@@ -172,23 +191,27 @@ def report(found: dict[str, Any], slope: Slope) -> str:
     lines = []
     for kind, answers in found["kinds"].items():
         shown = ", ".join(f"{_status(status)}: {count}" for status, count in answers.items())
-        wrong = sum(n for status, n in answers.items() if int(status) not in KINDS[kind][2])
+        wrong = counted({kind: answers})["wrong"]
         lines.append([kind, str(sum(answers.values())), shown or "–", str(wrong)])
     first, last = found["samples"][0], found["samples"][-1]
+    means = slope_of(found["samples"], np.mean)
     busy = (last["processor_s"] - first["processor_s"]) / (last["seconds"] - first["seconds"])
     return "\n".join(
         [
             f"`{found['command']}`", "", one_line(found["hardware"], found["versions"]), "",
             f"**{verdict(found, slope)}**", "",
             f"Memory: {first['memory_mb']:.0f} MB at the start, {last['memory_mb']:.0f} MB at the "
-            f"end; slope {slope.mb_per_hour:+.1f} MB an hour, 95 % interval "
-            f"[{slope.mb_per_hour - slope.half_width:+.1f}, "
-            f"{slope.mb_per_hour + slope.half_width:+.1f}]. Open files: {first['open']:.0f} and "
-            f"{last['open']:.0f}. Processor: {100 * busy:.0f} % of one core. Exit code after "
-            f"SIGTERM: {found['exit_code']}.", "",
+            f"end. What stays: {_shown(slope)}; means: {_shown(means)}. Open files: "
+            f"{first['open']:.0f} and {last['open']:.0f}. Processor: {100 * busy:.0f} % of one "
+            f"core. Exit code after SIGTERM: {found['exit_code']}.", "",
             *markdown_table(HEADINGS, lines), "",
         ]
     )  # fmt: skip
+
+
+def _shown(slope: Slope) -> str:
+    low, high = slope.mb_per_hour - slope.half_width, slope.mb_per_hour + slope.half_width
+    return f"{slope.mb_per_hour:+.1f} MB an hour, 95 % interval [{low:+.1f}, {high:+.1f}]"
 
 
 def verdict(found: dict[str, Any], slope: Slope) -> str:
@@ -197,12 +220,15 @@ def verdict(found: dict[str, Any], slope: Slope) -> str:
     if found["wrong"]:
         faults.append(f"{found['wrong']} of {found['requests']} answers are wrong")
     if slope.grows:
-        faults.append(f"memory grows by {slope.mb_per_hour:.1f} MB an hour")
+        faults.append(f"memory that stays grows by {slope.mb_per_hour:.1f} MB an hour")
     if found["exit_code"]:
         faults.append(f"SIGTERM ended with exit code {found['exit_code']}")
     if faults:
         return f"Not sound: {'; '.join(faults)}."
-    return f"Sound: {found['requests']} requests, each with a right answer; no growth is seen."
+    busy = f", of which {found['busy']} that there was too much to do" if found["busy"] else ""
+    return (
+        f"Sound: {found['requests']} requests, each with a right answer{busy}; no growth is seen."
+    )
 
 
 def _status(status: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.serving import soak
 from experiments.serving.new_titles import recombined_titles
-from experiments.serving.soak import slope_of, verdict
+from experiments.serving.soak import counted, slope_of, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,32 +28,47 @@ def test_a_slope_is_that_of_the_line_after_warming_up() -> None:
     hours = np.linspace(0, 0.5, 361)
     noise = np.random.default_rng(1).normal(0, 0.5, 361)
     warming = 50 * np.exp(-hours / 0.01)  # gone before the fifth of the time
-    found = slope_of(samples(600 + 20 * hours + warming + noise))
+    found = slope_of(samples(600 + 20 * hours + warming + noise), np.mean)
     assert found.mb_per_hour == pytest.approx(20, abs=2 * found.half_width)
     assert 0.1 < found.half_width < 2 and found.grows
     assert found.at_start == pytest.approx(600, abs=1)
-    flat = slope_of(samples(600 + noise))
+    flat = slope_of(samples(600 + noise), np.mean)
     assert abs(flat.mb_per_hour) < flat.half_width and not flat.grows
-    assert not slope_of(samples(600 - 20 * hours + noise)).grows
+    assert not slope_of(samples(600 - 20 * hours + noise), np.mean).grows
+
+
+def test_batches_that_come_and_go_are_no_growth_of_what_stays() -> None:
+    draw, hours = np.random.default_rng(3), np.linspace(0, 0.5, 361)
+    batches = np.where(draw.random(361) < hours, 30.0, 0.0)  # more and more often
+    assert slope_of(samples(600 + batches), np.mean).grows
+    assert not slope_of(samples(600 + batches), np.min).grows
+    assert slope_of(samples(600 + batches + 20 * hours), np.min).grows
 
 
 def test_means_that_hang_together_have_a_wider_interval(monkeypatch) -> None:
     draw = np.random.default_rng(2).normal(0, 1, 361)
     walk = np.cumsum(draw)  # no trend, though a line through it looks like one
-    wide = [slope_of(samples(600 + memory)).half_width for memory in (walk, draw)]
+    wide = [slope_of(samples(600 + memory), np.mean).half_width for memory in (walk, draw)]
     monkeypatch.setattr(soak, "MOST_ALIKE", 0.0)
-    narrow = [slope_of(samples(600 + memory)).half_width for memory in (walk, draw)]
+    narrow = [slope_of(samples(600 + memory), np.mean).half_width for memory in (walk, draw)]
     assert wide[0] > 2 * narrow[0] and wide[1] < 1.5 * narrow[1]
 
 
 def test_a_verdict_names_every_fault() -> None:
     hours = np.linspace(0, 0.5, 361)
-    grows, flat = slope_of(samples(600 + 9 * hours)), slope_of(samples(600 + 0 * hours))
-    found = {"wrong": 0, "requests": 10, "exit_code": 0}
-    assert verdict(found, flat).startswith("Sound: 10 requests")
-    assert "memory grows by 9.0 MB an hour" in verdict(found, grows)
+    grows, flat = (slope_of(samples(600 + rate * hours), np.min) for rate in (9, 0))
+    found = {"wrong": 0, "busy": 0, "requests": 10, "exit_code": 0}
+    assert verdict(found, flat).startswith("Sound: 10 requests, each with a right answer; no")
+    assert "of which 2 that there was too much" in verdict(found | {"busy": 2}, flat)
+    assert "memory that stays grows by 9.0 MB an hour" in verdict(found, grows)
     assert "3 of 10 answers are wrong" in verdict(found | {"wrong": 3}, flat)
     assert "exit code 1" in verdict(found | {"exit_code": 1}, flat)
+
+
+def test_an_answer_that_its_kind_may_not_have_is_wrong_and_a_busy_server_is_not() -> None:
+    kinds = {"good": {"200": 5, "504": 2, "500": 1}, "no JSON": {"400": 3, "200": 1}}
+    kinds |= {"client leaves": {"0": 2, "200": 1, "-1": 1}}
+    assert counted(kinds) == {"wrong": 3, "busy": 2}
 
 
 def test_recombined_titles_are_new_different_and_of_words_that_were_there() -> None:
