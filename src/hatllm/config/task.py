@@ -21,7 +21,7 @@ class TaskConfig:
     history: list[Any]  # recommend: titles, or item ids as numbers or texts, oldest first
     only: list[Any] | None  # recommend: titles or item ids that alone may be answered; null = all
     block: list[Any]  # recommend: titles or item ids that are not answered
-    engine: str  # recommend with data.histories, serve: one of ENGINES
+    engine: str  # recommend, with data.histories: one of ENGINES
     chunk_rows: int  # recommend, with data.histories: histories of a shard, at most
     example: int  # masks: which example of the split to draw
     force: bool  # train, experiment: start over although the folder holds a run, finished or not

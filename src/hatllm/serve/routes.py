@@ -117,7 +117,7 @@ class Asking:
     async def reload(self, body: ReloadRequest, request: Request) -> ReloadAnswer:
         """Load a run anew, or another in its place; the old one answers until it is ready."""
         if not self.service.may_reload:
-            raise Refusal(403, "no_reload", "reloading needs HATLLM_TOKEN, and task.engine=local")
+            raise Refusal(403, "no_reload", "reloading needs a server with HATLLM_TOKEN set")
         new = await run_in_threadpool(self.fleet.reload, body.run, body.folder)
         seconds = time.monotonic() - passage_of(request).start
         return ReloadAnswer(run=new.name, seconds=round(seconds, 3))

@@ -5,7 +5,6 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from socket import socket
-from typing import Any
 
 from hatllm.compose import Compose
 from hatllm.config import Config
@@ -34,13 +33,8 @@ def serve(config: Config, compose: Compose) -> None:
     folders = [Path(folder).expanduser() for folder in given]
     for folder in folders:
         load_config(folder)  # refused before anything listens
-    token = token_of(settings)
+    token_of(settings)
     _, words = compose([])
-    if config.task.engine == "ray":
-        from hatllm.serve.on_ray import serve_on_ray
-
-        serve_on_ray(partial(_application, folders, config, words, token), config)
-        return
     answer = partial(_answer, folders, config, words)
     with listening_socket(settings) as listening:
         if settings.max_restarts:
@@ -63,26 +57,6 @@ def _answer(
         torch.set_num_threads(config.num_threads)
     load = partial(load_run, config=config, words=words)
     serve_runs(folders, load, config.task.serve, listening)
-
-
-def _application(
-    folders: Sequence[Path], config: Config, words: Sequence[str], token: str | None
-) -> Any:
-    """What a replica on Ray serves; a reload would change one of them alone, so there is none."""
-    import torch
-
-    from hatllm.serve.app import build_app
-    from hatllm.serve.fleet import Fleet
-    from hatllm.serve.loading import load_run
-    from hatllm.serve.service import Service
-
-    assert config.task.serve is not None
-    torch.set_num_threads(config.num_threads or 1)
-    fleet = Fleet(folders, partial(load_run, config=config, words=words))
-    fleet.start()
-    if fleet.failure is not None:
-        raise fleet.failure
-    return build_app(Service.of(fleet, config.task.serve, may_reload=False), token)
 
 
 def _check_packages() -> None:
