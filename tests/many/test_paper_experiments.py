@@ -29,7 +29,7 @@ Cli = Callable[..., int]
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 LABELS = {
     "ablation": 11, "attention": 5, "baselines": 6, "bert4rec": 5, "efficiency": 5, "floors": 9,
-    "main": 25, "sasrec": 6, "sensitivity": 4, "unseen": 25,
+    "main": 25, "sasrec": 6, "sensitivity": 4,
 }  # fmt: skip
 FILES = {
     "ablation": {"bars.png"},
@@ -44,7 +44,6 @@ FILES = {
         "grid-msl_books.csv", "grid-msl_books-NDCG10.png", "grid-msl_books-trie_NLL.png",
         "lines-msl_books-NDCG10.png", "lines-msl_books-trie_NLL.png",
     },
-    "unseen": set(),
 }  # fmt: skip
 PUBLISHED = CONF.parent / "experiments" / "paper" / "published.csv"
 
@@ -84,7 +83,7 @@ def words_of(name: str, folder: Path) -> list[str]:
         "model.lora.dropout=0.0",
         "num_threads=1",
     ]
-    if name in ("baselines", "floors", "main", "unseen"):
+    if name in ("baselines", "floors", "main"):
         sequence_models = {
             "baselines": ("sasrec", "gru4rec", "bert4rec", "sasrec_dros"),
             "floors": ("sasrec", "sasrec_ss"),
@@ -128,7 +127,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Of those that end in the files of another, with fewer arms, only the cells are planned below.
-ALIKE = ("ablation", "attention", "bert4rec", "efficiency", "floors", "main", "sasrec", "unseen")
+ALIKE = ("ablation", "attention", "bert4rec", "efficiency", "floors", "main", "sasrec")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_an_experiment_of_the_paper_ends_in_its_tables_and_figures(
     assert frame["num_seeds"].to_list() == [1] * LABELS[name]
     for path in tables.glob("*.png"):
         assert min(imread(path).shape[:2]) > 200
-    has_published = name in ("baselines", "bert4rec", "floors", "main", "sasrec", "unseen")
+    has_published = name in ("baselines", "bert4rec", "floors", "main", "sasrec")
     assert ("arXiv:2504.04178" in (tables / "results.md").read_text()) == has_published
     assert (tables / dataset_of(name) / "comparison.png").exists()
 
@@ -200,7 +199,7 @@ def test_the_grid_of_the_paper_shows_each_cell_in_its_place(
 def test_the_slices_of_the_paper_are_those_of_the_runs_and_d3_has_no_nll(
     compose_config: Compose, root: Path
 ) -> None:
-    cells, tables = tables_of(compose_config, root, "unseen")
+    cells, tables = tables_of(compose_config, root, "main")
     frame = pl.read_csv(tables / "slices.csv")
     for cell in cells:
         expected = metrics_of(cell.folder)
@@ -316,11 +315,10 @@ def test_a_grid_of_which_no_cell_is_finished_has_a_table_and_no_figure(
 def test_the_arms_of_one_experiment_are_the_runs_of_another(
     compose_config: Compose, root: Path
 ) -> None:
-    main, unseen, ablation = (
+    main, ablation = (
         {cell.label: cell.folder for cell in cells_of(compose_config, words_of(name, root))}
-        for name in ("main", "unseen", "ablation")
+        for name in ("main", "ablation")
     )
-    assert main == unseen
     assert ablation["causal"] == main["msl"] and ablation["hatllm"] == main["msl_hatllm"]
 
 

@@ -82,9 +82,23 @@ def test_bootstrap_is_the_same_at_every_call() -> None:
 
 def test_chunks_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(2).normal(size=100)
+    monkeypatch.setattr("hatllm.metrics.uncertainty.MAX_KEPT", 0)
     whole = bootstrap_interval(values, np.ones(100))
     monkeypatch.setattr("hatllm.metrics.uncertainty.MAX_DRAWS", 700)
     assert bootstrap_interval(values, np.ones(100)) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("num_users", [1, 2, 255, 300])
+def test_kept_draws_give_the_interval_of_drawing_again(
+    num_users: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(3)
+    totals, counts = generator.normal(size=num_users), generator.integers(1, 5, num_users) * 1.0
+    kept = bootstrap_interval(totals, counts, 500)
+    again = bootstrap_interval(2 * totals, counts, 500)  # from the draws that the first has left
+    monkeypatch.setattr("hatllm.metrics.uncertainty.MAX_KEPT", 0)
+    assert kept == pytest.approx(bootstrap_interval(totals, counts, 500), rel=1e-12)
+    assert again == pytest.approx([2 * bound for bound in kept], rel=1e-12)
 
 
 def test_users_are_drawn_whole() -> None:

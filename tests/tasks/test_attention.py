@@ -1,5 +1,6 @@
 """task=attention: shares of a model under each mask, and the command end to end."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from cli import call_cli, smoke_words
 from toys import schedule_of, toy_batch, toy_book, toy_lm
+from wandb_file import read_offline_run
 
 from hatllm.figures.attention_shares import with_shares
 from hatllm.model.attention_weights import reading_weights
@@ -88,7 +90,7 @@ def test_a_folder_of_runs_gives_table_and_figure(
 ) -> None:
     runs = shutil.copytree(pair / "outputs", tmp_path / "outputs")
     words = ["task=attention", "data.name=custom", "task.num_users=5"]
-    assert cli(*words, *smoke_words(pair)) == 0
+    assert cli(*words, *smoke_words(pair), "logger=wandb") == 0
     folder = tmp_path / "outputs" / "attention"
     shares = pl.read_csv(folder / "attention.csv")
     assert shares["label"].unique(maintain_order=True).to_list() == ["causal", "hatllm"]
@@ -98,6 +100,12 @@ def test_a_folder_of_runs_gives_table_and_figure(
     ratios = pl.read_csv(folder / "attention_ratios.csv")
     assert ratios["state"].to_list() == ["before", "after"] * 2
     assert (folder / "attention.png").read_bytes()[:4] == b"\x89PNG"
+    logged = read_offline_run(folder).summary
+    (files,) = folder.glob("wandb/offline-run-*/files")
+    (picture,) = logged["attention/filenames"]
+    assert (files / picture).read_bytes() == (folder / "attention.png").read_bytes()
+    table = json.loads((files / logged["attention_ratios/path"]).read_text())
+    assert [row[:2] for row in table["data"]] == [list(row[:2]) for row in ratios.rows()]
     assert cli("task=attention", f"task.run_folder={runs / 'popularity'}") == 2
     assert "task=attention needs an LLM run" in capsys.readouterr().err
     assert cli("task=attention", "task.num_users=0") == 2

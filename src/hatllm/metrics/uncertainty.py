@@ -7,8 +7,9 @@ Dimension key: G users, R resamples.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 SEED = 20251010  # resampling is part of the report, not of the run: the same for every run seed
 MAX_DRAWS = 2_000_000  # random numbers held at once, 16 MB
+MAX_KEPT = 64_000_000  # draws kept for the next arm of as many users, 64 MB
 
 Floats = npt.NDArray[np.float64]
 LEVEL = 0.05
@@ -169,15 +171,46 @@ def bootstrap_interval(
     Returns:
         Lower and upper bound.
     """
-    generator = np.random.default_rng(seed)
-    means_R = np.empty(num_resamples)
-    for rows in _chunks(num_resamples, len(total_G)):
-        size = (rows.stop - rows.start, len(total_G))
-        drawn_RG = generator.integers(len(total_G), size=size, dtype=np.int64)
-        means_R[rows] = total_G[drawn_RG].sum(axis=1) / count_G[drawn_RG].sum(axis=1)
+    num_users, means = len(total_G), []
+    if num_resamples * num_users <= MAX_KEPT:
+        for times_RG in _kept_draws(num_users, num_resamples, seed):
+            drawn_R = num_users + _weighted(times_RG, count_G - 1)
+            means.append(_weighted(times_RG, total_G) / drawn_R)
+    else:
+        for drawn_RG in _draws(num_users, num_resamples, seed):
+            means.append(total_G[drawn_RG].sum(axis=1) / count_G[drawn_RG].sum(axis=1))
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means_R, [tail, 1 - tail])
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _draws(num_users: int, num_resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The users of each resample, some resamples at a time; (rows, G)."""
+    generator = np.random.default_rng(seed)
+    for rows in _chunks(num_resamples, num_users):
+        size = (rows.stop - rows.start, num_users)
+        yield generator.integers(num_users, size=size, dtype=np.int64)
+
+
+def _weighted(times_RG: npt.NDArray[np.uint8], value_G: Floats) -> Floats:
+    """Sum of each resample: most users have no hit under either model, and most one example."""
+    (users,) = value_G.nonzero()
+    return np.asarray(times_RG[:, users] @ value_G[users])
+
+
+@lru_cache(maxsize=4)
+def _kept_draws(num_users: int, num_resamples: int, seed: int) -> list[npt.NDArray[np.uint8]]:
+    """How often each user stands in each resample: a table asks for the same users again and again.
+
+    Nobody is drawn 256 times: of 256 users the chance is below 1e-500.
+    """
+    kept = []
+    for drawn_RG in _draws(num_users, num_resamples, seed):
+        num_rows = len(drawn_RG)
+        cell_RG = drawn_RG + np.arange(num_rows)[:, None] * num_users
+        times = np.bincount(cell_RG.ravel(), minlength=num_rows * num_users)
+        kept.append(times.astype(np.uint8).reshape(num_rows, num_users))
+    return kept
 
 
 def sign_flip_p_value(

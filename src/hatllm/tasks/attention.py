@@ -41,6 +41,7 @@ from hatllm.runs.folder import is_finished, load_config
 from hatllm.runs.provenance import environment
 from hatllm.runs.run_files import RUN_FILE, read_identity, read_manifest
 from hatllm.training.assemble import Parts, assemble
+from hatllm.training.loggers import log_attention
 
 
 def attention(config: Config) -> Path:
@@ -101,7 +102,8 @@ def write_attention_of(config: Config, folders: list[tuple[str, Path]]) -> Path:
     ratios = headline_ratios(shares)
     write_csv(target / "attention.csv", shares)
     write_csv(target / "attention_ratios.csv", ratios)
-    save_figure(draw_attention(shares), target / "attention.png")
+    picture = save_figure(draw_attention(shares), target / "attention.png")
+    log_attention(config, target, picture, ratios)
     seconds = {"total": round(time.perf_counter() - start, 3)}
     manifest = read_manifest(runs[0][1])
     write_json(target / "attention.json", environment(manifest, seconds, runs[0][2].model.dtype))

@@ -117,7 +117,9 @@ def build_loggers(
     loggers: list[Any] = [CurvesLogger(folder / CURVES_FILE)]
     match config.logger.name:
         case "wandb":
-            loggers.append(_wandb(config, folder, settings_to_group_by(config, manifest, schedule)))
+            settings = settings_to_group_by(config, manifest, schedule)
+            name = f"{run_label(config)}-s{config.seed}"
+            loggers.append(_wandb(config, folder, settings, name, f"{folder.name}"[-64:]))
         case "tensorboard":
             try:
                 loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard"))
@@ -154,7 +156,29 @@ def settings_to_group_by(
     return found | {"schedule": {**layers, "num_cross_layers": num_cross_layers}}
 
 
-def _wandb(config: Config, folder: Path, settings: dict[str, Any]) -> WandbLogger:
+def log_attention(config: Config, folder: Path, picture: Path, ratios: pl.DataFrame) -> None:
+    """Send figure and ratios of ``task=attention`` to W&B, as a run of its own; else nothing.
+
+    Args:
+        config: Under ``logger=wandb``, project and group to log into.
+        folder: Of the figure; W&B keeps its files there.
+        picture: PNG.
+        ratios: One row a label and stage.
+
+    Raises:
+        ValueError: If the package of W&B is not installed.
+    """
+    if config.logger.name != "wandb":
+        return
+    logger = _wandb(config, folder, asdict(config), f"attention-{folder.name}", run_id=None)
+    logger.log_image("attention", [str(picture)])
+    logger.log_table("attention_ratios", columns=ratios.columns, data=[*map(list, ratios.rows())])
+    logger.experiment.finish()
+
+
+def _wandb(
+    config: Config, folder: Path, settings: dict[str, Any], name: str, run_id: str | None
+) -> WandbLogger:
     try:
         import wandb  # noqa: F401
     except ImportError as error:
@@ -163,8 +187,8 @@ def _wandb(config: Config, folder: Path, settings: dict[str, Any]) -> WandbLogge
         project=config.logger.project,
         group=config.logger.group,
         tags=config.logger.tags,
-        name=f"{run_label(config)}-s{config.seed}",
-        id=f"{folder.name}"[-64:],
+        name=name,
+        id=run_id,
         resume="allow",
         save_dir=str(folder.resolve()),  # W&B's service process has a working folder of its own
         offline=not wandb_logged_in(),
