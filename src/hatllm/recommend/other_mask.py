@@ -12,11 +12,10 @@ import hatllm
 from hatllm.config import MaskConfig
 from hatllm.data.prepare import cache_root
 from hatllm.decode.proof import prove
-from hatllm.masks.schedule import build_schedule
 from hatllm.model.backbone import usable_backend
-from hatllm.model.before_loading import check_backbone
 from hatllm.recommend.answerer import LlmAnswerer
 from hatllm.recommend.answers import Answerer
+from hatllm.training.assemble import schedule_of
 
 PRESETS = Path(hatllm.__file__).resolve().parents[2] / "conf" / "mask"
 LETTERS = re.compile("[IFC]+")  # one a layer
@@ -67,15 +66,14 @@ def answerer_under(answerer: Answerer, name: str) -> LlmAnswerer:
     """
     if not isinstance(answerer, LlmAnswerer):
         raise ValueError(f"mask={name!r}: the run is no LLM's and has no masks")
-    config, lm = answerer.config, copy(answerer.lm)
-    mask = mask_of(name, config.mask)
-    lm.schedule = schedule = build_schedule(mask, lm.num_layers)
-    check_backbone(config.model, schedule, cache_root(config))
+    # States of the catalogue belong to one mask; for a few questions they do not pay.
+    decode = replace(answerer.config.decode, state_cache=False)
+    mask = mask_of(name, answerer.config.mask)
+    config, lm = replace(answerer.config, mask=mask, decode=decode), copy(answerer.lm)
+    lm.schedule = schedule = schedule_of(config)
     prove(lm, usable_backend(config.model.backend), config.model, cache_root(config))
     other = copy(answerer)
-    # States of the catalogue belong to one mask; for a few questions they do not pay.
-    decode = replace(config.decode, state_cache=False)
-    other.config = replace(config, mask=mask, decode=decode)
-    other.lm, other.parts = lm, replace(answerer.parts, schedule=schedule)
+    other.config, other.lm = config, lm
+    other.parts = replace(answerer.parts, schedule=schedule)
     other.replace_catalogue(answerer.parts.catalogue)  # makes its tools anew
     return other
