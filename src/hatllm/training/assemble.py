@@ -75,7 +75,7 @@ def assemble(
     Raises:
         ValueError: If a setting does not fit the data or the model's layer count.
     """
-    schedule = _schedule(config)
+    schedule = schedule_of(config)
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     tokenizer = load_tokenizer(config.model, cache_root(config))
@@ -130,7 +130,7 @@ def assemble_from_folder(config: Config, finished: Path, items: pl.DataFrame) ->
     Raises:
         ValueError: If a setting does not fit the catalogue or the model's layer count.
     """
-    schedule = _schedule(config)
+    schedule = schedule_of(config)
     check_top_k(config, items)
     book = _tokenised(config, items, load_tokenizer(config.model, cache_root(config)))
     vector_IE = None
@@ -141,7 +141,7 @@ def assemble_from_folder(config: Config, finished: Path, items: pl.DataFrame) ->
     )
 
 
-def _schedule(config: Config) -> Schedule:
+def schedule_of(config: Config) -> Schedule:
     """Which layer sees what, once the machine is known to do."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
