@@ -15,7 +15,8 @@ MODULES = {
     "Masks": ("masks/patterns", "masks/layer_masks", "masks/schedule"),
     "Losses": ("losses/lml", "losses/msl", "losses/bear", "losses/sdpo"),
     "Decoders": ("decode/trie", "decode/search", "decode/beam", "decode/exact", "decode/d3",
-                 "decode/grounding", "decode/legal", "decode/scorer", "decode/titles_alike"),
+                 "decode/information_gain", "decode/grounding", "decode/legal", "decode/scorer",
+                 "decode/titles_alike"),
     "Metrics": ("metrics/ranking", "metrics/rank_metrics", "metrics/from_predictions",
                 "metrics/slices", "metrics/uncertainty", "metrics/best_step"),
 }  # fmt: skip

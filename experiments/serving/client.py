@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,25 @@ async def at_once(address: str, bodies: Sequence[Body], num_clients: int) -> lis
     return found
 
 
+async def arrivals(rate: float, seconds: float, seed: int) -> AsyncIterator[float]:
+    """Come back when the next request is due (Poisson arrivals), with when that was.
+
+    Args:
+        rate: Requests a second.
+        seconds: How long they come.
+        seed: Of the arrivals.
+    """
+    draw, start, due = random.Random(seed), time.perf_counter(), 0.0
+    while (due := due + draw.expovariate(rate)) < seconds:
+        if (wait := start + due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        yield start + due
+
+
 async def at_rate(
     address: str, bodies: Sequence[Body], rate: float, seconds: float, num_sockets: int, seed: int
 ) -> list[Outcome]:
-    """Requests that come whether or not the server keeps up (Poisson arrivals).
+    """Requests that come whether or not the server keeps up.
 
     Args:
         address: Of the server.
@@ -75,11 +90,9 @@ async def at_rate(
         num_sockets: Connections at most.
         seed: Of the arrivals.
     """
-    draw, start, due, tasks = random.Random(seed), time.perf_counter(), 0.0, []
+    tasks: list[asyncio.Task[Outcome]] = []
     async with client_of(address, num_sockets) as client:
-        while (due := due + draw.expovariate(rate)) < seconds:
-            if (wait := start + due - time.perf_counter()) > 0:
-                await asyncio.sleep(wait)
+        async for due in arrivals(rate, seconds, seed):
             body = bodies[len(tasks) % len(bodies)]
-            tasks.append(asyncio.create_task(ask(client, body, start + due)))
+            tasks.append(asyncio.create_task(ask(client, body, due)))
         return list(await asyncio.gather(*tasks))

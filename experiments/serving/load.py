@@ -3,7 +3,8 @@
 A server is started on a free port and driven over loopback: one request after the other, then as
 many clients as a batch holds, then open loops at shares of what the second phase gave. The same
 histories go through our decoder without a server and through transformers' `generate`, one at a
-time. Results: NAME.json and NAME.md in experiments/serving/results.
+time. With `--each SETTING=VALUE`, given several times, each value has a server of its own, at the
+rates of the first. Results: NAME.json and NAME.md in experiments/serving/results.
 """
 
 import argparse
@@ -42,14 +43,25 @@ def main(argv: Sequence[str]) -> None:
     words = list(arguments.set)
     if arguments.threads is not None:
         words.append(f"num_threads={arguments.threads}")
-    run = LoadedRun(arguments.run, words)
-    histories = run.histories(arguments.users)
-    found["offline_users_per_s"] = run.users_per_second(histories)
-    found["generate_users_per_s"] = run.generate_users_per_second(histories[: arguments.generate])
-    bodies = [{"history": run.titles(history), "k": 10} for history in histories]
-    del run
-    with serving([f"task.run_folder={arguments.run}", *words]) as server:
-        found["phases"] = asyncio.run(phases(server, bodies, arguments))
+    found["servers"] = []
+    for each in arguments.each or [None]:
+        chosen = [*words, *([] if each is None else [each])]
+        run = LoadedRun(arguments.run, chosen)
+        histories = run.histories(arguments.users)
+        offline = run.users_per_second(histories)
+        if "generate_users_per_s" not in found:
+            few = histories[: arguments.generate]
+            found["generate_users_per_s"] = run.generate_users_per_second(few)
+        bodies = [{"history": run.titles(history), "k": 10} for history in histories]
+        del run
+        capacity = found["servers"][0]["capacity_per_s"] if found["servers"] else None
+        with serving([f"task.run_folder={arguments.run}", *chosen]) as server:
+            rows = asyncio.run(phases(server, bodies, arguments, capacity))
+        capacity = rows[1]["answered_per_s"] if capacity is None else capacity
+        found["servers"].append(
+            {"setting": each, "offline_users_per_s": offline, "capacity_per_s": capacity,
+             "phases": rows}
+        )  # fmt: skip
     known = environment({"data_hash": None, "split_hash": None}, {}, None)
     found["versions"] = {"python": known["python"], **known["versions"]}
     RESULTS.mkdir(exist_ok=True)
@@ -60,9 +72,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 async def phases(
-    server: ServerProcess, bodies: Sequence[Body], arguments: argparse.Namespace
+    server: ServerProcess,
+    bodies: Sequence[Body],
+    arguments: argparse.Namespace,
+    capacity: float | None,
 ) -> list[dict[str, Any]]:
-    """One row a phase."""
+    """One row a phase; open loops at shares of a capacity, None = what the closed loop shows."""
     address, seconds = server.address, arguments.seconds
     await one_by_one(address, bodies[:2])  # the first call makes what others share
     rows = []
@@ -75,7 +90,7 @@ async def phases(
     add("one by one", None, alone, sum(outcome.seconds for outcome in alone))
     took, outcomes = await _timed(at_once(address, bodies, arguments.clients))
     add(f"{arguments.clients} clients", None, outcomes, took)
-    capacity = len(outcomes) / took
+    capacity = len(outcomes) / took if capacity is None else capacity
     for share in SHARES:
         coming = at_rate(
             address, bodies, share * capacity, seconds, arguments.sockets, arguments.seed
@@ -106,18 +121,32 @@ def row_of(
 
 def report(found: dict[str, Any]) -> str:
     """The table, and what it is to be compared with."""
-    lines = [_cells(row) for row in found["phases"]]
-    served = max(row["answered_per_s"] for row in found["phases"])
-    offline, field = found["offline_users_per_s"], found["generate_users_per_s"]
+    servers = found["servers"]
+    several = len(servers) > 1
+    lines = [
+        [*([str(one["setting"])] if several else []), *_cells(row)]
+        for one in servers
+        for row in one["phases"]
+    ]
+    headings = ("setting", *HEADINGS) if several else HEADINGS
     return "\n".join(
         [
             f"`{found['command']}`", "", one_line(found["hardware"], found["versions"]), "",
-            *markdown_table(HEADINGS, lines), "",
-            f"Without a server: our decoder {offline:.2f} users/s, transformers' generate one at a "
-            f"time {field:.2f} users/s. The server at its fullest: {served:.2f} users/s, "
-            f"{served / offline:.2f} of the first, {served / field:.0f} times the second.", "",
+            *markdown_table(headings, lines), "",
+            f"Transformers' generate, one at a time: {found['generate_users_per_s']:.2f} users/s.",
+            *(_compared(one, found["generate_users_per_s"]) for one in servers), "",
         ]
     )  # fmt: skip
+
+
+def _compared(server: dict[str, Any], field: float) -> str:
+    served = max(row["answered_per_s"] for row in server["phases"])
+    offline = server["offline_users_per_s"]
+    name = "" if server["setting"] is None else f"{server['setting']}: "
+    return (
+        f"{name}our decoder without a server {offline:.2f} users/s; the server at its fullest "
+        f"{served:.2f}, {served / offline:.2f} of that, {served / field:.0f} times generate."
+    )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -150,6 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sockets", type=int, default=512, help="connections at most")
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals")
     parser.add_argument("--threads", type=int, help="CPU threads; none = torch's own choice")
+    parser.add_argument("--each", action="append", default=[], metavar="SETTING=VALUE",
+                        help="a server of its own with this setting")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE",
                         help="a setting of run.py task=serve")  # fmt: skip
     return parser

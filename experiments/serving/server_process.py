@@ -1,6 +1,7 @@
 """`python run.py task=serve` as a process of its own, and what can be seen of it from outside."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 300
@@ -28,11 +30,12 @@ class ServerProcess:
         """
         command = [sys.executable, str(ROOT / "run.py"), "task=serve", "task.serve.port=0", *words]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self._events: Queue[dict[str, str]] = Queue()
+        self._events: Queue[dict[str, Any]] = Queue()
         self._last: deque[str] = deque(maxlen=5)
         # Somebody has to read the log, or its pipe fills up and the server waits.
         threading.Thread(target=self._read, daemon=True).start()
-        self.address = self._event("listening")["address"]
+        told = self._event("listening")
+        self.address, self.pid = told["address"], told["pid"]  # of the process that answers
         self._event("ready")
 
     def _read(self) -> None:
@@ -42,7 +45,7 @@ class ServerProcess:
             if line.startswith("{") and "event" in (told := json.loads(line)):
                 self._events.put(told)
 
-    def _event(self, name: str) -> dict[str, str]:
+    def _event(self, name: str) -> dict[str, Any]:
         while True:
             try:
                 told = self._events.get(timeout=SECONDS_TO_START)
@@ -53,10 +56,21 @@ class ServerProcess:
 
     @property
     def memory_mb(self) -> float:
-        """Resident memory, as Linux tells it."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        """Resident memory of the process that answers, as Linux tells it."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
         (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
         return int(line.split()[1]) / 1024
+
+    @property
+    def num_open(self) -> int:
+        """Files and sockets that the process has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    @property
+    def processor_seconds(self) -> float:
+        """Processor time that the process has taken so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> int:
         """SIGTERM; returns the exit code."""

@@ -27,10 +27,15 @@ ARMS = {
     "sasrec_bce": ("sasrec", settings(loss="bce", num_negatives=4, every_position=True)),
     "sasrec_ss": ("sasrec", settings(loss="sampled_softmax", num_negatives=6)),
     "sasrec_dros": ("sasrec", settings(loss="bce", num_negatives=4, dros=DROS, num_layers=1)),
+    "esasrec": ("sasrec", settings(
+        block="ligr", positions_from="newest", loss="sampled_softmax", num_negatives=6,
+        shared_embedding=True, every_position=True,
+    )),
     "sasrec_shared": ("sasrec", settings(shared_embedding=True, every_position=True)),
     "gru4rec": ("gru4rec", settings(num_layers=1)),
     "bert4rec": ("bert4rec", settings(optimizer="adamw")),
-}
+}  # fmt: skip
+LIGR = settings(block="ligr", init_std=1.0)
 
 
 def built(kind: str, config: SequenceConfig, seed: int = 0) -> SequenceModel:
@@ -70,9 +75,17 @@ def test_a_rule_without_exceptions_is_learned_perfectly(arm: str) -> None:
     assert curves[-1]["train/loss"] < curves[0]["train/loss"]
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "gru4rec"])
-def test_a_later_item_moves_no_earlier_state(kind: str) -> None:
-    model = built(kind, settings(init_std=1.0)).eval()
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("sasrec", settings(init_std=1.0)),
+        ("sasrec", LIGR),
+        ("sasrec", settings(init_std=1.0, block="ligr", positions_from="newest")),
+        ("gru4rec", settings(init_std=1.0)),
+    ],
+)
+def test_a_later_item_moves_no_earlier_state(kind: str, config: SequenceConfig) -> None:
+    model = built(kind, config).eval()
     assert not isinstance(model, BERT4Rec)
     history_BL = torch.tensor([[0, 1, 2, 3, 4]])
     changed_BL = torch.tensor([[0, 1, 2, 9, 4]])
@@ -90,9 +103,14 @@ def test_bert4rec_sees_both_sides() -> None:
     assert ((state_BPD - changed_BPD).abs().amax(dim=2) > 1e-4).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_padding_and_neighbours_in_the_batch_change_no_score(kind: str) -> None:
-    model = built(kind, settings(init_std=1.0, dropout=0.5))
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [*((kind, {}) for kind in KINDS), ("sasrec", {"block": "ligr", "positions_from": "newest"})],
+)
+def test_padding_and_neighbours_in_the_batch_change_no_score(
+    kind: str, changes: dict[str, Any]
+) -> None:
+    model = built(kind, settings(init_std=1.0, dropout=0.5, **changes))
     histories = [[3], [1, 2, 3, 4, 5], [7, 7], [0, 11, 4]]
     together = first_scores(model, histories)
     for row, history in enumerate(histories):

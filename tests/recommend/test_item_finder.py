@@ -1,12 +1,19 @@
 """Which item an entry of a history names."""
 
 import math
+import random
 
 import polars as pl
 import pytest
 
+from hatllm.recommend import item_finder
 from hatllm.recommend.histories import History, read_history
-from hatllm.recommend.item_finder import ItemFinder, note_on_titles_that_are_ids
+from hatllm.recommend.item_finder import (
+    ItemFinder,
+    nearest_titles,
+    nearly_spelt,
+    note_on_titles_that_are_ids,
+)
 
 LONG = "The long way home, told from its end"
 
@@ -89,3 +96,50 @@ def test_a_title_that_is_another_items_id_is_said_once_with_an_example() -> None
     assert only is not None and 'the string "it" is the title of item 4' in only
     assert note_on_titles_that_are_ids(items, ["B"]) is None
     assert note_on_titles_that_are_ids(catalogue(["7", "B"], ["7", "8"]), None) is None
+
+
+def characters_in_common(one: str, other: str) -> int:
+    """The longest common subsequence, by the table that every textbook has."""
+    before = [0] * (len(other) + 1)
+    for letter in one:
+        row = [0]
+        for place, against in enumerate(other):
+            longest = max(before[place + 1], row[place])
+            row.append(before[place] + 1 if letter == against else longest)
+        before = row
+    return before[-1]
+
+
+def test_near_spelling_ranks_as_the_plain_computation_does(monkeypatch) -> None:
+    monkeypatch.setattr(item_finder, "NAMES_A_PART", 7)  # ties across parts, too
+    monkeypatch.setattr(item_finder, "MANY_CHARACTERS", 5)
+    draw = random.Random(5)
+    letters = ["".join(draw.choices("abc ", k=draw.randint(1, 9))) for _ in range(60)]
+    titles = list(dict.fromkeys(" ".join(text.split()) or "b" for text in letters))
+    find = finder(titles, list(map(str, range(len(titles)))))
+    for query in ("ab c", "Cab", "aabbcc", "c", "abcabcabc", "zzz"):
+        share = {
+            title: 2 * characters_in_common(query.lower(), title) / (len(query) + len(title))
+            for title in titles
+        }
+        ranked = sorted((t for t in titles if share[t] >= 0.39), key=lambda t: -share[t])
+        for limit in (1, 5, 100):
+            assert nearly_spelt(find, query, limit) == ranked[:limit]
+            begins = sorted(t for t in titles if t.startswith(query.lower()))[:limit]
+            rest = [t for t in ranked[: limit + len(begins)] if t not in begins]
+            assert nearest_titles(find, query, limit) == [*begins, *rest][:limit]
+
+
+def test_items_that_come_later_are_found_as_if_they_had_been_there() -> None:
+    titles = ["Salt", "7", "<b></b>", "salt", "Pepper", "Salt", "PEPPER &amp; Salt", "Sugar"]
+    ids = ["7", "2", "3", "4", "5", "6", "Salt", "2"]
+    whole = catalogue(titles, ids)
+    at_once, later = (
+        ItemFinder(items, clean_titles=True, max_title_characters=None)
+        for items in (whole, whole.head(4))
+    )
+    entries = [*titles, *ids, "SALT", "sugar", "pepper & salt", "", 7, 2]
+    assert later("sugar") is None  # remembered as unknown
+    later.add(whole.slice(4))
+    assert [later(entry) for entry in entries] == [at_once(entry) for entry in entries]
+    assert nearest_titles(later, "peper", 3) == nearest_titles(at_once, "peper", 3)

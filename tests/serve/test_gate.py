@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hatllm.serve.server import token_of
+from hatllm.serve.listening import token_of
 
 TOKEN = "a long random text"
 HISTORY = ["Toy Story (1995)"]

@@ -1,6 +1,7 @@
 """The page: what it may load, and a walk through it with a real browser."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from test_server import listening
 from toys import Compose
 
+import hatllm
 import hatllm.serve.page_routes as page_routes
 from hatllm.serve.app import build_app
 from hatllm.serve.fleet import Fleet
@@ -22,7 +24,9 @@ SOON = 60_000  # milliseconds
 
 def test_the_page_may_load_its_own_files_and_nothing_else(bench: Any) -> None:
     client = bench().client
-    for path, kind in (("/", "text/html"), ("/page/page.js", "text/javascript")):
+    scripts = re.findall(r'src="([^"]+)"', client.get("/").text)
+    assert scripts == ["/page/page.js", "/page/numbers.js"]
+    for path, kind in (("/", "text/html"), *((path, "text/javascript") for path in scripts)):
         answer = client.get(path)
         assert answer.headers["content-type"].startswith(kind)
         policy = answer.headers["content-security-policy"]
@@ -115,6 +119,48 @@ def test_a_walk_search_click_recommend_why_what_if_wrong_title(page: Any) -> Non
 
 
 @pytest.mark.slow
+def test_another_mask_is_asked_for_and_its_answer_explained(page: Any, finished_once: Path) -> None:
+    page.click("#user-next")
+    page.wait_for_selector("#answers tr:nth-child(10) td")
+    own = cells_of(page)
+    page.click("text=What if the mask")
+    page.select_option("#mask", "causal")
+    page.click("#ask")
+    page.wait_for_selector("#answers h3:has-text('under mask causal')")
+    history = page.evaluate("state.history")
+    expected = hatllm.load(finished_once).recommend(history, 10, mask="causal")
+    assert titles_of(page) == [one.title for one in expected]
+    assert cells_of(page) != own
+    page.click("#answers button >> nth=0")
+    page.wait_for_selector("#why .masks .grid")
+    assert page.locator("#why .masks .grid").count() == 1  # full
+    page.select_option("#mask", "")
+    page.click("#ask")
+    page.wait_for_selector("#answers h3:not(:has-text('under mask'))")
+    assert cells_of(page) == own
+    assert page.said == []
+
+
+@pytest.mark.slow
+def test_the_numbers_are_those_of_the_run_and_its_slices(page: Any, finished_once: Path) -> None:
+    metrics = json.loads((finished_once / "metrics.json").read_text())["test"]
+    page.click("#numbers summary")
+    page.wait_for_selector("#numbers-slices tr td")
+    whole = row_of(page, "#numbers-all", "NDCG@10")
+    assert whole.startswith(f"{metrics['NDCG@10']:.4f}")
+    assert f"± {metrics['NDCG@10_se']:.4f}" in whole
+    for metric, digits in (("HR@10", 4), ("trie_NLL", 3)):
+        page.select_option("#slice-metric", metric)
+        for slice_name in ("no_shared_words", "seen_transition"):
+            count = metrics[f"{slice_name}/count"]
+            if (value := metrics.get(f"{slice_name}/{metric}")) is not None:
+                label = f"{slice_name.replace('_', ' ')} ({count:g})"
+                assert row_of(page, "#numbers-slices", label).startswith(f"{value:.{digits}f}")
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0 and page.said == []
+
+
+@pytest.mark.slow
 def test_a_title_of_html_is_text_on_the_page(page: Any) -> None:
     page.evaluate("add('<img src=x onerror=alert(1)>')")
     assert page.inner_text("#history li") == "<img src=x onerror=alert(1)>"
@@ -125,5 +171,19 @@ def test_a_title_of_html_is_text_on_the_page(page: Any) -> None:
 
 
 def titles_of(page: Any) -> list[str]:
+    """The titles of the answers, without what stands behind the true one."""
     cells = page.locator("#answers td.title")
-    return [cells.nth(place).inner_text() for place in range(cells.count())]
+    found = [cells.nth(place).inner_text() for place in range(cells.count())]
+    return [text.removesuffix(" ✓ true next") for text in found]
+
+
+def cells_of(page: Any) -> list[str]:
+    return page.locator("#answers td").all_inner_texts()
+
+
+def row_of(page: Any, table: str, label: str) -> str:
+    rows = page.locator(f"{table} tr")
+    for place in range(rows.count()):
+        if rows.nth(place).locator("th[scope=row]").all_inner_texts() == [label]:
+            return rows.nth(place).locator("td").first.inner_text()
+    raise AssertionError(f"{label} has no row: {rows.all_inner_texts()}")

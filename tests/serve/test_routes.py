@@ -64,6 +64,7 @@ def test_an_unknown_title_is_refused_with_its_place_and_the_nearest_titles(bench
         ({"history": ["Babe (1995)"] * 201}, "history"),
         ({"history": HISTORY, "beam_width": 20}, "beam_width"),  # of an LLM run only
         ({"history": HISTORY, "temperature": 2}, "temperature"),
+        ({"history": HISTORY, "mask": "causal"}, "mask"),
         ({"history": HISTORY, "temperature": 0}, "temperature"),
         ({"history": HISTORY, "block": ["No such title"]}, "block[0]"),
         ({"history": HISTORY, "only": [99]}, "only[0]"),

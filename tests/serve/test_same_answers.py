@@ -84,6 +84,33 @@ def test_another_search_answers_as_a_run_loaded_with_it_and_for_one_request_only
     assert ask() == before
 
 
+@pytest.mark.parametrize("mask", ["causal", "hatllm_segments", "CFIF"])
+def test_another_mask_answers_and_explains_as_the_library_does_under_it(
+    client: TestClient, finished_once: Path, mask: str
+) -> None:
+    body = {"history": HISTORIES[1], "k": 5}
+    own = client.post("/v1/recommend", json=body).json()["recommendations"]
+    answer = client.post("/v1/recommend", json={**body, "mask": mask}).json()["recommendations"]
+    expected = hatllm.load(finished_once).recommend(HISTORIES[1], k=5, mask=mask)
+    assert [one["log_prob"] for one in answer] == pytest.approx(
+        [one.log_prob for one in expected], abs=1e-5
+    )
+    assert answer != own
+    asked = {"history": HISTORIES[1], "title": answer[0]["title"], "mask": mask}
+    why = client.post("/v1/why", json=asked).json()
+    assert why["log_prob"] == pytest.approx(answer[0]["log_prob"], abs=1e-4)
+    letters = "".join(layer["pattern"][0].upper() for layer in why["layers"])
+    assert letters == {"causal": "FFFF", "hatllm_segments": "IFFC"}.get(mask, mask)
+    assert client.post("/v1/recommend", json=body).json()["recommendations"] == own
+
+
+@pytest.mark.parametrize("mask", ["no_such_mask", "II", "custom", "_base", "../mask/causal"])
+def test_a_mask_that_does_not_fit_is_refused(client: TestClient, mask: str) -> None:
+    for path, more in (("recommend", {}), ("why", {"title": "Red Boat"})):
+        answer = client.post(f"/v1/{path}", json={"history": ["Red Boat"], "mask": mask, **more})
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, "mask")
+
+
 def test_only_block_and_history_are_kept_to(client: TestClient, finished_once: Path) -> None:
     history = ["Red Boat", "Blue Lamp"]
     body = {"history": history, "only": ["Red Boat", "Old Book", "Grand Book", "New Lamp"],

@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from omegaconf import OmegaConf
 from serving import write_run
 
+from hatllm.serve.listening import listening_socket
 from hatllm.serve.server import Server, serve_runs
 from hatllm.tasks.serve import serve
 
@@ -84,14 +84,21 @@ def test_a_run_that_cannot_be_loaded_ends_the_server_with_the_reason(bench, tmp_
     def load(folder: Path) -> Any:
         raise ValueError(f"{folder.name} has no weights")
 
-    folder = write_run(tmp_path / "two")
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(made.config)))
-    with pytest.raises(ValueError, match="two has no weights"):
-        serve_runs([folder], load, made.config.task.serve)
+    folder, config = write_run(tmp_path / "two"), made.config.task.serve
+    with listening_socket(config) as listening, pytest.raises(ValueError, match="no weights"):
+        serve_runs([folder], load, config, listening)
+
+
+def test_a_port_that_is_taken_is_refused_by_name(bench) -> None:
+    config = bench("task.serve.port=0").config.task.serve
+    with listening_socket(config) as taken:
+        config.port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"task\.serve\.port={config.port} cannot be"):
+            listening_socket(config)
 
 
 def test_without_its_packages_the_task_says_what_to_install(compose_config, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "hatllm.serve.server", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     config = compose_config("task=serve", "task.run_folder=outputs/run")
-    with pytest.raises(ValueError, match=r"task=serve needs a package .*\[serve\]"):
+    with pytest.raises(ValueError, match=r"task=serve needs a package \(uvicorn\).*\[serve\]"):
         serve(config, lambda words: (config, words))

@@ -24,7 +24,7 @@ from hatllm.many.cells import plan_cells
 
 Cli = Callable[..., int]
 CASES = Path(__file__).parents[1] / "cases"
-LEARNED = ("sasrec", "sasrec_ss", "sasrec_dros", "gru4rec", "bert4rec")
+LEARNED = ("sasrec", "sasrec_ss", "sasrec_dros", "esasrec", "gru4rec", "bert4rec")
 SHORT = ("model.sequence.max_epochs=2", "model.sequence.batch_size=16")
 
 
@@ -280,14 +280,6 @@ def test_a_wrong_setting_is_refused_by_name(
 ) -> None:
     assert cli(*shop, *words) == 2
     assert part in capsys.readouterr().err
-
-
-def test_evaluate_says_that_it_needs_an_llm(
-    cli: Cli, shop: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = runs(cli, shop, "one", "model=knn")
-    assert cli("task=evaluate", f"task.run_folder={folder}") == 2
-    assert "this one is model=knn" in capsys.readouterr().err
 
 
 def test_plan_says_what_an_epoch_takes_but_not_how_many_there_will_be(

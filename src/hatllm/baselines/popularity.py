@@ -45,7 +45,23 @@ def popularity_predictions(
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1")
-    ranked = rank_titles(counts, valid, items)
+    return ranked_predictions(rank_titles(counts, valid, items), examples, top_k, exclude_history)
+
+
+def ranked_predictions(
+    ranked: pl.DataFrame, examples: pl.DataFrame, top_k: int, exclude_history: bool = False
+) -> pl.DataFrame:
+    """As `popularity_predictions`, from titles that are ranked already.
+
+    Args:
+        ranked: As `rank_titles` gives it.
+        examples: As `popularity_predictions`.
+        top_k: As `popularity_predictions`.
+        exclude_history: As `popularity_predictions`.
+
+    Raises:
+        ValueError: If a target is not among the ranked items.
+    """
     missing = examples.filter(~pl.col("target").is_in(ranked["item_id"].implode()))
     if len(missing):
         raise ValueError(

@@ -21,6 +21,8 @@ from torch import Tensor
 from hatllm.baselines.predictions_table import predictions_table
 from hatllm.metrics.tie_order import scrambled
 
+Answers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # of one batch: see `table_of`
+
 
 @dataclass(frozen=True)
 class TitleIndex:
@@ -132,7 +134,21 @@ def predictions_of(
         ValueError: If a score is not finite.
     """
     gone = examples["history"] if exclude_history else None
-    parts = list(_parts(batches, index, top_k, gone))
+    return table_of(examples, list(_parts(batches, index, top_k, gone)), index, top_k)
+
+
+def table_of(
+    examples: pl.DataFrame, parts: list[Answers], index: TitleIndex, top_k: int
+) -> pl.DataFrame:
+    """The predictions table of what was found for each batch.
+
+    Args:
+        examples: As `predictions_of`.
+        parts: Title ranks, item ranks, first items and log-probabilities of the best titles, and
+            whether another item has the target's title; of the examples in their order.
+        index: As `predictions_of`.
+        top_k: As `predictions_of`.
+    """
     title_rank_G, item_rank_G, top_GW, log_prob_GW, ambiguous_G = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
@@ -153,7 +169,7 @@ def predictions_of(
 
 def _parts(
     batches: Iterable[tuple[Tensor, Tensor]], index: TitleIndex, top_k: int, gone: pl.Series | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+) -> Iterator[Answers]:
     """`_answers` of each batch; gone are the items of each row whose titles are no answers."""
     start = 0
     for score_BI, target_B in batches:
@@ -170,7 +186,7 @@ def _answers(
     index: TitleIndex,
     top_k: int,
     is_gone_BJ: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Answers:
     """Title ranks, item ranks, first items and log-probs of the top K, shared titles."""
     score_BJ = index.title_scores(score_BI)
     title_rank_B, item_rank_B = _both_ranks(score_BI, score_BJ, target_B, index, is_gone_BJ)

@@ -3,7 +3,8 @@
 Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, arXiv:1808.09781. The
 output layer is the item embedding, as in the paper, or with ``shared_embedding: false`` a layer of
 its own, as in the code that the MSL line of work starts from (github.com/YangZhengyi98/DROS).
-Attention comes from torch, which adds an output projection.
+Attention comes from torch, which adds an output projection. eSASRec (RecSys 2025, RecTools) is the
+same model of other layers (``block: ligr``) with places counted back from the newest item.
 
 Dimension key: B batch, L positions, I items, D hidden size, M training states.
 """
@@ -11,6 +12,7 @@ Dimension key: B batch, L positions, I items, D hidden size, M training states.
 import torch
 from torch import Tensor, nn
 
+from hatllm.baselines.ligr import LigrBlock
 from hatllm.baselines.sequences import last_states, output_weights, training_states
 from hatllm.config import SequenceConfig
 
@@ -21,25 +23,39 @@ class SASRec(nn.Module):
     def __init__(self, num_items: int, max_history_items: int, config: SequenceConfig) -> None:
         super().__init__()
         self.every_position = config.every_position
+        self.counts_back = config.positions_from == "newest"
         size = config.hidden_size
         self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
         self.positions = nn.Embedding(max_history_items, size)
         for embedding in (self.items, self.positions):
             nn.init.normal_(embedding.weight, std=config.init_std)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.LayerNorm(size)
+        is_ligr = config.block == "ligr"
+        block = LigrBlock if is_ligr else Block
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.num_layers))
+        self.norm = nn.Identity() if is_ligr else nn.LayerNorm(size)  # as in RecTools
         self.answers = None if config.shared_embedding else nn.Linear(size, num_items)
 
     def forward(self, history_BL: Tensor) -> Tensor:
         """The state after each item, shape (B, L, D)."""
         length = history_BL.shape[1]
-        x_BLD = self.dropout(self.items(history_BL) + self.positions.weight[:length])
+        x_BLD = self.dropout(self.items(history_BL) + self.positions(self._places(history_BL)))
         blocked_LL = torch.ones(length, length, dtype=torch.bool, device=x_BLD.device).triu(1)
         for block in self.blocks:
             x_BLD = block(x_BLD, blocked_LL)
         state_BLD: Tensor = self.norm(x_BLD)
         return state_BLD
+
+    def _places(self, history_BL: Tensor) -> Tensor:
+        """Which position each item has; (L,), or (B, L) where it depends on the history's length.
+
+        Counted back, a training row's earlier states know how many items follow, as published.
+        """
+        place_L = torch.arange(history_BL.shape[1], device=history_BL.device)
+        if not self.counts_back:
+            return place_L
+        length_B1 = history_BL.ne(self.items.num_embeddings - 1).sum(dim=1, keepdim=True)
+        return (length_B1 - 1 - place_L).clamp(min=0)
 
     def training_states(
         self, history_BL: Tensor, length_B: Tensor, target_B: Tensor

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import polars as pl
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
+from hatllm.baselines.ranks_of_sparse import sparse_predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 
 
@@ -18,10 +20,13 @@ class Scored:
         batches: From rows to score_BI (higher is better; items by ascending id) and target_B, batch
             by batch in the rows' order.
         num_read: Newest items of a history that it reads.
+        sparse: The same scores, (B, I), where none is below zero and most are zero; None = no
+            faster form.
     """
 
     batches: Callable[[Sequences], Iterator[tuple[Tensor, Tensor]]]
     num_read: int
+    sparse: Callable[[Sequences], Iterator[csr_matrix]] | None = None
 
     def predictions(
         self,
@@ -42,5 +47,9 @@ class Scored:
             ValueError: If an item is not in the catalogue, or a score not finite.
         """
         index = TitleIndex.of(items)
-        batches = self.batches(sequences_of(examples, index.item_id_I, self.num_read))
-        return predictions_of(examples, batches, index, top_k, exclude_history)
+        rows = sequences_of(examples, index.item_id_I, self.num_read)
+        if self.sparse is None:
+            return predictions_of(examples, self.batches(rows), index, top_k, exclude_history)
+        return sparse_predictions_of(
+            examples, self.sparse(rows), rows.target_G, index, top_k, exclude_history
+        )

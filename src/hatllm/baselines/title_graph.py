@@ -41,7 +41,15 @@ def title_graph(
     def batches(rows: Sequences) -> Iterator[tuple[Tensor, Tensor]]:
         return with_bonus(by_words.batches(rows), bonus, rows)
 
-    return Scored(batches, by_words.num_read)
+    def sparse(rows: Sequences) -> Iterator[csr_matrix]:
+        assert by_words.sparse is not None
+        last_G, first = _last_items(rows, slice(None)), 0
+        for score_BI in by_words.sparse(rows):
+            end = first + score_BI.shape[0]
+            yield csr_matrix(score_BI + bonus[last_G[first:end]])
+            first = end
+
+    return Scored(batches, by_words.num_read, sparse)
 
 
 def transition_bonus(transitions: pl.DataFrame, weight: float, item_id_I: IntArray) -> csr_matrix:
@@ -59,9 +67,13 @@ def with_bonus(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The title rule's batches, the bonus of each row's last item added."""
     for part, (score_BI, target_B) in zip(row_slices(sequences), batches, strict=True):
-        place_B1 = sequences.length_G[part][:, None] - 1
-        last_B = sequences.history_GL[part].gather(1, place_B1).flatten()
-        found = bonus[last_B.numpy()].tocoo()
+        found = bonus[_last_items(sequences, part)].tocoo()
         row, column = (torch.from_numpy(x.astype(np.int64)) for x in (found.row, found.col))
         score_BI[row, column] += torch.from_numpy(found.data)
         yield score_BI, target_B
+
+
+def _last_items(sequences: Sequences, part: slice) -> IntArray:
+    """The number of each history's newest item. Shape (B,)."""
+    place_B1 = sequences.length_G[part][:, None] - 1
+    return sequences.history_GL[part].gather(1, place_B1).flatten().numpy()

@@ -5,6 +5,9 @@ one); a title scores the cosine to the user's last title, or to a sum of the las
 each older one weighs `decay` times the next. It is the floor under every model that reads titles:
 what copying words alone can do.
 
+A run scores the titles that share a word and no others (`shared_word_scores`); `title_scores` has
+all of them side by side, for single histories and as the oracle in the tests.
+
 Dimension key: B examples of a batch, I items by ascending id.
 """
 
@@ -36,7 +39,11 @@ def title_rule(items: pl.DataFrame, config: TitlesConfig) -> Scored:
         ValueError: If no title has a word.
     """
     vectors = title_vectors(items.sort("item_id")["title"].to_list(), config)
-    return Scored(partial(title_scores, vectors, config=config), config.last_items)
+    return Scored(
+        batches=partial(title_scores, vectors, config=config),
+        num_read=config.last_items,
+        sparse=partial(shared_word_scores, vectors, config=config),
+    )
 
 
 def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
@@ -59,6 +66,23 @@ def title_vectors(titles: list[str], config: TitlesConfig) -> csr_matrix:
             "of letters a-z or digits; read characters with model.titles.analyzer=char_wb"
         )
     return vectors
+
+
+def shared_word_scores(
+    vectors: csr_matrix, sequences: Sequences, config: TitlesConfig
+) -> Iterator[csr_matrix]:
+    """The scores of each batch, (B, I): titles that share no word have no entry."""
+    by_word = vectors.T.tocsr()
+    query = csr_matrix(history_weights(sequences, slice(None), config.decay) @ vectors)
+    query.sort_indices()  # sums in the order of `title_scores`, so that equal scores stay equal
+    of_word = np.append(0, np.diff(by_word.indptr)[query.indices].cumsum())
+    num_scores = of_word[query.indptr[1:]] - of_word[query.indptr[:-1]]  # at most, of each row
+    first, rows = 0, len(sequences)
+    while first < rows:
+        fitting = np.searchsorted(num_scores[first:].cumsum(), SCORES_AT_A_TIME, side="right")
+        part = slice(first, first + max(1, int(fitting)))
+        yield csr_matrix(query[part] @ by_word)
+        first = part.stop
 
 
 def title_scores(

@@ -25,6 +25,12 @@ class DecodeConfig:
     assistant_run: str | None  # d3: finished run of a baseline
     llm_weight: float | None  # d3: of the LLM's log-probabilities; the rest is the assistant's
     max_title_tokens: int | None  # grounding: longest text written; null = the longest title's
+    information_gain: float | None  # beam: how much less tokens count that decide least; null = 0
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether titles rank by something else than the model's own log-probability."""
+        return self.name == "d3" or self.information_gain is not None
 
     @property
     def is_beam(self) -> bool:
@@ -40,6 +46,8 @@ class DecodeConfig:
         check_choice("decode", self.name, SEARCHES)
         check_extras("decode", self, "d3", ("assistant_run", "llm_weight"), ())
         check_extras("decode", self, "grounding", (), ("max_title_tokens",))
+        check_extras("decode", self, "beam", (), ("information_gain",))
+        check_range("decode.information_gain", self.information_gain, 0.0, 1.0)
         check_range("decode.llm_weight", self.llm_weight, 0.0, 1.0)
         check_range("decode.max_title_tokens", self.max_title_tokens, 1)
         check_choice("decode.normalize", self.normalize, NORMALIZATIONS)

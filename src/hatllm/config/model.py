@@ -14,6 +14,8 @@ POPULARITY_COUNTS = ("interactions", "targets")
 SEQUENCE_LOSSES = ("bce", "ce", "sampled_softmax")
 SAMPLED_LOSSES = ("bce", "sampled_softmax")
 OPTIMIZERS = ("adam", "adamw")
+BLOCKS = ("sasrec", "ligr")
+PLACES_FROM = ("oldest", "newest")
 BACKENDS = ("sdpa", "eager", "flex")
 MODEL_KINDS = ("llm", "fusion", *SEEDLESS_KINDS, *SEQUENCE_KINDS)
 DTYPES = ("auto", "float32", "bfloat16")
@@ -121,6 +123,8 @@ class SequenceConfig:
 
     train_on: str  # one of TRAIN_ON: all of train and valid, or the rows the LLM arms see
     hidden_size: int  # of an item's vector
+    block: str | None  # sasrec only: the layer, one of BLOCKS
+    positions_from: str | None  # sasrec only: item of position 0, one of PLACES_FROM
     num_layers: int  # blocks, or GRU layers
     num_heads: int | None  # transformers only
     feedforward_size: int | None  # transformers only
@@ -135,6 +139,7 @@ class SequenceConfig:
     dros: DrosConfig | None  # null = no robust term
     optimizer: str  # one of OPTIMIZERS
     learning_rate: float
+    second_beta: float  # decay of adam's mean of squared gradients
     weight_decay: float  # adam: L2 in the gradient; adamw: decoupled
     batch_size: int
     max_epochs: int
@@ -144,12 +149,17 @@ class SequenceConfig:
         check_choice("model.sequence.train_on", self.train_on, TRAIN_ON)
         check_choice("model.sequence.loss", self.loss, SEQUENCE_LOSSES)
         check_choice("model.sequence.optimizer", self.optimizer, OPTIMIZERS)
+        if self.block is not None:
+            check_choice("model.sequence.block", self.block, BLOCKS)
+        if self.positions_from is not None:
+            check_choice("model.sequence.positions_from", self.positions_from, PLACES_FROM)
         low_one = ("hidden_size", "num_layers", "num_heads", "feedforward_size", "num_negatives",
                    "batch_size", "max_epochs", "patience")  # fmt: skip
         for field in low_one:
             check_range(f"model.sequence.{field}", getattr(self, field), 1)
         for field in ("dropout", "attention_dropout"):
             check_range(f"model.sequence.{field}", getattr(self, field), 0.0, 0.99)
+        check_range("model.sequence.second_beta", self.second_beta, 0.0, 0.9999)
         check_range("model.sequence.weight_decay", self.weight_decay, 0.0)
         for field in ("learning_rate", "init_std"):
             check_positive(f"model.sequence.{field}", getattr(self, field))
@@ -277,7 +287,13 @@ class ModelConfig:
         if self.sequence is None:
             return
         needed = {
-            "sasrec": ("num_heads", "feedforward_size", "attention_dropout"),
+            "sasrec": (
+                "num_heads",
+                "feedforward_size",
+                "attention_dropout",
+                "block",
+                "positions_from",
+            ),
             "bert4rec": ("num_heads", "feedforward_size", "attention_dropout", "cloze"),
         }
         for field in needed.get(self.kind, ()):

@@ -30,6 +30,9 @@ NOT_IN_HASH = ("task", "logger", "metrics", "experiment", "sweep", "num_threads"
                "trainer.devices", "trainer.num_nodes", "trainer.strategy",
                "trainer.micro_batch_size", "trainer.checkpoint_every_steps",
                "trainer.checkpoint_every_seconds")  # fmt: skip
+# Settings that came after runs had been made: while they are null, a run is what it was and keeps
+# its name.
+LEFT_OUT_WHERE_NULL = (("decode", "information_gain"),)
 # Rows of a pass over all processes: under msl_ats the temperature moves with every pass, so that
 # its moving average is another one where passes have another size.
 ROWS_OF_PASSES = ("trainer.micro_batch_size", "trainer.devices", "trainer.num_nodes")
@@ -54,6 +57,9 @@ def only_what_counts(settings: Mapping[str, Any]) -> dict[str, Any]:
         left_out |= set(OF_LLMS)
     elif settings.get("loss", {}).get("name") == "msl_ats":
         left_out -= set(ROWS_OF_PASSES)
+    for group, name in LEFT_OUT_WHERE_NULL:
+        if settings.get(group, {}).get(name) is None:
+            left_out.add(f"{group}.{name}")
 
     def kept(values: Mapping[str, Any], start: str) -> dict[str, Any]:
         return {
@@ -187,11 +193,12 @@ class Config:
 
     def _check_monitor(self) -> None:
         """Refuse to choose a step by what its validation does not find."""
-        monitor, is_d3 = self.monitor, self.decode.name == "d3"
-        if self.model.kind == "llm" and self.trains and is_d3 and monitor.endswith("NLL"):
+        monitor, is_mixed = self.monitor, self.decode.is_mixed
+        if self.model.kind == "llm" and self.trains and is_mixed and monitor.endswith("NLL"):
+            by = "decode=d3" if self.decode.name == "d3" else "decode.information_gain"
             raise ValueError(
-                f"trainer.monitor={monitor!r} is not logged under decode=d3, which ranks by two "
-                "models and has no NLL; use val/NDCG@10 or val/HR@10"
+                f"trainer.monitor={monitor!r} is not logged under {by}, which does not rank by the "
+                "model's probability and has no NLL; use val/NDCG@10 or val/HR@10"
             )
 
     def _check_sharding(self) -> None:

@@ -45,6 +45,8 @@ class Catalogue:
     book: PromptBook
     trie: ItemTrie
     assistant: Assistant | None = None  # knows the items by id, for decode=d3
+    # How often each item is a train target, for decode.information_gain. Shape (I,), int64.
+    train_count_I: Tensor | None = None
     merged: dict[int, list[list[int]]] = field(default_factory=dict)
 
     @classmethod

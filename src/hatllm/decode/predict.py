@@ -56,11 +56,12 @@ def predict(
         consecutive ranks and share the probability of these tokens (`hatllm.decode.titles_alike`),
         targets too. With a length penalty titles stand by log-probability over length; there and
         behind titles that share top_log_probs need not fall. Under `decode=d3` top_log_probs
-        is the mixture with the assistant, and the target's log-probabilities are null: those of the
-        LLM alone are not what it ranks by. Under `decode=grounding` top_log_probs is the
-        log-softmax of minus the distance. Under `decode.exclude_history` the titles of the whole
-        history are no answers (`hatllm.decode.candidates`), and a target among them has no rank;
-        where fewer than top_k titles are left, fewer are answered.
+        is the mixture with the assistant, under `decode.information_gain` the weighed sum, and the
+        target's log-probabilities are null: those of the LLM alone are not what it ranks by. Under
+        `decode=grounding` top_log_probs is the log-softmax of minus the distance. Under
+        `decode.exclude_history` the titles of the whole history are no answers
+        (`hatllm.decode.candidates`), and a target among them has no rank; where fewer than top_k
+        titles are left, fewer are answered.
     """
     rank, world_size = process_rank()
     mine = frame[rank::world_size]
@@ -177,7 +178,7 @@ def _rows_of(
 ) -> list[dict[str, Any]]:
     leaf_B = scorer.trie.leaf_of_item(batch.target_item_B)
     sharing = [catalogue.titles_of(leaf) for leaf in leaf_B.tolist()]
-    if config.name == "d3":  # it ranks by two models together
+    if config.is_mixed:
         trie, vocab = [[None] * batch.num_rows] * 2
     else:
         share_B = torch.tensor([len(titles) for titles in sharing], device=leaf_B.device).log()

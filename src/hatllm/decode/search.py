@@ -18,7 +18,9 @@ from hatllm.decode.grounding import (
     with_room,
     write_texts,
 )
+from hatllm.decode.information_gain import asking_for_gain, gain_factors
 from hatllm.decode.scorer import Scorer, Scorers
+from hatllm.decode.trie import ItemTrie
 
 if TYPE_CHECKING:
     from hatllm.config import DecodeConfig
@@ -44,8 +46,14 @@ class Search:
                 for what is written.
             catalogue: Tokenised titles; under `decode=d3` with its assistant.
             config: The search.
+
+        Raises:
+            ValueError: If `decode.information_gain` is asked for where train is not at hand.
         """
         self.config, self.assistant = config, catalogue.assistant
+        self.factor_N = None
+        if config.information_gain is not None:
+            self.factor_N = _factors(catalogue, scorers.trie, config.information_gain)
         if config.name == "grounding":
             end_id = int(catalogue.book.target[0][-1])
             title_FD = embed_titles(scorers.lm, scorers.trie, end_id)
@@ -78,8 +86,21 @@ class Search:
                 ask = asking_the_model(scorer, config.normalize)
                 ask = asking_both(ask, scorer.trie, log_prob_BI, config.llm_weight)
                 return beam_search(scorer, config, ask, candidates), None
+            case _ if self.factor_N is not None:
+                ask = asking_for_gain(asking_the_model(scorer, config.normalize), self.factor_N)
+                return beam_search(scorer, config, ask, candidates), None
             case _:
                 return search(scorer, config, candidates)
+
+
+def _factors(catalogue: Catalogue, trie: ItemTrie, alpha: float) -> Tensor:
+    count_I = catalogue.train_count_I
+    if count_I is None:
+        raise ValueError(
+            f"decode.information_gain={alpha} needs the train rows, which task=train and "
+            "task=evaluate read and no other task does; leave it null"
+        )
+    return gain_factors(trie, count_I.to(trie.token_N.device), alpha)
 
 
 def _grounded(

@@ -1,7 +1,9 @@
 """Beam-search-aware weights of MSL's tokens (BEAR, arXiv:2601.22925).
 
 A beam prunes a title for good where one of its tokens is not among the K likeliest. Each token's
-loss weighs ``1 + lambda * sigmoid((log p(token) - log p(K-th best)) / xi)``, over the legal tokens.
+loss weighs ``1 + lambda * sigmoid((log p(token) - log p(K-th best)) / xi)``, over the legal tokens:
+as in the authors' code (``train_bear.py`` of github.com/Tiny-Snow/BEAR-SIGIR-2026), which gives
+tokens that survive the larger weight, too, and norms the weights over the choices of a pass.
 
 Dimension key: T target tokens of all titles, C legal tokens of all of them (both flat).
 """

@@ -4,17 +4,22 @@ A number is an item id of the source files. A string is a title first, as the so
 catalogue have it and in any case, and else an id.
 """
 
-import difflib
+import heapq
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 from unicodedata import normalize
 
 import polars as pl
+from rapidfuzz import process
+from rapidfuzz.distance import Indel
 
 from hatllm.data.titles import clean_title, cut_title
 
 FORMS_KEPT = 100_000  # strings that are no title letter by letter; a file repeats them
+MOST_UNLIKE = 0.39  # share of the spelling below which titles are not near
+MANY_CHARACTERS = 200  # of a text that is looked for
+NAMES_A_PART = 50_000
 
 
 class ItemFinder:
@@ -31,16 +36,24 @@ class ItemFinder:
             max_title_characters: Where they were cut (``data.max_title_characters``).
         """
         self.clean_titles, self.max_title_characters = clean_titles, max_title_characters
-        ids, titles = items["item_id"].to_list(), items["title"].to_list()
-        # Backwards: of items that share a title the first stays.
-        self.by_title = dict(zip(reversed(titles), reversed(ids), strict=True))
-        self.by_folded = dict(zip(map(_folded, reversed(titles)), reversed(ids), strict=True))
-        self.title_of_folded = dict(
-            zip(map(_folded, reversed(titles)), reversed(titles), strict=True)
-        )
-        self.by_folded.pop("", None)  # a title of tags only is not what an empty string names
-        self.by_source = dict(zip(items["source_id"].to_list(), ids, strict=True))
+        self.by_title: dict[str, int] = {}
+        self.title_of_folded: dict[str, str] = {}
+        self.by_source: dict[str, int] = {}
         self._of_other_form = lru_cache(FORMS_KEPT)(self._find_other_form)
+        self.add(items)
+
+    def add(self, items: pl.DataFrame) -> None:
+        """Know these items too; of items that share a title the first stays.
+
+        Args:
+            items: item_id, title, source_id.
+        """
+        for item, title, source in items.select("item_id", "title", "source_id").iter_rows():
+            self.by_title.setdefault(title, item)
+            if folded := _folded(title):  # one of tags only is not what an empty string names
+                self.title_of_folded.setdefault(folded, title)
+            self.by_source[source] = item
+        self._of_other_form.cache_clear()
 
     def __call__(self, entry: Any) -> int | None:
         """The item that an entry names; None = there is no such item."""
@@ -59,7 +72,8 @@ class ItemFinder:
             prepared = cut_title(prepared, self.max_title_characters)
         found = self.by_title.get(prepared)
         if found is None:
-            found = self.by_folded.get(_folded(prepared))
+            title = self.title_of_folded.get(_folded(prepared))
+            found = None if title is None else self.by_title[title]
         return self.by_source.get(text) if found is None else found
 
 
@@ -82,7 +96,7 @@ def why_unknown(entry: Any, find: ItemFinder) -> str:
     if not isinstance(entry, str):
         hint = "; in quotes it is a title" if find(str(entry)) is not None else ""
         return f"{entry} is no item id{hint}"
-    near = difflib.get_close_matches(entry, find.by_title, n=3, cutoff=0.4)
+    near = nearly_spelt(find, entry, 3)
     hint = f"; near: {', '.join(map(repr, near))}" if near else ""
     return f"{entry!r} is neither a title nor an item id{hint}"
 
@@ -98,13 +112,40 @@ def nearest_titles(find: ItemFinder, query: str, limit: int) -> list[str]:
     start = query.strip().casefold()
     if not start:
         return []
-    begins = sorted(title for title in find.by_title if title.casefold().startswith(start))
-    found = begins[:limit]
+    begins = (title for title in find.by_title if title.casefold().startswith(start))
+    found = heapq.nsmallest(limit, begins)
     if len(found) < limit:
-        near = difflib.get_close_matches(start, find.by_folded, n=limit, cutoff=0.4)
-        title_of = find.title_of_folded
-        found += [title_of[name] for name in near if title_of[name] not in found]
+        near = nearly_spelt(find, query, limit + len(found))
+        found += [title for title in near if title not in found]
     return found[:limit]
+
+
+def nearly_spelt(find: ItemFinder, text: str, limit: int) -> list[str]:
+    """Titles by how much of their spelling they share with a text, the first one first at a tie.
+
+    That is 2 s / (a + b): s characters in common, in their order (the longest common subsequence),
+    of a and b characters; from MOST_UNLIKE on.
+
+    Args:
+        find: Of a catalogue.
+        text: Any; case, blanks and HTML do not count.
+        limit: Titles at most.
+    """
+    text = _folded(text)
+    names = list(find.title_of_folded)
+    if len(text) > MANY_CHARACTERS:  # each name costs more; most are too short to be near
+        shortest = len(text) * MOST_UNLIKE / (2 - MOST_UNLIKE)  # 2 s / (a + b) with s = a
+        names = [name for name in names if len(name) >= shortest]
+    found: list[tuple[str, float, int]] = []
+    # In parts, between which other threads get their turn.
+    for start in range(0, len(names), NAMES_A_PART):
+        part = process.extract(
+            text, names[start : start + NAMES_A_PART], limit=limit,
+            scorer=Indel.normalized_similarity, score_cutoff=MOST_UNLIKE,
+        )  # fmt: skip
+        found += [(name, share, start + place) for name, share, place in part]
+    best = heapq.nsmallest(limit, found, key=lambda one: (-one[1], one[2]))
+    return [find.title_of_folded[name] for name, _, _ in best]
 
 
 def items_named(entries: Sequence[Any], find: ItemFinder, field: str) -> list[int]:

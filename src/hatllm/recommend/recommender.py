@@ -1,22 +1,26 @@
 """A finished run from Python: `hatllm.load("outputs/RUN").recommend(["Toy Story (1995)"])`."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import polars as pl
 from omegaconf import OmegaConf
 
 from hatllm.compose import checked, with_finished_run
 from hatllm.config import Config
 from hatllm.recommend.answerer import LlmAnswerer, answerer_of
-from hatllm.recommend.answers import Answer, Asked, catalogue_of
+from hatllm.recommend.answers import Answer, Answerer, Asked, catalogue_of
 from hatllm.recommend.item_finder import ItemFinder, items_named, nearest_titles, why_unknown
 from hatllm.recommend.new_items import with_new_items
+from hatllm.recommend.other_mask import answerer_under
 from hatllm.runs.folder import load_config
 from hatllm.runs.run_files import read_identity, read_metrics
 
 MOST_TITLES = 100  # k of one request
+MASKS_KEPT = 4  # other masks that stay ready
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Request:
     exclude_history: bool = False  # titles of the whole history are no answers
     only: Sequence[Any] | None = None  # titles that alone may be answered; None = all
     block: Sequence[Any] = field(default=())  # titles that are no answers
+    mask: str | None = None  # under which the weights answer; None = the run's own
 
 
 class Recommendation(NamedTuple):
@@ -75,17 +80,29 @@ class Recommender:
         self.config, self.folder = config, Path(config.task.run_folder)
         self.catalogue = catalogue_of(config)
         self.answerer = answerer_of(config, self.catalogue, num_histories=1)
-        self._index()
-
-    def _index(self) -> None:
-        config = self.config
         self.find = ItemFinder(
             self.catalogue, config.data.clean_titles, config.data.max_title_characters
         )
-        self._item = {item.item_id: item for item in map(FoundItem._make, self._rows())}
+        self._item = _items_by_id(self.catalogue)
+        self._under_mask: dict[str, Answerer] = {}  # the last used one is the last
 
-    def _rows(self) -> list[tuple[int, str, str]]:
-        return self.catalogue.select("item_id", "title", "source_id").rows()
+    def answerer_under(self, mask: str | None) -> Answerer:
+        """What answers under another mask, with the same weights.
+
+        Args:
+            mask: A preset of ``conf/mask`` such as ``causal``, or one letter a layer (I, F, C);
+                None = the run's own.
+
+        Raises:
+            ValueError: If the run has no masks, there is no such mask, or it does not fit.
+        """
+        if mask is None:
+            return self.answerer
+        found = self._under_mask.pop(mask, None) or answerer_under(self.answerer, mask)
+        self._under_mask[mask] = found
+        if len(self._under_mask) > MASKS_KEPT:
+            del self._under_mask[next(iter(self._under_mask))]
+        return found
 
     def recommend(
         self,
@@ -95,6 +112,7 @@ class Recommender:
         only: Sequence[Any] | None = None,
         block: Sequence[Any] = (),
         skip_unknown: bool = False,
+        mask: str | None = None,
     ) -> list[Recommendation]:
         """The best titles for one history.
 
@@ -107,34 +125,47 @@ class Recommender:
             only: Titles that alone may be answered; None = all.
             block: Titles that are no answers.
             skip_unknown: Leave entries of the history out that name no item, where another does.
+            mask: What if the layers saw something else, as in `answerer_under`; LLM runs.
 
         Returns:
             Best first; fewer than k where fewer are allowed. Log-probabilities are those over the
             whole catalogue, not renormalised over what is allowed.
 
         Raises:
-            ValueError: If an entry names no item (says the nearest titles), or k is out of range.
+            ValueError: If an entry names no item (says the nearest titles), k is out of range, or
+                the mask does not fit.
         """
         if skip_unknown:
             history = self._known(history)
-        return self.recommend_many([Request(history, k, exclude_history, only, block)])[0]
+        return self.recommend_many([Request(history, k, exclude_history, only, block, mask)])[0]
 
     def recommend_many(self, requests: Sequence[Request]) -> list[list[Recommendation]]:
-        """As `recommend`, for many requests at once, each with its own k and titles.
+        """As `recommend`, for many requests at once, each with its own k, titles and mask.
 
         The answers are those of one request after the other: titles and ranks are the same,
         log-probabilities up to the rounding of float32 sums over another padding.
         """
         lists: dict[tuple[Any, ...], list[int]] = {}
-        answers = self.answerer([self._asked(request, lists) for request in requests])
-        return [self._ranked(found) for found in answers]
+        asked = [self._asked(request, lists) for request in requests]
+        rows_of_mask: dict[str | None, list[int]] = defaultdict(list)
+        for row, request in enumerate(requests):
+            rows_of_mask[request.mask].append(row)
+        found: list[list[Recommendation]] = [[] for _ in requests]
+        for mask, rows in rows_of_mask.items():
+            answers = self.answerer_under(mask)([asked[row] for row in rows])
+            for row, titles in zip(rows, answers, strict=True):
+                found[row] = self._ranked(titles)
+        return found
 
-    def score(self, history: Sequence[Any], titles: Sequence[Any]) -> list[Recommendation]:
+    def score(
+        self, history: Sequence[Any], titles: Sequence[Any], mask: str | None = None
+    ) -> list[Recommendation]:
         """The log-probability of each of some titles, whatever a search would find.
 
         Args:
             history: As in `recommend`.
             titles: Candidates, titles or item ids.
+            mask: As in `recommend`.
 
         Returns:
             The candidates, best first. LLM runs: by teacher forcing, what ``decode=exact`` gives.
@@ -145,7 +176,7 @@ class Recommender:
         """
         history_ids = self._history(history)
         candidates = items_named(titles, self.find, "titles")
-        found = self.answerer.score(history_ids, candidates)
+        found = self.answerer_under(mask).score(history_ids, candidates)
         return self._ranked(found)
 
     def items(self, query: str, limit: int = 10) -> list[FoundItem]:
@@ -172,10 +203,14 @@ class Recommender:
         Raises:
             ValueError: If the run knows items by id, or a title has no text.
         """
+        known = self.catalogue.height
         self.catalogue, self.answerer, item_ids = with_new_items(
             self.config, self.catalogue, self.answerer, self.find, titles
         )
-        self._index()
+        added = self.catalogue.slice(known)
+        self._under_mask.clear()
+        self.find.add(added)
+        self._item |= _items_by_id(added)
         return item_ids
 
     def settings(self) -> dict[str, Any]:
@@ -234,6 +269,11 @@ class Recommender:
             row = (rank, item.title, item.item_id, item.source_id, answer.score, answer.log_prob)
             found.append(Recommendation(*row))
         return found
+
+
+def _items_by_id(items: pl.DataFrame) -> dict[int, FoundItem]:
+    rows = items.select("item_id", "title", "source_id").iter_rows()
+    return {row[0]: FoundItem._make(row) for row in rows}
 
 
 def load(folder: str | Path, settings: Sequence[str] = ()) -> Recommender:

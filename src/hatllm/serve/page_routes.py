@@ -1,4 +1,4 @@
-"""The page at ``/``: three static files that need nothing from elsewhere."""
+"""The page at ``/``: static files that need nothing from elsewhere."""
 
 from pathlib import Path
 
@@ -8,8 +8,10 @@ from fastapi.responses import Response
 from hatllm.serve.refusal import Refusal
 
 PAGE = Path(__file__).parent / "page"
-FILES = {"page.js": "text/javascript", "page.css": "text/css"}
-# Nothing is loaded from elsewhere, nothing runs that does not stand in page.js.
+FILES = {
+    "page.js": "text/javascript", "numbers.js": "text/javascript", "page.css": "text/css",
+}  # fmt: skip
+# Nothing is loaded from elsewhere, nothing runs that does not stand in these.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -7,12 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from hatllm.config.serve import MOST_ANSWERS, MOST_ITEMS
 
 LONGEST_TITLE = 2000  # characters
-LONGEST_NAME = 200  # characters of a run's name
+LONGEST_NAME = 200  # characters of a run's or a mask's name
+MASK = "What if this were the mask: one of the run's masks, or a letter a layer. LLM runs."
 
 Title = Annotated[str, Field(min_length=1, max_length=LONGEST_TITLE)]
 SourceId = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Entry = Title | SourceId
 Entries = Annotated[list[Entry], Field(max_length=MOST_ITEMS)]
+MaskName = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 RunName = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 
 
@@ -42,6 +44,7 @@ class RecommendRequest(_OfRun):
         None, description="Titles or item ids to choose from; null = the whole catalogue."
     )
     block: Entries = Field([], description="Titles or item ids never to give.")
+    mask: MaskName | None = Field(None, description=MASK)
     beam_width: int | None = Field(
         None, ge=1, le=MOST_ANSWERS, strict=True,
         description="What if the beam had this width; k titles take one of at least k. LLM runs.",
@@ -64,6 +67,7 @@ class WhyRequest(_OfRun):
     """Asks how a title came about."""
 
     title: Entry = Field(description="The title, or its item id.")
+    mask: MaskName | None = Field(None, description=MASK)
 
 
 class ReloadRequest(_Strict):
@@ -129,6 +133,7 @@ class RunSummary(BaseModel):
     model: str
     loss: str | None
     mask: str | None = Field(description="One letter a layer: I intra, F full, C cross.")
+    masks: list[str] = Field(description="Presets that it can be asked under; [] = none.")
     decoder: str | None
     num_titles: int
     is_default: bool

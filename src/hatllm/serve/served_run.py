@@ -9,6 +9,7 @@ from typing import Any
 from hatllm.compose import PLACES
 from hatllm.config import Config
 from hatllm.model.export import exported_patterns
+from hatllm.recommend.other_mask import mask_names
 from hatllm.recommend.recommender import Recommendation, Recommender, Request
 from hatllm.runs.run_files import read_identity, read_metrics
 from hatllm.serve.refusal import Refusal
@@ -21,9 +22,10 @@ from hatllm.serve.schema import (
     WhyRequest,
 )
 from hatllm.serve.users import UserTable
-from hatllm.serve.what_if import WhatIf, check_what_if, recommend_if
+from hatllm.serve.what_if import WhatIf, check_mask, check_what_if, recommend_if
 
 Explain = Callable[[str, list[int], int], WhyAnswer]  # run, history, title as item ids
+ExplainUnder = Callable[[str | None], Explain]  # mask; None = the run's own
 NUM_NEAREST = 3  # titles named beside an unknown one
 NO_SETTINGS = (*PLACES, "logger", "experiment", "scale", "run_name")  # they made no number
 
@@ -32,7 +34,7 @@ class ServedRun:
     """A run's answers; whatever is asked of them is checked first."""
 
     def __init__(
-        self, name: str, config: Config, recommender: Recommender, explain: Explain | None
+        self, name: str, config: Config, recommender: Recommender, explain: ExplainUnder | None
     ) -> None:
         """Read what lies in the run's folder.
 
@@ -66,12 +68,12 @@ class ServedRun:
         return [self.recommender.score(one.history, one.titles) for one in asked]
 
     def what_if_of(self, body: RecommendRequest) -> WhatIf | None:
-        """The search that the request asks for; None = the run's own.
+        """The mask and search that the request asks for; None = the run's own.
 
         Raises:
             Refusal: 422, where the run has no such search, or as `request_of`.
         """
-        if body.beam_width is None and body.temperature is None:
+        if body.beam_width is None and body.temperature is None and body.mask is None:
             return None
         asked = WhatIf(self.request_of(body), body.beam_width, body.temperature)
         check_what_if(self.recommender, asked)
@@ -86,10 +88,10 @@ class ServedRun:
         self.check("history", body.history)
         self.check("only", body.only or ())
         self.check("block", body.block)
-        return Request(body.history, body.k, body.exclude_history, body.only, body.block)
+        return Request(body.history, body.k, body.exclude_history, body.only, body.block, body.mask)
 
-    def why_request_of(self, body: WhyRequest) -> tuple[list[int], int]:
-        """History and title as item ids.
+    def why_request_of(self, body: WhyRequest) -> tuple[list[int], int, str | None]:
+        """History and title as item ids, and the mask.
 
         Raises:
             Refusal: 422 if nothing explains this run, or an entry names no item.
@@ -101,12 +103,15 @@ class ServedRun:
         item = self.find(body.title)
         if item is None:
             raise self.unknown("title", body.title)
-        return [self.find(entry) for entry in body.history], item  # type: ignore[misc]  # checked
+        if body.mask is not None:
+            check_mask(self.recommender, body.mask)
+        history = [found for entry in body.history if (found := self.find(entry)) is not None]
+        return history, item, body.mask
 
-    def why(self, asked: Sequence[tuple[list[int], int]]) -> list[WhyAnswer]:
+    def why(self, asked: Sequence[tuple[list[int], int, str | None]]) -> list[WhyAnswer]:
         """How each title came about."""
         assert self.explain is not None
-        return [self.explain(self.name, history, item) for history, item in asked]
+        return [self.explain(mask)(self.name, history, item) for history, item, mask in asked]
 
     def check(self, field: str, entries: Iterable[Any]) -> None:
         """Refuse entries that name no item.
@@ -135,8 +140,9 @@ class ServedRun:
             name=self.name, label=self.identity["label"], data=config.data.name, seed=config.seed,
             kind=config.model.kind, model=config.model.name,
             loss=config.loss.name if is_llm else None, mask=config.mask.name if is_llm else None,
-            decoder=config.decode.name if is_llm else None, num_titles=len({*self.title.values()}),
-            is_default=is_default,
+            masks=mask_names() if is_llm else [],
+            decoder=config.decode.name if is_llm else None,
+            num_titles=len({*self.title.values()}), is_default=is_default,
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:

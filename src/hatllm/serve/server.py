@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from socket import socket
 from types import FrameType
@@ -9,14 +10,13 @@ from types import FrameType
 import uvicorn
 
 from hatllm.config import ServeConfig
-from hatllm.runs.folder import load_config
 from hatllm.serve.app import build_app
 from hatllm.serve.fleet import Fleet, Load
 from hatllm.serve.gate import Gate
+from hatllm.serve.listening import token_of
 from hatllm.serve.service import Service
 from hatllm.serve.telemetry import log_line
 
-TOKEN = "HATLLM_TOKEN"  # the name of the variable
 KEEP_ALIVE_SECONDS = 5
 SECONDS_TO_CLOSE = 5  # of connections, once every request is answered
 
@@ -39,7 +39,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            log_line(event="listening", address=f"http://{host}:{port}")
+            name = f"[{host}]" if ":" in host else host
+            log_line(event="listening", address=f"http://{name}:{port}", pid=os.getpid())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal: no new requests; the second: at once."""
@@ -54,44 +55,28 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or is_done or has_failed
 
 
-def serve_runs(folders: list[Path], load: Load, config: ServeConfig) -> None:
+def serve_runs(folders: Sequence[Path], load: Load, config: ServeConfig, listening: socket) -> None:
     """Answer until SIGTERM or Ctrl-C.
 
     Args:
         folders: Finished runs, the first is the default.
         load: Makes a run ready.
-        config: Where to listen and what to refuse.
+        config: What to refuse.
+        listening: What connections come from; closed at the end.
 
     Raises:
         ValueError: If a run cannot be loaded, or anybody could call without a token.
     """
     token = token_of(config)
-    for folder in folders:
-        load_config(folder)  # refused before anything is loaded
     fleet = Fleet(folders, load)
     service = Service.of(fleet, config, may_reload=token is not None)
     server = Server(build_app(service, token), service, config)
     threading.Thread(target=_load, args=(fleet,), daemon=True).start()
-    server.run()
+    server.run([listening])
     if fleet.failure is not None:
         raise fleet.failure
     service.batcher.close()
     log_line(event="ended")
-
-
-def token_of(config: ServeConfig) -> str | None:
-    """The bearer token of the environment; None = nobody needs one.
-
-    Raises:
-        ValueError: If others could reach the server and there is none.
-    """
-    token = os.environ.get(TOKEN) or None
-    if token is None and not config.is_local:
-        raise ValueError(
-            f"task.serve.host={config.host!r} lets other machines call: set {TOKEN} to a long "
-            "random text that they must send, or listen on 127.0.0.1"
-        )
-    return token
 
 
 def _load(fleet: Fleet) -> None:

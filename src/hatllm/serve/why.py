@@ -28,7 +28,8 @@ NUM_OTHERS = 4  # other tokens shown where the trie branches
 
 def is_explained(config: Config) -> bool:
     """Whether the run ranks titles by the model's path through the trie alone."""
-    return config.model.kind == "llm" and config.decode.name not in ("grounding", "d3")
+    decode = config.decode
+    return config.model.kind == "llm" and decode.name != "grounding" and not decode.is_mixed
 
 
 class Explainer:

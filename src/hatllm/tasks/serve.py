@@ -1,12 +1,16 @@
 """task=serve: finished runs over HTTP, and a page that shows what they do."""
 
+from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-
-import torch
+from socket import socket
 
 from hatllm.compose import Compose
 from hatllm.config import Config
+from hatllm.runs.folder import load_config
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def serve(config: Config, compose: Compose) -> None:
@@ -19,17 +23,43 @@ def serve(config: Config, compose: Compose) -> None:
     Raises:
         ValueError: If a package is missing, a run cannot be loaded, or a setting does not fit.
     """
-    try:
-        from hatllm.serve.loading import load_run
-        from hatllm.serve.server import serve_runs
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"task=serve needs a package ({error.name}): pip install -e '.[serve]'"
-        ) from error
+    _check_packages()
+    from hatllm.serve.listening import listening_socket, token_of
+    from hatllm.serve.supervisor import Supervisor
+
+    settings = config.task.serve
+    assert settings is not None
+    given = config.task.run_folders or [str(config.task.run_folder)]
+    folders = [Path(folder).expanduser() for folder in given]
+    for folder in folders:
+        load_config(folder)  # refused before anything listens
+    token_of(settings)
+    _, words = compose([])
+    answer = partial(_answer, folders, config, words)
+    with listening_socket(settings) as listening:
+        if settings.max_restarts:
+            Supervisor(answer, settings.max_restarts).run(listening)
+        else:
+            answer(listening)
+
+
+def _answer(
+    folders: Sequence[Path], config: Config, words: Sequence[str], listening: socket
+) -> None:
+    """The serving process; what is heavy is imported here, and not by its parent."""
+    import torch
+
+    from hatllm.serve.loading import load_run
+    from hatllm.serve.server import serve_runs
+
     assert config.task.serve is not None
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    _, words = compose([])
-    given = config.task.run_folders or [str(config.task.run_folder)]
-    folders = [Path(folder).expanduser() for folder in given]
-    serve_runs(folders, partial(load_run, config=config, words=words), config.task.serve)
+    load = partial(load_run, config=config, words=words)
+    serve_runs(folders, load, config.task.serve, listening)
+
+
+def _check_packages() -> None:
+    for name in PACKAGES:
+        if find_spec(name) is None:
+            raise ValueError(f"task=serve needs a package ({name}): pip install -e '.[serve]'")

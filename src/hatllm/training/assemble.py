@@ -75,7 +75,7 @@ def assemble(
     Raises:
         ValueError: If a setting does not fit the data or the model's layer count.
     """
-    schedule = _schedule(config)
+    schedule = schedule_of(config)
     dataset = load_dataset(config)
     check_catalogue(config, dataset)
     tokenizer = load_tokenizer(config.model, cache_root(config))
@@ -84,6 +84,8 @@ def assemble(
     if config.data.train_targets == "every" and config.data.target_form == "in_place":
         dataset.manifest["in_place"] = in_place_counts(book)._asdict()
     catalogue = _catalogue(config, book, coming or {})
+    if config.decode.information_gain is not None:
+        catalogue.train_count_I = _target_counts(dataset, book)
     title_counts = told_titles(catalogue, dataset, tokenizer.unk_token_id)
     vector_IE = None
     if config.model.item_vectors is not None and finished is not None:
@@ -96,6 +98,12 @@ def assemble(
         schedule=schedule, catalogue=catalogue, item_vector_IE=vector_IE, dataset=dataset,
         title_counts=title_counts,
     )  # fmt: skip
+
+
+def _target_counts(dataset: Dataset, book: PromptBook) -> torch.Tensor:
+    """How often each item is a train target. Shape (I,), int64."""
+    rows = book.rows_of(dataset.full_train["target"].to_numpy())
+    return torch.bincount(torch.from_numpy(rows), minlength=len(book.item_id_I))
 
 
 def told_titles(catalogue: Catalogue, dataset: Dataset, unknown_id: int | None) -> TitleCounts:
@@ -122,7 +130,7 @@ def assemble_from_folder(config: Config, finished: Path, items: pl.DataFrame) ->
     Raises:
         ValueError: If a setting does not fit the catalogue or the model's layer count.
     """
-    schedule = _schedule(config)
+    schedule = schedule_of(config)
     check_top_k(config, items)
     book = _tokenised(config, items, load_tokenizer(config.model, cache_root(config)))
     vector_IE = None
@@ -133,7 +141,7 @@ def assemble_from_folder(config: Config, finished: Path, items: pl.DataFrame) ->
     )
 
 
-def _schedule(config: Config) -> Schedule:
+def schedule_of(config: Config) -> Schedule:
     """Which layer sees what, once the machine is known to do."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)

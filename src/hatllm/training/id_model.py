@@ -255,11 +255,12 @@ def _nominal(train: Sequences, config: SequenceConfig, device: torch.device) -> 
 
 def _optimizer(model: SequenceModel, config: SequenceConfig) -> torch.optim.Optimizer:
     weights, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    betas = (0.9, config.second_beta)
     match config.optimizer:
         case "adam":
-            return torch.optim.Adam(weights, rate, weight_decay=decay, fused=True)
+            return torch.optim.Adam(weights, rate, betas, weight_decay=decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(weights, rate, weight_decay=decay, fused=True)
+            return torch.optim.AdamW(weights, rate, betas, weight_decay=decay, fused=True)
         case _:
             raise ValueError(f"model.sequence.optimizer={config.optimizer!r} must be adam or adamw")
 

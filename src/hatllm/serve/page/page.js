@@ -71,6 +71,9 @@ async function loadRuns() {
     label.append(box, ` ${what} `, make("span", run.name, { class: "quiet" }));
     field.append(label);
   }
+  const masks = [...new Set(runs.flatMap((run) => run.masks))];
+  byId("mask").replaceChildren(make("option", "of the run", { value: "" }),
+    ...masks.map((name) => make("option", name, { value: name })));
   const { total } = await call(`/v1/users?limit=1`);
   state.numUsers = total;
   for (const id of ["user-before", "user-next"]) byId(id).disabled = total === 0;
@@ -185,6 +188,7 @@ function historyAsked() {
 function settingsAsked() {
   const body = { history: historyAsked(), k: Number(byId("k").value) };
   body.exclude_history = byId("exclude").checked;
+  if (byId("mask").value) body.mask = byId("mask").value;
   for (const [id, field] of [["beam-width", "beam_width"], ["temperature", "temperature"]]) {
     if (byId(id).value !== "") body[field] = Number(byId(id).value);
   }
@@ -199,38 +203,44 @@ async function ask() {
   try {
     const runs = chosenRuns();
     if (!runs.length) throw new Error("Choose a run.");
-    const results = await Promise.all(runs.map((run) => answerOf(run, body)));
-    if (mine === asks) showAnswers(results, body);
+    const results = await Promise.all(runs.map((run) => answerOf(run, bodyFor(run, body))));
+    if (mine === asks) showAnswers(results);
   } finally {
     if (mine === asks) byId("ask").disabled = false;
   }
+}
+
+/** What one run is asked: one without masks answers as it is. */
+function bodyFor(run, body) {
+  const { mask, ...rest } = body;
+  return mask && run.masks.length ? body : rest;
 }
 
 /** One run's list; a run that refuses does not hide the others. */
 async function answerOf(run, body) {
   try {
     const { recommendations } = await call("/v1/recommend", { ...body, run: run.name });
-    return { run, list: recommendations };
+    return { run, body, list: recommendations };
   } catch (error) {
-    return { run, list: [], error: error.message };
+    return { run, body, list: [], error: error.message };
   }
 }
 
-function showAnswers(results, body) {
+function showAnswers(results) {
   const votes = new Map();
   for (const { list } of results) {
     for (const { title } of list) votes.set(title, (votes.get(title) ?? 0) + 1);
   }
-  byId("answers").replaceChildren(...results.map((result) => listOf(result, votes, results.length, body)));
+  byId("answers").replaceChildren(...results.map((result) => listOf(result, votes, results.length)));
   const answered = results.filter(({ list }) => list.length);
   const all = [...votes.values()].filter((count) => count === answered.length).length;
   byId("agreement").textContent = answered.length > 1
     ? `${all} titles stand in all ${answered.length} lists, ${votes.size} in at least one.` : "";
 }
 
-function listOf({ run, list, error }, votes, numRuns, body) {
+function listOf({ run, body, list, error }, votes, numRuns) {
   const box = make("article");
-  box.append(make("h3", `${run.label} (${run.name})`));
+  box.append(make("h3", `${run.label}${under(body)} (${run.name})`));
   if (error) {
     box.append(make("p", error, { role: "alert" }));
     return box;
@@ -246,6 +256,8 @@ function listOf({ run, list, error }, votes, numRuns, body) {
   box.append(table);
   return box;
 }
+
+const under = (body) => (body.mask ? ` under mask ${body.mask}` : "");
 
 function rankOfTarget(list) {
   const place = list.find(({ title }) => title === state.target);
@@ -277,11 +289,13 @@ const number = (value) => (value === null ? "–" : value.toFixed(2));
 // ---------------------------------------------------------------- why
 
 async function why(run, title, body) {
-  const told = await call("/v1/why", { run: run.name, history: body.history, title });
+  const asked = { run: run.name, history: body.history, title };
+  if (body.mask) asked.mask = body.mask;
+  const told = await call("/v1/why", asked);
   const names = told.parts.map((part) => (part.title === null ? part.name : part.title));
   const box = byId("why");
   box.replaceChildren(
-    make("p", `${told.title}, by ${run.label}: log-probability ${number(told.log_prob)}`),
+    make("p", `${told.title}, by ${run.label}${under(body)}: log-probability ${number(told.log_prob)}`),
     make("h3", "Path through the trie of titles"),
     make("p", "Each token with its probability among those that may follow; dashed: only one may.", { class: "quiet" }),
     pathOf(told.path),

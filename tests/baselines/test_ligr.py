@@ -1,0 +1,86 @@
+"""Layers of eSASRec and places counted back, against formulas written out."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from hatllm.baselines.ligr import LigrBlock
+from hatllm.baselines.sasrec import SASRec
+
+from .small import NUM_ITEMS, settings
+
+SIZE, LENGTH = 16, 5
+
+
+def normed(x_LD: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+    centred_LD = x_LD - x_LD.mean(dim=1, keepdim=True)
+    variance_L1 = centred_LD.square().mean(dim=1, keepdim=True)
+    return centred_LD / (variance_L1 + 1e-5).sqrt() * norm.weight + norm.bias
+
+
+def two_heads(x_LD: Tensor, attention: torch.nn.MultiheadAttention) -> Tensor:
+    """Causal attention, one head and one position after the other."""
+    query_LD, key_LD, value_LD = (
+        x_LD @ weight.T + bias
+        for weight, bias in zip(
+            attention.in_proj_weight.split(SIZE), attention.in_proj_bias.split(SIZE), strict=True
+        )
+    )
+    seen_LD = torch.zeros_like(x_LD)
+    for head in (slice(0, 8), slice(8, 16)):
+        for place in range(len(x_LD)):
+            logit_K = key_LD[: place + 1, head] @ query_LD[place, head] / math.sqrt(8)
+            share_K = logit_K.exp() / logit_K.exp().sum()
+            seen_LD[place, head] = share_K @ value_LD[: place + 1, head]
+    out_LD: Tensor = attention.out_proj(seen_LD)
+    return out_LD
+
+
+def by_hand(x_LD: Tensor, block: LigrBlock) -> Tensor:
+    gate_LD = 1 / (1 + (-(x_LD @ block.gate.weight.T + block.gate.bias)).exp())
+    x_LD = x_LD + gate_LD * two_heads(normed(x_LD, block.norm), block.attention)
+    gate_LD = (
+        1 / (1 + (-(x_LD @ block.feedforward_gate.weight.T + block.feedforward_gate.bias)).exp())
+    )  # fmt: skip
+    read_LD, made = normed(x_LD, block.feedforward_norm), block.feedforward
+    open_LF = read_LD @ made.gate.weight.T
+    hidden_LF = open_LF / (1 + (-open_LF).exp()) * (read_LD @ made.up.weight.T)
+    return x_LD + gate_LD * (hidden_LF @ made.down.weight.T)
+
+
+def randomised(model: torch.nn.Module) -> None:
+    """Biases and norms start at 0 and 1, where a forgotten one would not be seen."""
+    torch.manual_seed(3)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+
+
+def test_a_ligr_block_equals_its_formula() -> None:
+    block = LigrBlock(settings()).eval()
+    randomised(block)
+    x_LD = torch.randn(4, SIZE)
+    found_LD = block(x_LD[None], torch.ones(4, 4, dtype=torch.bool).triu(1))[0]
+    torch.testing.assert_close(found_LD, by_hand(x_LD, block), rtol=1e-4, atol=1e-4)
+
+
+def test_esasrec_is_its_blocks_on_items_and_places_counted_back() -> None:
+    model = SASRec(NUM_ITEMS, LENGTH, settings(block="ligr", positions_from="newest")).eval()
+    randomised(model)
+    history_BL = torch.tensor([[4, 2, 9, NUM_ITEMS, NUM_ITEMS], [7, 7, 1, 0, 3]])
+    found_BLD = model(history_BL)
+    rows = [([4, 2, 9], [2, 1, 0]), ([7, 7, 1, 0, 3], [4, 3, 2, 1, 0])]
+    for row, (items, places) in enumerate(rows):
+        x_LD = model.items.weight[items] + model.positions.weight[places]
+        for block in model.blocks:
+            assert isinstance(block, LigrBlock)
+            x_LD = by_hand(x_LD, block)
+        torch.testing.assert_close(found_BLD[row, : len(items)], x_LD, rtol=1e-3, atol=1e-3)
+
+
+def test_counted_from_the_oldest_a_longer_history_has_the_same_first_places() -> None:
+    model = SASRec(NUM_ITEMS, LENGTH, settings(positions_from="oldest", init_std=1.0)).eval()
+    back = SASRec(NUM_ITEMS, LENGTH, settings(positions_from="newest", init_std=1.0)).eval()
+    short, long = torch.tensor([[4, 2, 9]]), torch.tensor([[4, 2, 9, 1]])
+    torch.testing.assert_close(model(short), model(long)[:, :3])
+    assert (back(short) - back(long)[:, :3]).abs().max() > 1e-2
