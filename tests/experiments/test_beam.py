@@ -219,9 +219,12 @@ def test_a_stopped_measurement_goes_on_and_ends_in_tables_and_a_figure(
     for one in records[2:]:
         for name, part in one["decoders"].items():
             assert again[one["example_id"]]["decoders"][name]["leaves"] == part["leaves"]
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "losses.csv", "tokens.csv", "decoders.md", "beam.png"
-    }  # fmt: skip
+    files = {"losses.csv", "tokens.csv", "decoders.md", "beam.png"}
+    assert {p.name for p in tmp_path.iterdir()} == files
+    tables = [(tmp_path / name).read_text() for name in sorted(files - {"beam.png"})]
+    measure.main([str(run), "--tables", "--output", str(tmp_path / "again")])
+    again = [(tmp_path / "again" / name).read_text() for name in sorted(files - {"beam.png"})]
+    assert again == tables
 
 
 @pytest.mark.parametrize(
@@ -229,16 +232,18 @@ def test_a_stopped_measurement_goes_on_and_ends_in_tables_and_a_figure(
     [
         ("nowhere", "no such folder; give the folder of a finished run"),
         ("knn", "is a run of model=knn; give an LLM's"),
+        ("knn --tables", "has no records yet; leave --tables out"),
         ("other decoders", "has records of other decoders; --fresh measures anew"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_line(
     case: str, said: str, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    folder = run.parent / ("llm" if case == "other decoders" else case)
+    name, *more = ["llm"] if case == "other decoders" else case.split()
+    folder = run.parent / name
     if case == "other decoders":
         (run / "beam").mkdir(exist_ok=True)
         (run / "beam/records.jsonl").write_text('{"decoders": {"beam 7": {}}}\n')
     with pytest.raises(SystemExit) as stop:
-        measure.main([str(folder), "--output", str(tmp_path)])
+        measure.main([str(folder), *more, "--output", str(tmp_path)])
     assert stop.value.code == 2 and said in capsys.readouterr().err

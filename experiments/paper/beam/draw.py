@@ -70,6 +70,7 @@ def _draw_depths(axes: Axes, records: Sequence[Record]) -> None:
         below = [a + b for a, b in zip(below, counts, strict=True)]
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
+    axes.set_ylim(0, 1.05 * max(1, *below))
     axes.set_xlabel("token of the title at which the beam let go")
     axes.set_ylabel("lost titles")
     axes.legend(frameon=False, fontsize=8)

@@ -40,6 +40,7 @@ from hatllm.model.backbone import load_tokenizer
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.runs.begin import check_data_unchanged
 from hatllm.runs.folder import finished_config, load_config
+from hatllm.runs.run_files import read_identity
 from hatllm.training.assemble import Parts, assemble, load_tuned
 
 # The words of each decoder; its normalisation is the run's where they do not say.
@@ -241,7 +242,6 @@ def load(folder: Path, num_threads: int) -> Measurement:
     Raises:
         ValueError: If the folder holds none, or its data have changed.
     """
-    load_config(folder, "run")  # refuses by name what is no finished run
     config = finished_config(folder)
     assert config is not None
     if config.model.kind != "llm":
@@ -263,6 +263,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--users", type=int, default=200, help="test rows, evenly spread")
     parser.add_argument("--timed", type=int, default=16, help="of these the timed ones")
     parser.add_argument("--limit", type=int, help="measure at most so many more users now")
+    parser.add_argument("--tables", action="store_true", help="only tables and figure, no model")
     parser.add_argument("--batch", type=int, default=8, help="users searched together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
@@ -274,16 +275,14 @@ def main(argv: Sequence[str]) -> None:
             path = folder / "beam" / "records.jsonl"
             if arguments.fresh:
                 path.unlink(missing_ok=True)
-            measurement = load(folder, arguments.threads)
-            label = json.loads((folder / "run.json").read_text())["label"]
-            found[label] = measured(
-                measurement,
-                path,
-                arguments.users,
-                arguments.timed,
-                arguments.batch,
-                arguments.limit,
-            )
+            load_config(folder, "run")  # refuses by name what is no finished run
+            label = read_identity(folder, "label")["label"]
+            found[label] = read_records(path) if arguments.tables else measured(
+                load(folder, arguments.threads), path, arguments.users, arguments.timed,
+                arguments.batch, arguments.limit,
+            )  # fmt: skip
+            if not found[label]:
+                raise ValueError(f"{path} has no records yet; leave --tables out")
     except ValueError as error:
         parser.error(str(error))
     write_tables(found, arguments.output)
