@@ -11,8 +11,8 @@ from typing import Any
 from unicodedata import normalize
 
 import polars as pl
-from rapidfuzz import process
 from rapidfuzz.distance import Indel
+from rapidfuzz.process import extract as most_alike
 
 from hatllm.data.titles import clean_title, cut_title
 
@@ -139,7 +139,7 @@ def nearly_spelt(find: ItemFinder, text: str, limit: int) -> list[str]:
     found: list[tuple[str, float, int]] = []
     # In parts, between which other threads get their turn.
     for start in range(0, len(names), NAMES_A_PART):
-        part = process.extract(
+        part = most_alike(
             text, names[start : start + NAMES_A_PART], limit=limit,
             scorer=Indel.normalized_similarity, score_cutoff=MOST_UNLIKE,
         )  # fmt: skip
