@@ -26,8 +26,7 @@ from hatllm.tables.writers import markdown_table
 SLICES = {
     "all": "all rows",
     "no_shared_words": "no shared word",
-    "unseen_transition": "unseen transition",
-    "no_words_no_transition": "neither",
+    "no_words_no_transition": "neither word nor transition",
 }
 METRICS = ("trie_NLL", "NDCG@10", "HR@10")
 TWO_SIDED = float(norm.ppf(0.975))
@@ -130,7 +129,8 @@ def draw(pooled: pl.DataFrame, pair: str) -> Figure:
         axes.plot(shown["difference"], heights, "o", color=BLUE)
         axes.axvline(0, color=GREY, linewidth=1)
         axes.set_yticks(heights, [SLICES[name] for name in shown["slice"]])
-        axes.set_ylim(-0.6, len(SLICES) - 0.4)
+        axes.set_ylim(-0.6, len(shown) - 0.4)
+        axes.locator_params(axis="x", nbins=4)
         tidy(axes, f"{metric}, {pair}")
     return figure
 
