@@ -1,5 +1,6 @@
 """What tests of several rooms share: the composed settings, the mask presets, a small model."""
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cli import call_cli, run_here, smoke_words
+from composing import compose_once
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from matplotlib.figure import Figure
@@ -30,18 +32,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     thin_out(items)
 
 
+def pytest_collection_finish() -> None:
+    """What the imports made stays; the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def groups_composed_once() -> Iterator[None]:
+    """In this process Hydra composes each choice of groups once."""
+    with pytest.MonkeyPatch.context() as patch:
+        compose_once(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def compose_config() -> Compose:
     """A function from command-line words to a checked config of the smoke scale."""
     register_schema()
 
     @cache
-    def compose_once(*overrides: str) -> Config:
+    def composed(*overrides: str) -> Config:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return checked(compose("config", overrides=["scale=smoke", *overrides]))
 
-    return lambda *overrides: deepcopy(compose_once(*overrides))
+    return lambda *overrides: deepcopy(composed(*overrides))
 
 
 @pytest.fixture(scope="session", params=PRESETS)

@@ -50,7 +50,11 @@ def refuse_secret(where: str, text: str) -> None:
     Raises:
         ValueError: If it holds one.
     """
-    for name, value in secrets().items():
+    _refuse(where, text, secrets())
+
+
+def _refuse(where: str, text: str, known: dict[str, str]) -> None:
+    for name, value in known.items():
         if value in text:
             raise ValueError(
                 f"{where} holds the value of the environment variable {name}: settings are saved "
@@ -73,8 +77,9 @@ def refuse_secrets_in(config: Any, before: str = "") -> None:
     Raises:
         ValueError: If one does; names the setting.
     """
+    known = secrets()  # once: there are hundreds of texts
     for name, text in _texts(config, before):
-        refuse_secret(name, text)
+        _refuse(name, text, known)
 
 
 def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:

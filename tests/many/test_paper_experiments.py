@@ -170,6 +170,12 @@ def tables_of(compose_config: Compose, root: Path, name: str) -> tuple[list[Cell
     return cells, write_results_of(compose_config(*words), cells)
 
 
+@pytest.fixture(scope="module")
+def main(compose_config: Compose, root: Path) -> tuple[list[Cell], Path]:
+    """The largest of them, run and shown once for all that look at it."""
+    return tables_of(compose_config, root, "main")
+
+
 def metrics_of(folder: Path) -> dict[str, float]:
     return dict(json.loads((folder / "metrics.json").read_text())["test"])
 
@@ -198,9 +204,9 @@ def test_the_grid_of_the_paper_shows_each_cell_in_its_place(
 
 
 def test_the_slices_of_the_paper_are_those_of_the_runs_and_d3_has_no_nll(
-    compose_config: Compose, root: Path
+    main: tuple[list[Cell], Path],
 ) -> None:
-    cells, tables = tables_of(compose_config, root, "main")
+    cells, tables = main
     frame = pl.read_csv(tables / "slices.csv")
     for cell in cells:
         expected = metrics_of(cell.folder)
@@ -219,9 +225,9 @@ def test_the_slices_of_the_paper_are_those_of_the_runs_and_d3_has_no_nll(
 
 @pytest.mark.parametrize("masks", ["", "_hatllm"])
 def test_another_decoder_is_an_arm_without_another_training(
-    compose_config: Compose, root: Path, masks: str
+    main: tuple[list[Cell], Path], masks: str
 ) -> None:
-    folders = {cell.label: cell.folder for cell in tables_of(compose_config, root, "main")[0]}
+    folders = {cell.label: cell.folder for cell in main[0]}
     trained, decoded = folders[f"msl{masks}"], folders[f"msl_generate{masks}"]
     weights, decoded_weights = (
         load_file(folder / "adapter/adapter_model.safetensors") for folder in (trained, decoded)

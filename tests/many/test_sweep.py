@@ -365,6 +365,7 @@ def test_a_run_that_another_process_writes_is_refused(
     assert "outputs/taken is being written by another process" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_one_folder_for_two_cells_is_refused(
     cli: Cli, shop: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:

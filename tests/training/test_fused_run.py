@@ -69,6 +69,7 @@ def test_runs_that_do_not_fit_are_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_an_experiment_fuses_its_own_cells(cli: Cli, shop: list[str], tmp_path: Path) -> None:
     cells = (
         "++experiment.cells={titles:['model=titles'],knn:['model=knn'],"
