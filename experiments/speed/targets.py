@@ -32,7 +32,8 @@ from experiments.speed.record import (
     number,
     parse,
 )
-from experiments.speed.train import SMALL, TOLERANCE, stir_adapters
+from experiments.speed.train import TOLERANCE
+from experiments.speed.train_variants import SMALL, stir_adapters
 from experiments.speed.workload import Workload
 from hatllm.config import Config
 from hatllm.data.datamodule import TrainingBatches
