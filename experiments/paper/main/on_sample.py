@@ -53,8 +53,8 @@ def main() -> None:
         print(run.name, *(f"{name} {metrics[name]:.4f}" for name in METRICS), sep="  ")
     mean, deviation = found.mean().row(0, named=True), found.std().row(0, named=True)
     if len(found) > 1:
-        spread = (f"{name} {mean[name]:.4f} ± {deviation[name]:.4f}" for name in METRICS)
-        print("mean ± standard deviation", *spread, sep="  ")
+        spread = (f"{name} {mean[name]:.4f} ({deviation[name]:.4f})" for name in METRICS)
+        print("mean (standard deviation)", *spread, sep="  ")
 
 
 if __name__ == "__main__":
