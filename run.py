@@ -42,8 +42,8 @@ from hatllm.compose import (  # noqa: E402
     register_schema,
     with_finished_run,
 )
-from hatllm.exit_codes import BUSY, TERMINATED, Terminated  # noqa: E402
 from hatllm.many.hydra_sweep import Sweep  # noqa: E402
+from hatllm.processes import BUSY, TERMINATED, Terminated  # noqa: E402
 from hatllm.redact import redacted  # noqa: E402
 from hatllm.runs.lock import RunBusyError  # noqa: E402
 from hatllm.tasks import run_task  # noqa: E402

@@ -21,7 +21,7 @@ PURE = {
 }
 # Lowest first. A room imports itself and rooms above it in this list, never one below.
 ROOMS = (
-    "redact", "progress", "files", "exit_codes", "processes", "fastest_dtype", "config",
+    "redact", "progress", "files", "processes", "hardware", "config",
     "trusted", "compose",
     "memory", "masks", "losses", "data", "metrics", "model", "decode", "baselines", "runs",
     "training", "plan", "recommend", "figures", "tables", "serve", "many", "tasks",

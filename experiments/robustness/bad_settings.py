@@ -10,8 +10,8 @@ from typing import Any
 from experiments.robustness.bad_tables import encoded, tables
 from experiments.robustness.inputs import CONF, SHOP, composed, one_step
 from hatllm.config import Config
+from hatllm.hardware import check_hardware
 from hatllm.runs.name import config_hash, run_folder
-from hatllm.training.hardware import check_hardware
 from hatllm.trusted import refuse_foreign_code
 
 VALUES = (

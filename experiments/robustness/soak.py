@@ -28,8 +28,8 @@ import torch
 
 from experiments.robustness.forked import Forked, finish, in_child, kill
 from experiments.robustness.left_behind import exported, not_whole, numbers
-from hatllm.exit_codes import INTERRUPTED, TERMINATED
 from hatllm.files import write_json, write_text
+from hatllm.processes import INTERRUPTED, TERMINATED
 from hatllm.runs.provenance import code_hash, hardware
 
 RESULTS = Path(__file__).parent / "results"

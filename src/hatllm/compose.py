@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hatllm.config import Config
-from hatllm.fastest_dtype import AUTO, fastest_dtype
+from hatllm.hardware import AUTO, fastest_dtype
 from hatllm.redact import refuse_secrets_in
 
 # What may be changed when a finished run is used again; the rest is part of what it is.

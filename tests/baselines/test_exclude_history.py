@@ -13,7 +13,7 @@ from toys import TITLES, Compose
 from hatllm.baselines.knn import knn_rule, neighbours
 from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
-from hatllm.baselines.title_rule import title_rule
+from hatllm.baselines.title_rules import title_rule
 from hatllm.config import KnnConfig, TitlesConfig
 from hatllm.data.prepare import load_dataset
 

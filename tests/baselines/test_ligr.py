@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from hatllm.baselines.ligr import LigrBlock
-from hatllm.baselines.sasrec import SASRec
+from hatllm.baselines.sasrec import LigrBlock, SASRec
 
 from .small import NUM_ITEMS, settings
 

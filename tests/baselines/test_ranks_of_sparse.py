@@ -9,12 +9,11 @@ import torch
 from polars.testing import assert_frame_equal
 from scipy.sparse import csr_matrix
 
-from hatllm.baselines import title_rule as title_rule_module
+from hatllm.baselines import title_rules as title_rule_module
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.ranks_of_sparse import sparse_predictions_of
 from hatllm.baselines.sequences import sequences_of
-from hatllm.baselines.title_graph import title_graph
-from hatllm.baselines.title_rule import title_rule
+from hatllm.baselines.title_rules import title_graph, title_rule
 from hatllm.config import TitlesConfig
 
 NUM_ITEMS, NUM_ROWS = 40, 60

@@ -5,7 +5,7 @@ import math
 import polars as pl
 import torch
 
-from hatllm.baselines.sentences import sentence_rule
+from hatllm.baselines.title_rules import sentence_rule
 from hatllm.config import TitlesConfig
 
 ITEMS = pl.DataFrame({"item_id": [3, 5, 8, 9], "title": ["A", "B", "C", "D"]})

@@ -5,8 +5,7 @@ from math import log
 import polars as pl
 import pytest
 
-from hatllm.baselines.title_graph import title_graph
-from hatllm.baselines.title_rule import title_rule, title_vectors
+from hatllm.baselines.title_rules import title_graph, title_rule, title_vectors
 from hatllm.config import TitlesConfig
 from hatllm.data.train_interactions import transition_counts
 

@@ -10,7 +10,7 @@ import torch
 from toys import Compose
 
 from hatllm.baselines.ranks_of_scores import TitleIndex, _first
-from hatllm.baselines.title_rule import title_rule, title_vectors
+from hatllm.baselines.title_rules import title_rule, title_vectors
 from hatllm.config import TitlesConfig
 from hatllm.data.prepare import load_dataset
 

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from hatllm.data.sources.custom import read_custom
-from hatllm.data.sources.id_texts import id_texts
+from hatllm.data.sources.source_tables import id_texts
 
 from .settings import data_config
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from toys import TITLES, toy_book
 
-from hatllm.data.negatives import Negatives
+from hatllm.data.targets import Negatives
 
 NUM_TITLES = len(set(TITLES.values()))
 

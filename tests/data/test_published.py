@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from hatllm.data.prepare import prepare_dataset
-from hatllm.data.report_counts import dataset_statistics
+from hatllm.data.report import dataset_statistics
 
 from .test_conf import compose_data
 

@@ -8,8 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from hatllm.data.prepare import Dataset
-from hatllm.data.report import data_report_table, write_data_report
-from hatllm.data.report_counts import Spread, dataset_statistics
+from hatllm.data.report import Spread, data_report_table, dataset_statistics, write_data_report
 
 from .test_prepare import interactions, items, prepare
 from .test_ready import write_ready

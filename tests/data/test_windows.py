@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from hatllm.data.prepare import Dataset, prepare_dataset
-from hatllm.data.window_examples import hold_out
+from hatllm.data.sources.windows import hold_out
 
 from .settings import data_config
 

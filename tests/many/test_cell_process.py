@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hatllm.exit_codes import BUSY, INTERRUPTED, REFUSED, TERMINATED, Terminated
 from hatllm.many.cell_runner import run_child, run_retried
+from hatllm.processes import BUSY, INTERRUPTED, REFUSED, TERMINATED, Terminated
 
 COUNT = "import os, sys; open(sys.argv[1], 'a').write('x'); "
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hatllm.exit_codes import BUSY, REFUSED
 from hatllm.many import cell_runner
+from hatllm.processes import BUSY, REFUSED
 from hatllm.runs.cell import Cell
 from hatllm.runs.lock import run_lock
 

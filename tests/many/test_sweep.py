@@ -21,10 +21,10 @@ from toys import CONF, Compose
 import run
 from hatllm.compose import checked
 from hatllm.config import SweepConfig
-from hatllm.exit_codes import BUSY
 from hatllm.many.cell_runner import note
 from hatllm.many.hydra_sweep import Sweep
 from hatllm.many.sweep_tables import write_sweep
+from hatllm.processes import BUSY
 from hatllm.runs.cell import Cell
 from hatllm.runs.lock import run_lock
 from hatllm.runs.name import run_folder

@@ -13,7 +13,7 @@ import pytest
 from cli import command, environment
 from filelock import FileLock
 
-from hatllm.exit_codes import BUSY
+from hatllm.processes import BUSY
 from hatllm.recommend.histories import as_parquet, chunks_of, read_chunk
 from hatllm.recommend.item_finder import ItemFinder
 from hatllm.runs.lock import run_lock

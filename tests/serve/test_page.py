@@ -12,7 +12,7 @@ from test_server import listening
 from toys import Compose
 
 import hatllm
-import hatllm.serve.page_routes as page_routes
+import hatllm.serve.routes as page_routes
 from hatllm.serve.app import build_app
 from hatllm.serve.fleet import Fleet
 from hatllm.serve.loading import load_run

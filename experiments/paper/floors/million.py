@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from hatllm.baselines.title_rule import title_rule
+from hatllm.baselines.title_rules import title_rule
 from hatllm.config import TitlesConfig
 
 RULE = TitlesConfig("word", 1, 1, 1, 1.0, None)

@@ -13,8 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from hatllm.baselines.predictions_table import predictions_table
-from hatllm.baselines.ranks_of_scores import TitleIndex, top_titles
+from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_table, top_titles
 from hatllm.baselines.scored import Scored
 from hatllm.baselines.sequences import Sequences
 from hatllm.config import FusionConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from hatllm.baselines.predictions_table import predictions_table
+from hatllm.baselines.ranks_of_scores import predictions_table
 from hatllm.metrics.tie_order import scrambled
 
 # Additive smoothing: added to every title's count, so that an unseen one has a probability. From

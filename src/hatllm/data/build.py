@@ -1,8 +1,10 @@
-"""Source files -> items, users and the examples of each split, with a record of every loss."""
+"""Source files -> items, users and the examples of each split, with every loss on record."""
 
+import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -10,19 +12,71 @@ import polars as pl
 from hatllm.config import DataConfig
 from hatllm.data.filter import each_once, k_core, min_rated, titled_only
 from hatllm.data.json_lines import BadRows
-from hatllm.data.sources.amazon import RELEASES, read_amazon
-from hatllm.data.sources.custom import read_custom
-from hatllm.data.sources.locate import SourceFiles
-from hatllm.data.sources.ml100k import read_ml100k
-from hatllm.data.sources.ready import read_ready_tables
+from hatllm.data.sources import amazon, custom, ml100k, ready, windows
 from hatllm.data.sources.source_tables import SourceTables
 from hatllm.data.sources.timestamps import odd_time_notes
-from hatllm.data.sources.windows import read_windows
 from hatllm.data.split import SPLITS, in_sequence_order, split_sequences, train_interactions
 from hatllm.data.table_cache import PreparedTables, tables_hash
 from hatllm.data.titles import cut_titles, prepared_titles
 from hatllm.data.train_interactions import interactions_of
-from hatllm.data.window_examples import window_examples
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """The files of one source and how to read them.
+
+    Attributes:
+        form: ``ready``, ``ml100k``, ``amazon``, ``windows`` or ``custom``.
+        paths: Role -> file. Roles of windows are split names and 'titles', of the others
+            'interactions' and 'items'.
+        notes: Anything a reader of the results should know.
+    """
+
+    form: str
+    paths: dict[str, Path]
+    notes: list[str] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        """Return a hash of each file's name, size and modification time (not its contents)."""
+        digest = hashlib.sha256(self.form.encode())
+        for role, path in self.paths.items():
+            stat = path.stat()
+            digest.update(f"{role}={path.name},{stat.st_size},{stat.st_mtime_ns};".encode())
+        return digest.hexdigest()
+
+
+def locate_source(config: DataConfig, data_root: Path | None, cache_root: Path) -> SourceFiles:
+    """Return the source's files, fetching what is neither under data_root nor in the cache.
+
+    Raises:
+        ConnectionError: If a file has to be fetched and cannot be.
+        ValueError: If the source needs data_root and there is none, or files are missing there.
+    """
+    folder = None if data_root is None else data_root.expanduser() / (config.folder or config.name)
+    match config.source:
+        case "ml100k":
+            ratings, films = ml100k.fetch_ml100k(cache_root)
+            return SourceFiles("ml100k", {"interactions": ratings, "items": films})
+        case "windows":
+            return SourceFiles("windows", windows.find_windows(config, folder))
+        case "custom":
+            return SourceFiles("custom", custom.find_tables(config, data_root))
+        case "amazon":
+            return _locate_amazon(config, folder, cache_root)
+        case _:
+            raise ValueError(f"data.source={config.source!r} is not a source")
+
+
+def _locate_amazon(config: DataConfig, folder: Path | None, cache_root: Path) -> SourceFiles:
+    """Ready tables first, then the published files under data_root, then the network."""
+    tables = None if folder is None else ready.find_ready_tables(folder)
+    if tables is not None:
+        notes = [f"ready tables were used; data.release={config.release} was not looked at"]
+        return SourceFiles(
+            "ready", dict(zip(("interactions", "items"), tables, strict=True)), notes
+        )
+    reviews, metadata = amazon.fetch_amazon(config, folder, cache_root)
+    return SourceFiles("amazon", {"interactions": reviews, "items": metadata})
 
 
 @dataclass(frozen=True)
@@ -129,16 +183,16 @@ def _tables(config: DataConfig, files: SourceFiles) -> SourceTables:
     rating = None if config.min_rating is None else config.rating_column or "rating"
     match files.form:
         case "ready":
-            return read_ready_tables(interactions, items, rating)
+            return ready.read_ready_tables(interactions, items, rating)
         case "ml100k":
-            return read_ml100k(interactions, items, rating)
+            return ml100k.read_ml100k(interactions, items, rating)
         case "amazon":
             release = str(config.release)
             if rating is not None:
-                rating = config.rating_column or RELEASES[release].rating
-            return read_amazon(interactions, items, release, rating)
+                rating = config.rating_column or amazon.RELEASES[release].rating
+            return amazon.read_amazon(interactions, items, release, rating)
         case _:
-            return read_custom(interactions, items, config)
+            return custom.read_custom(interactions, items, config)
 
 
 def _step(label: str, interactions: pl.DataFrame) -> dict[str, Any]:
@@ -153,9 +207,9 @@ def _step(label: str, interactions: pl.DataFrame) -> dict[str, Any]:
 def _from_windows(config: DataConfig, files: SourceFiles) -> _Built:
     """Windows are split already; they only lose rows that cannot be used."""
     split_files = {name: files.paths[name] for name in SPLITS if name in files.paths}
-    source = read_windows(split_files, files.paths["titles"])
+    source = windows.read_windows(split_files, files.paths["titles"])
     items = source.items.with_columns(prepared_titles(source.items["title"], config.clean_titles))
-    splits, holdout = window_examples(
+    splits, holdout = windows.window_examples(
         source.splits,
         items,
         source.bad_rows,
@@ -183,8 +237,8 @@ def _repeated_windows(splits: dict[str, pl.DataFrame]) -> Iterator[str]:
 
     Where a user took one item many times at one time, windows of stride 1 are equal: so in Books.
     """
-    for name, windows in splits.items():
-        repeated = windows.height - windows.n_unique()
+    for name, rows in splits.items():
+        repeated = rows.height - rows.n_unique()
         if repeated:
             yield f"{repeated:,} {name} windows stand there again and are kept (as published)"
 

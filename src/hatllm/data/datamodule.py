@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hatllm.data.negatives import Negatives
 from hatllm.data.prompt import Batch, PromptBook, build_batch
-from hatllm.data.targets import target_weights
+from hatllm.data.targets import Negatives, target_weights
 
 if TYPE_CHECKING:
     from hatllm.config import Config, TrainerConfig

@@ -11,8 +11,7 @@ import polars as pl
 from filelock import FileLock
 
 from hatllm.config import Config, DataConfig
-from hatllm.data.build import build_tables
-from hatllm.data.sources.locate import SourceFiles, locate_source
+from hatllm.data.build import SourceFiles, build_tables, locate_source
 from hatllm.data.split import SPLITS, sample_rows
 from hatllm.data.table_cache import (
     PreparedTables,

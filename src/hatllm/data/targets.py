@@ -1,4 +1,4 @@
-"""Which titles of a training row are supervised: the target's, or every item's after the first.
+"""What a training row learns: which of its titles are supervised, and against which random ones.
 
 A row of n history items and a target holds n next-item questions. *In place*: inside the history
 the token before a title predicts its first token, each of its tokens the next; no further token
@@ -10,6 +10,7 @@ Dimension key: I items.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -132,3 +133,53 @@ def supervised_titles(
         asked = [title for title in shown if title[-1]] + asked
     weights = target_weights(len(asked), in_place or "equal").tolist()
     return [Supervised(*title, weight) for title, weight in zip(asked, weights, strict=True)]
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Draws titles by example, so that a row has the same ones whenever and wherever it is seen."""
+
+    item_id_T: IntArray  # an item of each different title
+    title_I: IntArray  # title of each catalogue row
+    num_negatives: int
+    seed: int
+
+    @classmethod
+    def of(cls, book: "PromptBook", num_negatives: int, seed: int) -> "Negatives":
+        """Number the different titles.
+
+        Args:
+            book: The tokenised catalogue.
+            num_negatives: Titles drawn for a row.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: If there are too few different titles.
+        """
+        numbers: dict[bytes, int] = {}
+        rows = range(len(book.item_id_I))
+        titles = [numbers.setdefault(book.target[i].tobytes(), len(numbers)) for i in rows]
+        title_I = np.array(titles, np.int64)
+        if num_negatives >= len(numbers):
+            raise ValueError(
+                f"loss.num_negatives={num_negatives} must be below {len(numbers)}, the different "
+                "titles of the catalogue"
+            )
+        _, first_T = np.unique(title_I, return_index=True)
+        return cls(book.item_id_I[first_T], title_I, num_negatives, seed)
+
+    def draw(self, example_id: int, target_row: int) -> IntArray:
+        """Items of different titles, none of them the target's.
+
+        Args:
+            example_id: Of the training row.
+            target_row: Catalogue row of its target.
+
+        Returns:
+            Item ids, uniform without replacement. Shape (num_negatives,), int64.
+        """
+        generator = np.random.default_rng([self.seed, example_id])
+        drawn = generator.choice(len(self.item_id_T) - 1, self.num_negatives, replace=False)
+        drawn = drawn + (drawn >= self.title_I[target_row])  # leaves the target's title out
+        negatives: IntArray = self.item_id_T[drawn]
+        return negatives

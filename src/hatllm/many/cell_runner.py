@@ -16,8 +16,8 @@ from types import FrameType
 
 from rich.console import Console
 
-from hatllm.exit_codes import BUSY, INTERRUPTED, REFUSED, TERMINATED, Terminated
 from hatllm.files import write_text
+from hatllm.processes import BUSY, INTERRUPTED, REFUSED, TERMINATED, Terminated
 from hatllm.runs.begin import check_data_unchanged
 from hatllm.runs.cell import Cell
 from hatllm.runs.lock import run_lock

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from hatllm.compose import Compose
 from hatllm.config import Config, ExperimentConfig, check_choice
+from hatllm.hardware import check_hardware
 from hatllm.many.cell_runner import with_group
 from hatllm.runs.cell import Cell
 from hatllm.runs.provenance import code_hash
 from hatllm.runs.run_files import read_environment
-from hatllm.training.hardware import check_hardware
 
 
 def plan_cells(config: Config, compose: Compose, to_run: bool = True) -> list[Cell]:

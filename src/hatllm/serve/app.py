@@ -12,9 +12,8 @@ import hatllm
 from hatllm.config import ServeConfig
 from hatllm.redact import redacted
 from hatllm.serve.gate import Gate, response_of
-from hatllm.serve.page_routes import page_of
 from hatllm.serve.refusal import Refusal
-from hatllm.serve.routes import api_of, probes_of
+from hatllm.serve.routes import api_of, page_of, probes_of
 from hatllm.serve.schema import LONGEST_TITLE
 from hatllm.serve.service import Service, passage_of
 

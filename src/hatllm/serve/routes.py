@@ -1,6 +1,7 @@
 """The routes: what each path answers. How a request waits for a model stands in `service`."""
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -30,6 +31,39 @@ from hatllm.serve.schema import (
 )
 from hatllm.serve.served_run import ServedRun, ranked
 from hatllm.serve.service import Service, check_length, passage_of
+
+PAGE = Path(__file__).parent / "page"
+FILES = {
+    "page.js": "text/javascript", "numbers.js": "text/javascript", "page.css": "text/css",
+}  # fmt: skip
+# Nothing is loaded from elsewhere, nothing runs that does not stand in these.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def page_of() -> APIRouter:
+    """The page and its files."""
+    pages = APIRouter(include_in_schema=False)
+
+    @pages.get("/")
+    def index() -> Response:
+        return _file("index.html", "text/html; charset=utf-8")
+
+    @pages.get("/page/{name}")
+    def file(name: str) -> Response:
+        if name not in FILES:
+            raise Refusal(404, "not_found", "the page has no such file")
+        return _file(name, f"{FILES[name]}; charset=utf-8")
+
+    return pages
+
+
+def _file(name: str, media_type: str) -> Response:
+    headers = {"Content-Security-Policy": POLICY}
+    return Response((PAGE / name).read_bytes(), media_type=media_type, headers=headers)
+
 
 MOST_LISTED = 100  # items or users of one answer
 RunQuery = Annotated[

@@ -1,28 +1,69 @@
 """One finished run as a server holds it: what answers, its catalogue, its settings and numbers."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from hatllm.compose import PLACES
 from hatllm.config import Config
+from hatllm.data.sources.source_tables import read_parquet
 from hatllm.model.export import exported_patterns
 from hatllm.recommend.other_mask import mask_names
 from hatllm.recommend.recommender import Recommendation, Recommender, Request
-from hatllm.runs.run_files import read_identity, read_metrics
+from hatllm.runs.run_files import EXAMPLES_FILE, PREDICTIONS_FILE, read_identity, read_metrics
 from hatllm.serve.refusal import Refusal
 from hatllm.serve.schema import (
     Ranked,
     RecommendRequest,
     RunSummary,
     ScoreRequest,
+    User,
     WhyAnswer,
     WhyRequest,
 )
-from hatllm.serve.users import UserTable
 from hatllm.serve.what_if import WhatIf, check_mask, check_what_if, recommend_if
+
+
+class UserTable:
+    """The rows of a run's test split."""
+
+    def __init__(self, folder: Path, title: Mapping[int, str], max_history_items: int) -> None:
+        """Read examples and predictions.
+
+        Args:
+            folder: The run's; without the two files there are no users.
+            title: Of each item id.
+            max_history_items: Newest items that the run reads.
+        """
+        self.title, self.max_history_items = title, max_history_items
+        examples, predictions = folder / EXAMPLES_FILE, folder / PREDICTIONS_FILE
+        self.rows = pl.DataFrame()
+        if examples.exists() and predictions.exists():
+            columns = ["example_id", "source_user_id", "history", "target"]
+            ranks = read_parquet(predictions, ["example_id", "target_rank"])
+            self.rows = read_parquet(examples, columns).join(
+                ranks, on="example_id", maintain_order="left"
+            )
+
+    def __len__(self) -> int:
+        return self.rows.height
+
+    def page(self, offset: int, limit: int) -> list[User]:
+        """Some of them, in the order of the split."""
+        return [
+            User(
+                user=user,
+                history=[self.title[item] for item in history[-self.max_history_items :]],
+                target=self.title[target],
+                target_rank=rank,
+            )
+            for _, user, history, target, rank in self.rows.slice(offset, limit).iter_rows()
+        ]
+
 
 Explain = Callable[[str, list[int], int], WhyAnswer]  # run, history, title as item ids
 ExplainUnder = Callable[[str | None], Explain]  # mask; None = the run's own

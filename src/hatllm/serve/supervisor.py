@@ -23,7 +23,7 @@ from multiprocessing.context import SpawnProcess
 from socket import socket
 from types import FrameType
 
-from hatllm.exit_codes import REFUSED
+from hatllm.processes import REFUSED
 from hatllm.serve.telemetry import log_line
 
 WINDOW_SECONDS = 600.0  # in which restarts are counted

@@ -18,6 +18,7 @@ from hatllm.data.table_cache import table_hash
 from hatllm.figures.draw_masks import draw_masks
 from hatllm.figures.saving import save_figure
 from hatllm.files import write_json, write_table
+from hatllm.hardware import check_hardware
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.from_predictions import evaluate_predictions
 from hatllm.metrics.slices import example_slices
@@ -50,7 +51,6 @@ from hatllm.training.assemble import Parts, assemble, check_catalogue
 from hatllm.training.baseline_run import baseline_predictions, popularity_of
 from hatllm.training.decode_splits import decode_splits
 from hatllm.training.fit_llm import start_from_run, tuned
-from hatllm.training.hardware import check_hardware
 from hatllm.training.lightning_module import Recommender
 from hatllm.training.loggers import build_loggers, log_results, wants_picture
 from hatllm.training.stop_signals import StopSignals

@@ -20,6 +20,7 @@ from hatllm.decode.catalogue import Catalogue
 from hatllm.decode.fast.catalogue_states import check_states
 from hatllm.decode.proof import load_proven_lm
 from hatllm.decode.titles_alike import TitleCounts, count_titles
+from hatllm.hardware import check_hardware
 from hatllm.masks.schedule import Schedule, build_schedule
 from hatllm.model.backbone import (
     context_length_of,
@@ -31,7 +32,6 @@ from hatllm.model.export import load_exported
 from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.training.assistants import load_assistant
-from hatllm.training.hardware import check_hardware
 from hatllm.training.other_runs import exported_item_vectors, load_item_vectors
 
 

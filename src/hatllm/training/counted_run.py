@@ -7,9 +7,7 @@ from safetensors.torch import save_file
 
 from hatllm.baselines.knn import knn_rule, neighbours
 from hatllm.baselines.scored import Scored
-from hatllm.baselines.sentences import sentence_rule
-from hatllm.baselines.title_graph import title_graph
-from hatllm.baselines.title_rule import title_rule
+from hatllm.baselines.title_rules import sentence_rule, title_graph, title_rule
 from hatllm.config import Config
 from hatllm.data.prepare import Dataset
 from hatllm.data.train_interactions import interactions_of, transition_counts

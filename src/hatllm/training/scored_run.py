@@ -11,10 +11,8 @@ from torch import Tensor
 from hatllm.baselines.fusion import fused_rule
 from hatllm.baselines.knn import knn_rule
 from hatllm.baselines.scored import Scored
-from hatllm.baselines.sentences import sentence_rule
 from hatllm.baselines.sequences import Sequences
-from hatllm.baselines.title_graph import title_graph
-from hatllm.baselines.title_rule import title_rule
+from hatllm.baselines.title_rules import sentence_rule, title_graph, title_rule
 from hatllm.config import MODEL_KINDS, Config
 from hatllm.data.prompt import IntArray
 from hatllm.data.sources.source_tables import read_parquet

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
-from hatllm.exit_codes import INTERRUPTED, TERMINATED
+from hatllm.processes import INTERRUPTED, TERMINATED
 
 
 class Stopped(SystemExit):

@@ -11,10 +11,12 @@ from hatllm.config import DataConfig
 from hatllm.config.data import TAB
 from hatllm.data.json_lines import BadRows, line_blocks, read_json_lines
 from hatllm.data.sources.csv_table import as_utf8, csv_content, parse_csv, told_separator
-from hatllm.data.sources.id_texts import check_ids_meet, check_json_ids, id_texts
 from hatllm.data.sources.source_tables import (
     SourceTables,
     as_text,
+    check_ids_meet,
+    check_json_ids,
+    id_texts,
     names_shown,
     parquet_schema,
     rating_values,

@@ -9,10 +9,10 @@ from pathlib import Path
 import polars as pl
 
 from hatllm.data.json_lines import BadRows
-from hatllm.data.sources.id_texts import check_ids_meet
 from hatllm.data.sources.source_tables import (
     SourceTables,
     as_text,
+    check_ids_meet,
     check_rating_column,
     listed_once,
     names_shown,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from toys import Compose
 
-from hatllm import fastest_dtype as room
-from hatllm.fastest_dtype import cpu_dtype, fastest_dtype, measured, processor
+from hatllm import hardware as room
+from hatllm.hardware import cpu_dtype, fastest_dtype, measured, processor
 
 X86 = frozenset({"sse2", "avx2", "avx512f"})
 

@@ -1,16 +1,21 @@
-"""`model.dtype=auto`: the type in which this machine multiplies matrices fastest.
+"""This machine: whether it has what a run asks for, and what `model.dtype=auto` is on it.
 
 bfloat16 halves the memory of the frozen weights. It is fast where the processor multiplies it in
 hardware; elsewhere it is converted number by number and several times slower than float32.
 """
 
 import math
+import os
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hatllm.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from hatllm.config import Config
 
 AUTO = "auto"
 TIMES_FILE = "product_times.json"  # in the cache: a machine is measured once
@@ -19,6 +24,45 @@ CLEARLY_FASTER = 0.8  # of float32's time: a tie that noise decides would name r
 SHAPE = (256, 576, 1536)  # rows, and a projection of SmolLM2-135M
 
 TimeProduct = Callable[[str], float]  # from a dtype to the milliseconds of one product
+
+
+def check_hardware(config: "Config") -> None:
+    """Refuse a GPU run without a GPU, and another number of processes than was started.
+
+    Raises:
+        ValueError: If the trainer or the model needs what the machine lacks, or torchrun or SLURM
+            runs another number of processes than the trainer's.
+    """
+    import torch  # late: a table of an experiment needs none
+
+    gpus, trainer = torch.cuda.device_count(), config.trainer
+    if trainer.accelerator == "gpu" and gpus < trainer.devices:
+        raise ValueError(
+            f"trainer.devices={trainer.devices} GPUs asked for, {gpus} found; use trainer=cpu"
+        )
+    for launcher, started in (
+        ("torchrun", os.environ.get("TORCHELASTIC_RUN_ID") and os.environ["WORLD_SIZE"]),
+        ("srun", _tasks_of_slurm()),
+    ):
+        if started and int(started) != trainer.num_processes:
+            raise ValueError(
+                f"trainer.devices={trainer.devices} x trainer.num_nodes={trainer.num_nodes} must "
+                f"be {started}, the processes that {launcher} started"
+            )
+    if config.model.quantization_bits is not None and gpus == 0:
+        raise ValueError(
+            f"model.quantization_bits={config.model.quantization_bits} needs a GPU, none found; "
+            "use model.quantization_bits=null"
+        )
+
+
+def _tasks_of_slurm() -> str | None:
+    """The processes that srun started; None outside of it."""
+    if (started := os.environ.get("SLURM_NTASKS")) is None:
+        return None
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    return started if SLURMEnvironment.detect() else None
 
 
 def fastest_dtype(accelerator: str, cache: Path) -> str:
