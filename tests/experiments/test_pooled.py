@@ -24,9 +24,9 @@ def test_data_sets_that_agree_are_weighted_by_their_errors_alone() -> None:
     assert found.se == pytest.approx((1e4 + 2500) ** -0.5)
 
 
-def slices(folder: Path, data: str, nats: float) -> Path:
+def slices(folder: Path, data: str, nats: float, deviation: float | None = None) -> Path:
     folder.mkdir()
-    columns = {"data": data, "label": "hatllm", "compared_with": "causal"}
+    columns = {"data": data, "label": "hatllm", "compared_with": "causal", "HR@10_std": deviation}
     rows = []
     for name, ndcg in (("all", 0.01), ("no_shared_words", 0.0)):
         row: dict[str, object] = {**columns, "slice": name, "count": 10}
@@ -45,7 +45,7 @@ def slices(folder: Path, data: str, nats: float) -> Path:
 def test_every_slice_with_an_error_is_pooled_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = [slices(tmp_path / "a", "toys", -0.1), slices(tmp_path / "b", "books", -0.3)]
+    folders = [slices(tmp_path / "a", "toys", -0.1), slices(tmp_path / "b", "books", -0.3, 0.1)]
     pooled = pooled_frame(folders, "hatllm", "causal")
     assert pooled["metric", "slice"].rows() == [
         ("trie_NLL", "all"), ("trie_NLL", "no_shared_words"), ("NDCG@10", "all"),

@@ -86,7 +86,7 @@ def pooled_frame(folders: Sequence[Path], arm: str, reference: str) -> pl.DataFr
     Raises:
         ValueError: If a table does not compare this pair.
     """
-    pairs = pl.concat([_pairs(folder, arm, reference) for folder in folders], how="diagonal")
+    pairs = pl.concat([_pairs(folder, arm, reference) for folder in folders])
     rows = []
     for metric in METRICS:
         low, high = f"{metric}_difference_low", f"{metric}_difference_high"
@@ -112,7 +112,11 @@ def _pairs(folder: Path, arm: str, reference: str) -> pl.DataFrame:
     pairs = slices.filter(pl.col("label") == arm, pl.col("compared_with") == reference)
     if pairs.is_empty():
         raise ValueError(f"{folder}/slices.csv does not compare {arm!r} with {reference!r}")
-    return pairs
+    differences = [
+        f"{metric}_difference{end}" for metric in METRICS for end in ("", "_low", "_high")
+    ]
+    # A column without any number is read as text.
+    return pairs.select("data", "slice", "count", pl.col(differences).cast(pl.Float64))
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:
