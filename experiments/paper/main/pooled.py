@@ -125,17 +125,20 @@ def _with_interval(mean: float, low: float, high: float) -> str:
 
 def draw(pooled: pl.DataFrame, pair: str) -> Figure:
     """The pooled differences with their intervals, a panel a metric."""
-    figure = Figure((10, 2.6), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
-        shown = pooled.filter(pl.col("metric") == metric).reverse()
-        heights = range(len(shown))
-        axes.hlines(heights, shown["low"], shown["high"], color=BLUE)
-        axes.plot(shown["difference"], heights, "o", color=BLUE)
+    figure = Figure((10, 2.4), layout="constrained")
+    panels = figure.subplots(1, len(METRICS), sharey=True)
+    heights = {name: -place for place, name in enumerate(SLICES)}
+    for axes, metric in zip(panels, METRICS, strict=True):
+        shown = pooled.filter(pl.col("metric") == metric)
+        height = [heights[name] for name in shown["slice"]]
+        axes.hlines(height, shown["low"], shown["high"], color=BLUE)
+        axes.plot(shown["difference"], height, "o", color=BLUE)
         axes.axvline(0, color=GREY, linewidth=1)
-        axes.set_yticks(heights, [SLICES[name] for name in shown["slice"]])
-        axes.set_ylim(-0.6, len(shown) - 0.4)
-        axes.locator_params(axis="x", nbins=4)
-        tidy(axes, f"{metric}, {pair}")
+        axes.locator_params(axis="x", nbins=3)
+        tidy(axes, metric)
+    panels[0].set_yticks(list(heights.values()), list(SLICES.values()))
+    panels[0].set_ylim(0.5 - len(SLICES), 0.5)
+    panels[0].set_xlabel(f"{pair}, 95 % interval over users")
     return figure
 
 
