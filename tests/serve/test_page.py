@@ -12,7 +12,7 @@ from test_server import listening
 from toys import Compose
 
 import hatllm
-import hatllm.serve.routes as page_routes
+from hatllm.serve import routes
 from hatllm.serve.app import build_app
 from hatllm.serve.fleet import Fleet
 from hatllm.serve.loading import load_run
@@ -36,7 +36,7 @@ def test_the_page_may_load_its_own_files_and_nothing_else(bench: Any) -> None:
 
 
 def test_no_file_of_the_page_names_another_machine_or_writes_html() -> None:
-    for path in page_routes.PAGE.iterdir():
+    for path in routes.PAGE.iterdir():
         text = path.read_text()
         assert not re.search(r"https?://|//cdn|@import", text), path.name
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(|\son\w+=", text)

@@ -368,7 +368,7 @@ def test_a_run_cut_to_a_sample_is_the_run_of_that_sample(
     capsys.readouterr()
     on_sample.main()
     line = capsys.readouterr().out.splitlines()[-1]
-    assert f"HR@10 {expected['HR@10']:.4f} ± 0.0000" in line
+    assert f"HR@10 {expected['HR@10']:.4f} (0.0000)" in line
 
 
 @pytest.mark.parametrize("script, words", [
