@@ -61,3 +61,11 @@ def test_every_slice_with_an_error_is_pooled_and_written(
 def test_a_table_without_the_pair_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not compare 'cross_only' with 'causal'"):
         pooled_frame([slices(tmp_path / "a", "toys", 0.0)], "cross_only", "causal")
+
+
+def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "slices.csv").write_text("data,label\ntoys,hatllm\n")
+    with pytest.raises(
+        ValueError, match=r"slices\.csv has no column 'slice': make it by task=table"
+    ):
+        pooled_frame([tmp_path], "hatllm", "causal")

@@ -84,7 +84,7 @@ def pooled_frame(folders: Sequence[Path], arm: str, reference: str) -> pl.DataFr
         reference: Second of the pair.
 
     Raises:
-        ValueError: If a table does not compare this pair.
+        ValueError: If a table does not compare this pair, or is none of `task=table`.
     """
     pairs = pl.concat([_pairs(folder, arm, reference) for folder in folders])
     rows = []
@@ -108,13 +108,17 @@ def pooled_frame(folders: Sequence[Path], arm: str, reference: str) -> pl.DataFr
 
 
 def _pairs(folder: Path, arm: str, reference: str) -> pl.DataFrame:
-    slices = pl.read_csv(folder / "slices.csv", infer_schema_length=None)
-    pairs = slices.filter(pl.col("label") == arm, pl.col("compared_with") == reference)
-    if pairs.is_empty():
-        raise ValueError(f"{folder}/slices.csv does not compare {arm!r} with {reference!r}")
+    path = folder / "slices.csv"
+    slices = pl.read_csv(path, infer_schema_length=None)
     differences = [
         f"{metric}_difference{end}" for metric in METRICS for end in ("", "_low", "_high")
     ]
+    wanted = ["data", "label", "slice", "count", "compared_with", *differences]
+    if missing := [name for name in wanted if name not in slices.columns]:
+        raise ValueError(f"{path} has no column {missing[0]!r}: make it by task=table")
+    pairs = slices.filter(pl.col("label") == arm, pl.col("compared_with") == reference)
+    if pairs.is_empty():
+        raise ValueError(f"{path} does not compare {arm!r} with {reference!r}")
     # A column without any number is read as text.
     return pairs.select("data", "slice", "count", pl.col(differences).cast(pl.Float64))
 

@@ -73,18 +73,23 @@ class SASRec(nn.Module):
         return output_weights(self.items, self.answers)
 
 
+def attention_of(config: SequenceConfig) -> nn.MultiheadAttention:
+    """The attention of a block of either kind, over (B, L, D)."""
+    assert config.num_heads is not None and config.attention_dropout is not None
+    return nn.MultiheadAttention(
+        config.hidden_size, config.num_heads, config.attention_dropout, batch_first=True
+    )
+
+
 class Block(nn.Module):
     """Attention with normalised queries, then a feed-forward layer on each position."""
 
     def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
-        assert config.num_heads is not None and config.feedforward_size is not None
-        assert config.attention_dropout is not None
+        assert config.feedforward_size is not None
         size = config.hidden_size
         self.query_norm, self.norm = nn.LayerNorm(size), nn.LayerNorm(size)
-        self.attention = nn.MultiheadAttention(
-            size, config.num_heads, config.attention_dropout, batch_first=True
-        )
+        self.attention = attention_of(config)
         self.feedforward = nn.Sequential(
             nn.Linear(size, config.feedforward_size),
             nn.ReLU(),
@@ -118,13 +123,10 @@ class LigrBlock(nn.Module):
 
     def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
-        assert config.num_heads is not None and config.feedforward_size is not None
-        assert config.attention_dropout is not None
+        assert config.feedforward_size is not None
         size = config.hidden_size
         self.norm, self.feedforward_norm = nn.LayerNorm(size), nn.LayerNorm(size)
-        self.attention = nn.MultiheadAttention(
-            size, config.num_heads, config.attention_dropout, batch_first=True
-        )
+        self.attention = attention_of(config)
         self.feedforward = SwiGLU(size, config.feedforward_size, config.dropout)
         self.gate, self.feedforward_gate = nn.Linear(size, size), nn.Linear(size, size)
         self.dropout = nn.Dropout(config.dropout)
