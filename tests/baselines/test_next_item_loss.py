@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from hatllm.baselines.next_item_loss import (
+    ChosenDots,
     binary_loss,
     next_item_loss,
     nominal_distribution,
+    plain_dots,
     robust_loss,
     sampled_logits,
     sampled_softmax_loss,
@@ -53,6 +55,22 @@ def test_the_target_is_never_a_sample() -> None:
     logit_MC = sampled_logits(torch.ones(1, 1), torch.tensor([1]), weight_ID, bias_I, 1000)
     found = binary_loss(logit_MC)
     assert float(found) == pytest.approx(math.log(2) / 2)  # 25 more if the target were drawn
+
+
+@pytest.mark.parametrize("num_chosen", [2, 7])
+def test_chosen_dots_and_their_gradients_are_those_of_the_plain_product(num_chosen: int) -> None:
+    state_MD = torch.randn(70, 5, dtype=torch.float64, requires_grad=True)
+    weight_ID = torch.randn(7, 5, dtype=torch.float64)  # seven items: most are drawn twice
+    weight_ID = torch.cat([weight_ID, torch.zeros(1, 5, dtype=torch.float64)]).requires_grad_()
+    item_MC = torch.randint(7, (70, num_chosen))  # of item 7 nothing is asked
+    slope_MC = torch.randn(70, num_chosen, dtype=torch.float64)
+    found = []
+    for dots in (plain_dots, ChosenDots.apply):
+        rows_ID = weight_ID[:-1]  # as the item embedding hands them out, without the padding's
+        dot_MC = dots(state_MD, rows_ID, item_MC.clamp(max=6))
+        found.append([dot_MC, *torch.autograd.grad(dot_MC, (state_MD, weight_ID), slope_MC)])
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain)
 
 
 def test_sampled_softmax_is_minus_the_log_of_the_share_of_the_target() -> None:

@@ -4,6 +4,9 @@ Dimension key: M training states, I items, D hidden size, C candidates of a stat
 then sampled items.
 """
 
+import warnings
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +16,8 @@ from hatllm.config import DrosConfig, SequenceConfig
 STATES_AT_A_TIME = (
     64  # rows of logits that exist at once: with 20,000 items they fit a core's cache
 )
+
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
 def next_item_loss(
@@ -89,9 +94,60 @@ def sampled_logits(
     )
     item_MC = drawn_MC + (drawn_MC >= target_M[:, None])
     item_MC = torch.cat([target_M[:, None], item_MC], dim=1)
-    # F.embedding and not indexing: its gradient is summed in a fixed order.
-    logit_MC = torch.einsum("md,msd->ms", state_MD, F.embedding(item_MC, weight_ID))
+    # A sparse tensor has no more entries a row than columns.
+    is_sparse = state_MD.is_cpu and item_MC.shape[1] <= len(weight_ID)
+    dots = ChosenDots.apply if is_sparse else plain_dots
+    logit_MC: Tensor = dots(state_MD, weight_ID, item_MC)
     return logit_MC + F.embedding(item_MC, bias_I[:, None]).squeeze(2)
+
+
+def plain_dots(state_MD: Tensor, weight_ID: Tensor, item_MC: Tensor) -> Tensor:
+    """Dot products of each state with the rows of its own items.
+
+    Args:
+        state_MD: States. Shape (M, D).
+        weight_ID: Rows of the items. Shape (I, D).
+        item_MC: Items of each state. Shape (M, C), int64.
+
+    Returns:
+        Shape (M, C).
+    """
+    # F.embedding and not indexing: its gradient is summed in a fixed order.
+    return torch.einsum("md,mcd->mc", state_MD, F.embedding(item_MC, weight_ID))
+
+
+class ChosenDots(torch.autograd.Function):
+    """`plain_dots` on a CPU without an (M, C, D) tensor, by torch's sparse kernels.
+
+    Equal to `plain_dots` up to the rounding of sums in another order, the same in every call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, state_MD: Tensor, weight_ID: Tensor, item_MC: Tensor) -> Tensor:
+        """As `plain_dots`: an (M, I) product of which the chosen entries alone are computed."""
+        ctx.save_for_backward(state_MD, weight_ID, item_MC)
+        num_states, num_chosen = item_MC.shape
+        chosen_MI = torch.sparse_csr_tensor(
+            num_chosen * torch.arange(num_states + 1), item_MC.flatten(),
+            state_MD.new_zeros(item_MC.numel()), (num_states, len(weight_ID)),
+            check_invariants=False,  # an item may be drawn twice for one state
+        )  # fmt: skip
+        dots = torch.sparse.sampled_addmm(chosen_MI, state_MD, weight_ID.T, beta=0.0)
+        return dots.values().view(item_MC.shape)
+
+    @staticmethod
+    def backward(ctx: Any, slope_MC: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of the states and of the items' rows: weighted sums of the others' rows."""
+        state_MD, weight_ID, item_MC = ctx.saved_tensors
+        of_states = F.embedding_bag(item_MC, weight_ID, mode="sum", per_sample_weights=slope_MC)
+        chosen = item_MC.flatten()
+        by_item = chosen.int().argsort(stable=True)
+        start_I = F.pad(chosen.bincount(minlength=len(weight_ID)).cumsum(0)[:-1], (1, 0))
+        of_rows = F.embedding_bag(
+            by_item // item_MC.shape[1], state_MD, start_I, mode="sum",
+            per_sample_weights=slope_MC.flatten()[by_item],
+        )  # fmt: skip
+        return of_states, of_rows, None
 
 
 def binary_loss(logit_MC: Tensor) -> Tensor:

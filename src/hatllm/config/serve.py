@@ -25,6 +25,9 @@ class ServeConfig:
     max_candidates: int  # entries of a request's only, block and titles
     max_k: int  # titles a request may ask for
     max_restarts: int  # of the serving process within ten minutes; 0 = no process beside it
+    replicas: (
+        int | None
+    )  # task.engine=ray: whole copies; None = as many as the cluster has room for
     log_titles: bool  # whether the log holds what was asked for
     cors_origins: list[str]  # pages of other origins that may call; [] = none
 
@@ -39,6 +42,8 @@ class ServeConfig:
         check_range("task.serve.max_candidates", self.max_candidates, 1, MOST_ITEMS)
         check_range("task.serve.max_k", self.max_k, 1, MOST_ANSWERS)
         check_range("task.serve.max_restarts", self.max_restarts, 0, 1000)
+        if self.replicas is not None:
+            check_range("task.serve.replicas", self.replicas, 1)
         for origin in self.cors_origins:
             if not origin.startswith(("http://", "https://")):
                 raise ValueError(

@@ -21,7 +21,7 @@ class TaskConfig:
     history: list[Any]  # recommend: titles, or item ids as numbers or texts, oldest first
     only: list[Any] | None  # recommend: titles or item ids that alone may be answered; null = all
     block: list[Any]  # recommend: titles or item ids that are not answered
-    engine: str  # recommend, with data.histories: one of ENGINES
+    engine: str  # serve; recommend, with data.histories: one of ENGINES
     chunk_rows: int  # recommend, with data.histories: histories of a shard, at most
     example: int  # masks: which example of the split to draw
     force: bool  # train, experiment: start over although the folder holds a run, finished or not
@@ -36,6 +36,13 @@ class TaskConfig:
         check_choice("task.split", self.split, ("valid", "test"))
         check_range("task.example", self.example, 0)
         check_choice("task.engine", self.engine, ENGINES)
+        if self.serve is not None and self.serve.replicas is not None and self.engine != "ray":
+            raise ValueError(
+                f"task.serve.replicas={self.serve.replicas} needs task.engine=ray; without Ray one "
+                "process answers"
+            )
+        if self.serve is not None and self.serve.port == 0 and self.engine == "ray":
+            raise ValueError("task.serve.port=0: task.engine=ray needs a port, such as 8000")
         check_range("task.chunk_rows", self.chunk_rows, 1)
         check_range("task.num_users", self.num_users, 1)
         check_range("task.batches_a_shard", self.batches_a_shard, 1)

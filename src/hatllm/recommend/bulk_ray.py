@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hatllm.config import Config
+from hatllm.ray_cluster import missing_package, room_on_ray
 from hatllm.recommend.chunk_writer import ChunkWriter, progress, without_shard
 from hatllm.recommend.histories import Chunk
 
@@ -33,8 +34,7 @@ class ChunkActor:
 def answer_on_ray(config: Config, path: Path, folder: Path, chunks: list[Chunk]) -> None:
     """Answer the chunks that have no shard on the Ray cluster that this process can reach.
 
-    An actor takes ``num_threads`` cores (1 where it is null), or one GPU where the trainer asks for
-    GPUs; there are as many as the cluster has room for.
+    There are as many actors as the cluster has room for.
 
     Args:
         config: A finished run's settings with the command line's on top, with absolute paths.
@@ -48,23 +48,11 @@ def answer_on_ray(config: Config, path: Path, folder: Path, chunks: list[Chunk])
     todo = without_shard(folder, chunks)
     if not todo:
         return
+    room = room_on_ray(config)
     try:
-        import ray
         import ray.data
     except ImportError as error:
-        raise ValueError(
-            f"task.engine=ray needs a package ({error.name}): pip install -e '.[ray]'"
-        ) from error
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    kind = "CPU" if config.trainer.accelerator == "cpu" else "GPU"
-    each = (config.num_threads or 1) if kind == "CPU" else 1
-    room = int(ray.cluster_resources().get(kind, 0) // each)
-    if room < 1:
-        raise ValueError(
-            f"task.engine=ray: the cluster has no room for an actor with {each} {kind}; lower "
-            "num_threads, or give trainer.accelerator=cpu"
-        )
+        raise missing_package(error) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     rows = [chunk._asdict() for chunk in todo]
@@ -72,9 +60,8 @@ def answer_on_ray(config: Config, path: Path, folder: Path, chunks: list[Chunk])
         ChunkActor,
         fn_constructor_args=(config, path, folder),
         batch_size=1,
-        concurrency=(1, min(room, len(rows))),
-        num_cpus=each if kind == "CPU" else None,
-        num_gpus=each if kind == "GPU" else None,
+        concurrency=(1, min(room.num_actors, len(rows))),
+        **room.options,
     )
     with progress(chunks, todo) as bar:
         for row in done.iter_rows():

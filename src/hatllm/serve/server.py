@@ -25,10 +25,12 @@ class Server(uvicorn.Server):
     """uvicorn that goes on listening until what is in flight is answered."""
 
     def __init__(self, gate: Gate, service: Service, config: ServeConfig) -> None:
+        # loop, http: not whatever else is installed, so that limits are those the tests see.
         super().__init__(
             uvicorn.Config(
                 gate, host=config.host, port=config.port, access_log=False, log_level="warning",
-                server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                server_header=False, loop="asyncio", http="h11",
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=SECONDS_TO_CLOSE, lifespan="off",
             )
         )  # fmt: skip

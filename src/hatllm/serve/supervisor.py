@@ -59,7 +59,7 @@ class Supervisor:
             ValueError: What the child was refused with, such as a run that cannot be loaded.
             OSError: As above, or if the child died too often, or while it was ending.
         """
-        with _handling(self._end):
+        with handling(self._end):
             while (reason := self._live(listening)) is not None:
                 self._count(reason)
                 log_line(event="restarting", reason=reason)
@@ -141,7 +141,8 @@ def _how(code: int) -> str:
 
 
 @contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C call a handler meanwhile."""
     before = {number: signal.signal(number, handler) for number in ENDING}
     try:
         yield

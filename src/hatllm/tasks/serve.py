@@ -1,6 +1,7 @@
 """task=serve: finished runs over HTTP, and a page that shows what they do."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,11 +31,17 @@ def serve(config: Config, compose: Compose) -> None:
     settings = config.task.serve
     assert settings is not None
     given = config.task.run_folders or [str(config.task.run_folder)]
-    folders = [Path(folder).expanduser() for folder in given]
+    folders = [Path(folder).expanduser().absolute() for folder in given]
     for folder in folders:
         load_config(folder)  # refused before anything listens
     token_of(settings)
     _, words = compose([])
+    if config.task.engine == "ray":
+        from hatllm.serve.ray_replicas import serve_on_ray
+
+        cache = str(Path(config.cache_root).expanduser().absolute())
+        serve_on_ray(folders, replace(config, cache_root=cache), words)
+        return
     answer = partial(_answer, folders, config, words)
     with listening_socket(settings) as listening:
         if settings.max_restarts:
