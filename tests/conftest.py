@@ -20,6 +20,7 @@ from toys import CONF, PRESETS, Compose
 
 from hatllm.compose import checked, register_schema
 from hatllm.config import Config
+from hatllm.figures.saving import save_figure
 
 # One thread each: the models are so small that more would only wait for each other, and sums are
 # then added up in one order on every machine.
@@ -46,6 +47,33 @@ def groups_composed_once() -> Iterator[None]:
         yield
 
 
+DRAWN_BY = ("hatllm.tables.run_report.save_figure", "hatllm.tables.writers.save_figure")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures_of_runs_left_blank() -> Iterator[None]:
+    """The curves of a run and the bars of a table take as long to draw as the run itself.
+
+    Tests that look at them ask for `figures`, or for `drawn`.
+    """
+
+    def blank(_: Figure, path: Path) -> Path:
+        path.write_bytes(b"")
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in DRAWN_BY:
+            patch.setattr(name, blank)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn as for a user."""
+    for name in DRAWN_BY:
+        monkeypatch.setattr(name, save_figure)
+
+
 @pytest.fixture(scope="session")
 def compose_config() -> Compose:
     """A function from command-line words to a checked config of the smoke scale."""
@@ -68,7 +96,7 @@ def preset(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+def figures(drawn: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figures that the test saves, by the names of their files; filled while it goes on."""
     found: dict[str, Figure] = {}
     save = Figure.savefig

@@ -239,6 +239,7 @@ def test_a_label_without_log_probabilities_shows_a_dash(
     assert cells[10:] == ["–", "1"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_comparison_is_written_as_text_numbers_and_figure(
     comparison: Comparison, tmp_path: Path
 ) -> None:

@@ -103,6 +103,7 @@ def test_unfinished_run_is_refused_by_the_missing_file(tmp_path: Path) -> None:
         write_run_report(folder, "hatllm")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_curves_are_drawn_into_a_readable_png(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     write_run_report(folder, "hatllm")
