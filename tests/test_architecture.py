@@ -22,7 +22,7 @@ PURE = {
 # Lowest first. A room imports itself and rooms above it in this list, never one below.
 ROOMS = (
     "redact", "progress", "files", "processes", "hardware", "config",
-    "trusted", "compose",
+    "trusted", "compose", "ray_cluster",
     "memory", "masks", "losses", "data", "metrics", "model", "decode", "baselines", "runs",
     "training", "plan", "recommend", "figures", "tables", "serve", "many", "tasks",
 )  # fmt: skip
@@ -43,6 +43,7 @@ APART = {
         "memory",
         "model",
         "progress",
+        "ray_cluster",
         "runs",
         "training",
     ],

@@ -5,21 +5,23 @@ requests to those that have least to do, and listens on every machine of the clu
 need the run folders and the cache at the same paths (a shared file system).
 """
 
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
 
-from hatllm.config import Config
-from hatllm.ray_cluster import missing_package, room_on_ray
+from hatllm.config import Config, ServeConfig
+from hatllm.processes import Terminated
+from hatllm.ray_cluster import Room, missing_package, room_on_ray
 from hatllm.serve.app import build_app
 from hatllm.serve.fleet import Fleet
 from hatllm.serve.gate import Gate
-from hatllm.serve.listening import token_of
+from hatllm.serve.listening import listening_socket, token_of
 from hatllm.serve.loading import load_run
 from hatllm.serve.service import Service
 from hatllm.serve.supervisor import handling
@@ -47,6 +49,7 @@ def serve_on_ray(folders: Sequence[Path], config: Config, words: Sequence[str]) 
         from ray import serve
     except ImportError as error:
         raise missing_package(error) from error
+    build = _builder(folders, config, words)
     room = room_on_ray(config)
     num_replicas = settings.replicas or room.num_actors
     if num_replicas > room.num_actors:
@@ -54,25 +57,49 @@ def serve_on_ray(folders: Sequence[Path], config: Config, words: Sequence[str]) 
             f"task.serve.replicas={num_replicas}: the cluster has room for {room.num_actors} with "
             f"{room.each} {room.kind} each"
         )
-    serve.start(
-        proxy_location="EveryNode", http_options={"host": settings.host, "port": settings.port}
-    )
-    replica = serve.deployment(serve.ingress(_builder(folders, config, words))()).options(
+    if not serve.status().proxies:
+        listening_socket(settings).close()  # taken already: said here, and not in Ray's logs
+    is_ready = False
+    try:
+        with handling(_interrupt):
+            serve.start(
+                proxy_location="EveryNode",
+                http_options={"host": settings.host, "port": settings.port},
+            )
+            application = _application(serve, settings, num_replicas, room, build)
+            _run(application, serve)
+            is_ready = True
+            address = f"http://{settings.host}:{settings.port}"
+            log_line(event="ready", address=address, replicas=num_replicas)
+            threading.Event().wait()
+    except KeyboardInterrupt:  # SIGTERM is one, too
+        serve.delete(NAME)  # what is in flight is answered
+        if not is_ready:
+            raise
+    log_line(event="ended")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _application(
+    serve: ModuleType,
+    settings: ServeConfig,
+    num_replicas: int,
+    room: Room,
+    build: Callable[[], Gate],
+) -> Any:
+    """What Ray Serve runs: a deployment of whole servers."""
+    replica = serve.deployment(serve.ingress(build)())
+    return replica.options(
         name=NAME, num_replicas=num_replicas, ray_actor_options=room.options,
         max_constructor_retry_count=1,
         # The replica's own queue refuses with 429 before Ray's does with 503.
         max_ongoing_requests=2 * (settings.max_batch + settings.max_queue),
         max_queued_requests=settings.max_queue,
         graceful_shutdown_timeout_s=settings.request_timeout_seconds + SECONDS_TO_CLOSE,
-    )  # fmt: skip
-    ended = threading.Event()
-    with handling(lambda *_: ended.set()):
-        _run(replica.bind(), serve)
-        address = f"http://{settings.host}:{settings.port}"
-        log_line(event="ready", address=address, replicas=num_replicas)
-        ended.wait()
-        serve.delete(NAME)
-    log_line(event="ended")
+    ).bind()  # fmt: skip
 
 
 def _run(application: Any, serve: ModuleType) -> None:
