@@ -39,7 +39,8 @@ def room_on_ray(config: Config) -> Room:
         ray.init(log_to_driver=False)
     kind = "CPU" if config.trainer.accelerator == "cpu" else "GPU"
     each = (config.num_threads or 1) if kind == "CPU" else 1
-    num_actors = int(ray.cluster_resources().get(kind, 0) // each)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_actors = sum(int(resources.get(kind, 0) // each) for resources in nodes)
     if num_actors < 1:
         raise ValueError(
             f"task.engine=ray: the cluster has no room for an actor with {each} {kind}; lower "

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 from server_process import HISTORIES, SOON, answers_of, check_same, event, recommend, served
+
+from hatllm.serve.ray_replicas import reason_of
 
 pytest.importorskip("ray.serve")
 
@@ -45,6 +48,46 @@ def test_two_replicas_answer_as_one_server_and_sigterm_ends_once_all_is_answered
         answer = asked.result(SOON)
         assert (answer.status_code, len(answer.json()["recommendations"])) == (200, 3)
         assert process.wait(SOON) == 0
+
+
+def test_the_reason_is_the_error_of_the_replica_and_not_its_traceback() -> None:
+    message = """The deployment failed to start 1 times in a row. Error:
+ray::ServeReplica:hatllm:hatllm.initialize_and_get_metadata() (pid=1)
+  File "replica.py", line 1928, in initialize
+RuntimeError: Traceback (most recent call last):
+  File "answerer.py", line 187, in answerer_of
+    raise ValueError("x")
+"""
+    assert reason_of(message + "ValueError: no adapter") == "no adapter"
+    assert reason_of(message + "torch.OutOfMemoryError: 3 GB asked for") == "3 GB asked for"
+    assert reason_of(message + "MemoryError") == "MemoryError"
+    assert reason_of("has 1 replicas that have taken more than 30s to be scheduled") is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_cannot_be_loaded_is_one_line(finished: Path, tmp_path: Path) -> None:
+    (finished / "adapter/adapter_model.safetensors").unlink()
+    words = ["task.engine=ray", f"task.serve.port={free_port()}"]
+    with served(finished, tmp_path, words) as process:
+        assert process.stderr is not None
+        *_, last = process.stderr
+        assert process.wait(SOON) == 2
+    assert last.startswith("error: task.engine=ray: task.run_folder=")
+    assert last.endswith(" has no adapter/adapter_model.safetensors\n")
+
+
+def test_what_does_not_fit_ray_is_said_before_anything_starts(
+    cli: Callable[..., int], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=serve", f"task.run_folder={finished}"]
+    for word, message in (
+        ("task.serve.replicas=2", "task.serve.replicas=2 needs task.engine=ray"),
+        ("task.serve.replicas=0", "task.serve.replicas=0 must be at least 1"),
+        ("task.serve.port=0 task.engine=ray", "task.serve.port=0: task.engine=ray needs a port"),
+    ):
+        assert cli(*words, *word.split()) == 2
+        assert message in capsys.readouterr().err
 
 
 def replicas() -> list[int]:

@@ -16,6 +16,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_one_command_leaves_a_whole_run_folder(cli: Cli, shop: list[str], tmp_path: Path) -> None:
     assert cli(*shop, "run_name=one", "logger=tensorboard") == 0
     folder = tmp_path / "outputs" / "one"

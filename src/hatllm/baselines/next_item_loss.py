@@ -94,9 +94,10 @@ def sampled_logits(
     )
     item_MC = drawn_MC + (drawn_MC >= target_M[:, None])
     item_MC = torch.cat([target_M[:, None], item_MC], dim=1)
-    # A sparse tensor has no more entries a row than columns.
-    is_sparse = state_MD.is_cpu and item_MC.shape[1] <= len(weight_ID)
-    dots = ChosenDots.apply if is_sparse else plain_dots
+    # Torch's sparse kernels know no half precision, and no more entries a row than columns.
+    fits = state_MD.is_cpu and state_MD.dtype in (torch.float32, torch.float64)
+    fits = fits and item_MC.shape[1] <= len(weight_ID)
+    dots = ChosenDots.apply if fits else plain_dots
     logit_MC: Tensor = dots(state_MD, weight_ID, item_MC)
     return logit_MC + F.embedding(item_MC, bias_I[:, None]).squeeze(2)
 

@@ -42,8 +42,7 @@ class ServeConfig:
         check_range("task.serve.max_candidates", self.max_candidates, 1, MOST_ITEMS)
         check_range("task.serve.max_k", self.max_k, 1, MOST_ANSWERS)
         check_range("task.serve.max_restarts", self.max_restarts, 0, 1000)
-        if self.replicas is not None:
-            check_range("task.serve.replicas", self.replicas, 1)
+        check_range("task.serve.replicas", self.replicas, 1)
         for origin in self.cors_origins:
             if not origin.startswith(("http://", "https://")):
                 raise ValueError(

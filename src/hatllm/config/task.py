@@ -36,7 +36,7 @@ class TaskConfig:
         check_choice("task.split", self.split, ("valid", "test"))
         check_range("task.example", self.example, 0)
         check_choice("task.engine", self.engine, ENGINES)
-        if self.serve is not None and self.serve.replicas is not None and self.engine != "ray":
+        if self.serve is not None and self.serve.replicas > 1 and self.engine != "ray":
             raise ValueError(
                 f"task.serve.replicas={self.serve.replicas} needs task.engine=ray; without Ray one "
                 "process answers"
