@@ -44,7 +44,8 @@ class Composed:
         files = [source for source in repo.get_sources() if source.scheme() == "file"]
         words = [word for word in overrides_list if not word.is_sweep_override()]
         chosen = [word for word in words if self._is_group(repo, sources, word)]
-        if any(source.path != f"file://{CONF}" for source in files) or any(
+        # run.py's folder is a path, that of Hydra's compose() begins with file://.
+        if any(source.path.removeprefix("file://") != str(CONF) for source in files) or any(
             isinstance(word.value(), dict) for word in chosen
         ):
             return create_defaults_list(repo, config_name, overrides_list, *settings[1:])

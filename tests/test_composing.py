@@ -1,13 +1,15 @@
 """Groups composed once give what Hydra gives that composes everything."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import composing
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import DefaultsList
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
@@ -55,6 +57,23 @@ def everything(node: object, path: str = "") -> Iterator[tuple[object, ...]]:
         if not (node._is_none() or node._is_missing() or node._is_interpolation()):
             for key in node:
                 yield from everything(node._get_node(key), f"{path}.{key}")
+
+
+def test_a_command_line_reads_the_files_of_its_groups_once(
+    cli: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = []
+    create = composing.create_defaults_list
+
+    def counting(*given: Any) -> DefaultsList:
+        lists.append(given)
+        return create(*given)
+
+    monkeypatch.setattr(composing, "create_defaults_list", counting)
+    for seed in (1, 2, 3):
+        assert cli("model=knn", "mask=reversed", "loss=bear", f"seed={seed}", "--cfg", "job") == 0
+        assert f"\nseed: {seed}\n" in capsys.readouterr().out
+    assert len(lists) == 1
 
 
 @pytest.mark.parametrize("words", COMMANDS)
