@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from cli import call_cli, run_here, smoke_words
 from composing import compose_once
 from hydra import compose, initialize_config_dir
@@ -44,6 +45,22 @@ def groups_composed_once() -> Iterator[None]:
     """In this process Hydra composes each choice of groups once."""
     with pytest.MonkeyPatch.context() as patch:
         compose_once(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settings_read_by_libyaml() -> Iterator[None]:
+    """OmegaConf builds on PyYAML's slow loader; libyaml's reads the same language."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_not_flushed_to_the_disk() -> Iterator[None]:
+    """A test's folder need not outlive a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
         yield
 
 
