@@ -72,7 +72,7 @@ def run(composed: DictConfig) -> float | None:
             saved = load_config(Path(str(config.task.run_folder)))
             config = checked(with_finished_run(composed, overrides, saved))
         if config.task.name in ("experiment", "table", "plan"):
-            from hatllm.many.cells import words_without_effect
+            from hatllm.many.experiment_cells import words_without_effect
 
             for line in words_without_effect(config.experiment, overrides):
                 print(f"note: {line}", file=sys.stderr)

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from toys import CONF
 
 from hatllm.compose import checked, register_schema
-from hatllm.many.cells import words_without_effect
+from hatllm.many.experiment_cells import words_without_effect
 
 ROOT = CONF.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

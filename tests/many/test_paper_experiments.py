@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from toys import CONF, Compose
 
 from hatllm.config import Config
-from hatllm.many.cells import (
+from hatllm.many.experiment_cells import (
     chosen_cells,
     grid_cells,
     plan_cells,

@@ -20,7 +20,7 @@ from toys import Compose
 from experiments.paper.baselines import published_choices
 from experiments.paper.main import on_sample
 from hatllm.baselines.sasrec import SASRec
-from hatllm.many.cells import plan_cells
+from hatllm.many.experiment_cells import plan_cells
 
 Cli = Callable[..., int]
 CASES = Path(__file__).parents[1] / "cases"

@@ -11,7 +11,7 @@ from pathlib import Path
 from hatllm.compose import Compose
 from hatllm.config import Config
 from hatllm.many.cell_runner import finish, refuse_stale, run_cells
-from hatllm.many.cells import check_same_code, chosen_cells, plan_cells
+from hatllm.many.experiment_cells import check_same_code, chosen_cells, plan_cells
 from hatllm.runs.cell import Cell
 
 

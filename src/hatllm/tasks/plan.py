@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hatllm.compose import Compose
 from hatllm.config import Config
-from hatllm.many.cells import chosen_cells, plan_cells
+from hatllm.many.experiment_cells import chosen_cells, plan_cells
 from hatllm.plan.forecast_table import RunPlan, cost_table, experiment_table, split_table
 from hatllm.runs.cell import Cell
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from hatllm.compose import Compose, checked
 from hatllm.config import Config
-from hatllm.many.cells import plan_cells
+from hatllm.many.experiment_cells import plan_cells
 from hatllm.runs.folder import finished_config, load_config
 from hatllm.runs.name import of_any_seed, settings_by_name
 from hatllm.runs.run_files import RUN_FILE, read_identity
