@@ -133,7 +133,7 @@ class ChosenDots(torch.autograd.Function):
             state_MD.new_zeros(item_MC.numel()), (num_states, len(weight_ID)),
             check_invariants=False,  # an item may be drawn twice for one state
         )  # fmt: skip
-        dots = torch.sparse.sampled_addmm(chosen_MI, state_MD, weight_ID.T, beta=0.0)
+        dots: Tensor = torch.sparse.sampled_addmm(chosen_MI, state_MD, weight_ID.T, beta=0.0)
         return dots.values().view(item_MC.shape)
 
     @staticmethod

@@ -25,9 +25,7 @@ class ServeConfig:
     max_candidates: int  # entries of a request's only, block and titles
     max_k: int  # titles a request may ask for
     max_restarts: int  # of the serving process within ten minutes; 0 = no process beside it
-    replicas: (
-        int | None
-    )  # task.engine=ray: whole copies; None = as many as the cluster has room for
+    replicas: int  # task.engine=ray: whole copies of the server
     log_titles: bool  # whether the log holds what was asked for
     cors_origins: list[str]  # pages of other origins that may call; [] = none
 
