@@ -45,7 +45,7 @@ seconds: $(STAMP) ## where the time of make test goes, into docs/testing.md
 	$(BIN)/python tests/seconds.py .seconds.xml
 	rm .seconds.xml
 
-BENCHMARKS := decode train targets trie curves prepare
+BENCHMARKS := decode train targets trie curves prepare sampled
 bench: setup ## a short version of each benchmark, into experiments/speed/results/quick
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.speed.$$name --quick --fresh || exit 1; done
 

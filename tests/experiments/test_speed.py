@@ -9,7 +9,7 @@ import pytest
 import torch
 from shop import write_shop
 
-from experiments.speed import curves, decode, prepare, profile, targets, train, trie
+from experiments.speed import curves, decode, prepare, profile, sampled, targets, train, trie
 from experiments.speed.equality import compare_answers, joined
 from experiments.speed.field import dict_trie
 from experiments.speed.floor import Sizes, Work, counted
@@ -147,6 +147,17 @@ def test_curves_vary_one_thing_at_a_time(words: list[str], tmp_path: Path) -> No
     assert short < long
     narrow, wide = (row["tokens_per_user"] for row in rows[4:])
     assert narrow < wide
+
+
+def test_sampled_losses_are_equal_and_measured_both_ways(tmp_path: Path) -> None:
+    sampled.main(["--quick", "--output", str(tmp_path), "--items", "300", "--negatives", "1", "9"])
+    rows = json.loads((tmp_path / "sampled.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == [
+        "plain, 1 sampled", "sparse, 1 sampled", "plain, 9 sampled", "sparse, 9 sampled",
+    ]  # fmt: skip
+    assert all(row["seconds"] > 0 and row["ratio_to_plain"] > 0 for row in rows)
+    assert all(row["difference"] < 1e-5 for row in rows if row["difference"] is not None)
+    assert (tmp_path / "sampled.png").stat().st_size > 1000
 
 
 def test_preparing_is_measured_from_an_empty_cache(words: list[str], tmp_path: Path) -> None:
