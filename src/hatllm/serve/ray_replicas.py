@@ -1,8 +1,8 @@
 """The same server on Ray Serve: whole copies of it on one or many machines, behind Ray's proxies.
 
 Each replica loads every run and forms its own batches. Ray starts another where one dies, sends
-requests to those that have least to do, and listens on every machine of the cluster. All machines
-need the run folders and the cache at the same paths (a shared file system).
+requests to those that have least to do, and listens on the head and wherever a replica is. All
+machines need the run folders and the cache at the same paths (a shared file system).
 """
 
 import re
