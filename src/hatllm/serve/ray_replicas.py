@@ -32,6 +32,7 @@ NAME = "hatllm"  # of the application on the cluster
 SECONDS_TO_CLOSE = 5  # beyond the last answer
 POLL_SECONDS = 2.0
 SECONDS_TO_TELL = 30.0  # between two lines while the replicas start
+REMOVED = "task.engine=ray: somebody has removed the application from the cluster"
 
 
 def serve_on_ray(folders: Sequence[Path], config: Config, words: Sequence[str]) -> None:
@@ -125,7 +126,7 @@ def _is_running(serve: ModuleType) -> bool:
     """Whether every replica answers; one that failed is an error."""
     application = serve.status().applications.get(NAME)
     if application is None:
-        raise ValueError("task.engine=ray: somebody has removed the application from the cluster")
+        raise ValueError(REMOVED)
     if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
         messages = [*_messages(serve), application.message]
         reasons = [reason for message in messages if (reason := reason_of(message))]
@@ -153,7 +154,7 @@ def _wait(serve: ModuleType) -> None:
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:  # SIGTERM is one, too
         return
-    raise ValueError("task.engine=ray: somebody has removed the application from the cluster")
+    raise ValueError(REMOVED)
 
 
 def _remove(serve: ModuleType) -> None:
