@@ -102,6 +102,19 @@ def test_the_scores_of_all_titles_are_the_list_of_all_titles(loaded: Recommender
     )
 
 
+def test_no_older_entry_takes_the_place_of_one_that_names_no_item(loaded: Recommender) -> None:
+    longest = loaded.config.data.max_history_items
+    newest = ["Old Lamp", "Red Boat", *["Nothing"] * (longest - 2)]
+    history = ["Tiny Book", "Nothing", *newest]
+    expected = loaded.recommend(newest[:2], ALL)
+    close(loaded.recommend(history, ALL, skip_unknown=True), expected)
+    without = [one.title for one in expected if one.title not in history]
+    got = loaded.recommend(history, ALL, exclude_history=True, skip_unknown=True)
+    assert [one.title for one in got] == without  # the older one, unread, is no answer either
+    with pytest.raises(ValueError, match="history: 'Nothing' is neither"):
+        loaded.recommend(["Old Lamp", *["Nothing"] * longest], skip_unknown=True)
+
+
 def test_what_does_not_fit_is_named_with_the_nearest_titles(loaded: Recommender) -> None:
     with pytest.raises(ValueError, match=r"history: 'Red Boot' is neither .* near: .*'Red Boat'"):
         loaded.recommend(["Red Boot", "Old Lamp"])

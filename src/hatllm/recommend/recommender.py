@@ -124,7 +124,8 @@ class Recommender:
                 ``decode.exclude_history=true`` excludes them always.
             only: Titles that alone may be answered; None = all.
             block: Titles that are no answers.
-            skip_unknown: Leave entries of the history out that name no item, where another does.
+            skip_unknown: Leave entries out that name no item, where another of those that are read
+                does; no older one takes their place.
             mask: What if the layers saw something else, as in `answerer_under`; LLM runs.
 
         Returns:
@@ -136,7 +137,9 @@ class Recommender:
                 the mask does not fit.
         """
         if skip_unknown:
-            history = self._known(history)
+            older, history = self._known(history)
+            if exclude_history or self.config.decode.exclude_history:
+                block = [*block, *older]
         return self.recommend_many([Request(history, k, exclude_history, only, block, mask)])[0]
 
     def recommend_many(self, requests: Sequence[Request]) -> list[list[Recommendation]]:
@@ -250,17 +253,18 @@ class Recommender:
             raise ValueError("history=[] must hold at least one title or item id")
         return items_named(history, self.find, "history")
 
-    def _known(self, history: Sequence[Any]) -> list[Any]:
-        """The entries that name an item.
+    def _known(self, history: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The entries that name an item: older ones, which no model reads, and the newest.
 
         Raises:
-            ValueError: If none does.
+            ValueError: If none of the newest does.
         """
-        known = [entry for entry in history if self.find(entry) is not None]
+        split = max(len(history) - self.config.data.max_history_items, 0)
+        known = [entry for entry in history[split:] if self.find(entry) is not None]
         if not known and len(history):
-            shown = "; ".join(why_unknown(entry, self.find) for entry in history)
+            shown = "; ".join(why_unknown(entry, self.find) for entry in history[split:])
             raise ValueError(f"history: {shown}")
-        return known
+        return [entry for entry in history[:split] if self.find(entry) is not None], known
 
     def _ranked(self, answers: Sequence[Answer]) -> list[Recommendation]:
         found = []
