@@ -25,7 +25,7 @@ from hatllm.plan.forecast_table import Seconds
 from hatllm.plan.loads import Load
 from hatllm.training.assemble import Parts
 from hatllm.training.baseline_run import rows_to_fit
-from hatllm.training.id_model import build_sequence_model, fit
+from hatllm.training.id_model import Keeping, build_sequence_model, fit
 from hatllm.training.lightning_module import Recommender
 from hatllm.training.lightning_trainer import build_calibration_trainer
 
@@ -218,7 +218,7 @@ def seconds_an_epoch(config: Config, dataset: Dataset) -> float:
         first, second = (sequences_of(f, index.item_id_I, length) for f in (train, valid))
         start = time.perf_counter()
         with redirect_stderr(io.StringIO()):  # its bar would speak of a training
-            fit(model, first, second, index, once, lambda metrics, step: None)
+            fit(model, first, second, index, once, lambda metrics, step: None, Keeping())
         return time.perf_counter() - start
 
     with torch.random.fork_rng():

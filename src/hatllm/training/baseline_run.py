@@ -28,6 +28,7 @@ from hatllm.training.fused_run import fused_answers
 from hatllm.training.id_model import (
     MONITOR,
     Fitted,
+    Keeping,
     NonFiniteLossError,
     SequenceModel,
     build_sequence_model,
@@ -207,17 +208,7 @@ def _fitted(
     if saver.path.exists():
         console.print(f"resuming from {saver.path}")
         saved = load_checkpoint(saver.path)
-    return fit(
-        model,
-        train,
-        valid,
-        index,
-        settings,
-        log,
-        save=saver,
-        is_due=saver.is_due,
-        saved=saved,
-    )
+    return fit(model, train, valid, index, settings, log, Keeping(saver, saver.is_due, saved))
 
 
 class _Saver:
