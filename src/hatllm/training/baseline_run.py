@@ -22,7 +22,7 @@ from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.best_step import exported
 from hatllm.runs.run_files import CHECKPOINT_FILE, POPULARITY_FILE, WEIGHTS_FILE
 from hatllm.training.checkpoints import load_checkpoint
-from hatllm.training.counted_run import knn_run, sentences_run, titles_graph_run, titles_run
+from hatllm.training.counted_run import counted_answers
 from hatllm.training.finite_loss import stop_at_non_finite_loss
 from hatllm.training.fused_run import fused_answers
 from hatllm.training.id_model import (
@@ -69,29 +69,27 @@ def baseline_predictions(
     start, chosen = time.perf_counter(), None
     match config.model.kind:
         case "popularity":
-            assert config.model.popularity is not None
-            count = config.model.popularity.count
-            write_table(folder / POPULARITY_FILE, ranked_by_popularity(dataset, count))
-            found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
-        case "knn":
-            found = knn_run(config, folder, dataset)
+            found = _popular_answers(config, folder, dataset)
+        case "knn" | "titles" | "titles_graph" | "sentences":
+            found = counted_answers(config, folder, dataset)
         case "fusion":
             found = fused_answers(config, folder, dataset)
-        case "titles":
-            found = titles_run(config, dataset)
-        case "titles_graph":
-            found = titles_graph_run(config, folder, dataset)
-        case "sentences":
-            found = sentences_run(config, folder, dataset)
         case _:
             index = TitleIndex.of(dataset.items)
             model, chosen = _trained(config, folder, dataset, index, loggers, signals)
             seconds["train"] = time.perf_counter() - start
-            start = time.perf_counter()
             found = {split: _answers(config, dataset, split, model, index) for split in SPLITS}
-    seconds["evaluate"] = time.perf_counter() - start
+    seconds["evaluate"] = time.perf_counter() - start - seconds.get("train", 0.0)
     shutil.rmtree((folder / CHECKPOINT_FILE).parent, ignore_errors=True)
     return found, chosen
+
+
+def _popular_answers(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
+    assert config.model.popularity is not None
+    count = config.model.popularity.count
+    ranked = rank_titles(_counted(dataset, count), dataset.splits["valid"], dataset.items)
+    write_table(folder / POPULARITY_FILE, ranked)
+    return {split: popularity_of(config, dataset, split, count) for split in SPLITS}
 
 
 def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> pl.DataFrame:
@@ -104,11 +102,6 @@ def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> p
         config.decode.top_k,
         config.decode.exclude_history,
     )
-
-
-def ranked_by_popularity(dataset: Dataset, count: str) -> pl.DataFrame:
-    """All items by popularity, as `rank_titles` gives them."""
-    return rank_titles(_counted(dataset, count), dataset.splits["valid"], dataset.items)
 
 
 def _counted(dataset: Dataset, count: str) -> pl.DataFrame:
