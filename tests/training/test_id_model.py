@@ -6,11 +6,11 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from few_items import ITEMS, NUM_ITEMS, cycle, settings
 from frames import popularity_alone
 
 from hatllm.baselines.bert4rec import BERT4Rec
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
-from hatllm.baselines.sasrec import SASRec
 from hatllm.baselines.sequences import sequences_of
 from hatllm.config import ClozeConfig, DrosConfig, SequenceConfig
 from hatllm.metrics.from_predictions import evaluate_predictions
@@ -22,8 +22,6 @@ from hatllm.training.id_model import (
     fit,
     scores,
 )
-
-from .small import ITEMS, NUM_ITEMS, cycle, settings
 
 KINDS = ("sasrec", "gru4rec", "bert4rec")
 LENGTH = 5
@@ -254,19 +252,3 @@ def test_an_empty_valid_split_is_refused() -> None:
     none = sequences_of(cycle()[:0], INDEX.item_id_I, LENGTH)
     with pytest.raises(ValueError, match="the valid split has no rows"):
         fit(built("sasrec", settings()), rows, none, INDEX, settings(), lambda *_: None, Keeping())
-
-
-def test_one_block_of_sasrec_equals_its_formula() -> None:
-    model = built("sasrec", settings(num_layers=1, num_heads=1, init_std=1.0)).eval()
-    assert isinstance(model, SASRec)
-    block = model.blocks[0]
-    x_LD = model.items.weight[[4, 2, 9]] + model.positions.weight[:3]
-    query_LD = block.query_norm(x_LD)
-    weight, bias = block.attention.in_proj_weight, block.attention.in_proj_bias
-    (wq, wk, wv), (bq, bk, bv) = weight.split(16), bias.split(16)
-    logit_LL = (query_LD @ wq.T + bq) @ (x_LD @ wk.T + bk).T / 16**0.5
-    share_LL = logit_LL.masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf).softmax(dim=1)
-    seen_LD = block.attention.out_proj(share_LL @ (x_LD @ wv.T + bv))
-    y_LD = block.norm(query_LD + seen_LD)
-    expected_LD = model.norm(y_LD + block.feedforward(y_LD))
-    torch.testing.assert_close(model(torch.tensor([[4, 2, 9]]))[0], expected_LD)
