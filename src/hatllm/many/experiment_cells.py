@@ -89,10 +89,11 @@ def words_without_effect(experiment: ExperimentConfig, given: list[str]) -> list
                 f"{words[name]} has no effect on experiment={experiment.name}, which runs "
                 f"experiment.{name}{'sets' if name == 'data' else 's'}={several}: set that instead"
             )
+    own = _own_settings(experiment)
     for name, word in words.items():
         theirs = [
             f"{place} ({setting})"
-            for place, settings in _own_settings(experiment).items()
+            for place, settings in own.items()
             for setting in settings
             if setting.partition("=")[0] == name and setting != word
         ]

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hatllm.baselines.popularity import popularity_predictions, rank_titles
+from hatllm.baselines.popularity import popularity_predictions, rank_titles, ranked_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
@@ -20,7 +20,7 @@ from hatllm.data.train_interactions import item_counts, sequence_rows
 from hatllm.files import write_table, written_whole
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.best_step import exported
-from hatllm.runs.run_files import CHECKPOINT_FILE, POPULARITY_FILE, WEIGHTS_FILE
+from hatllm.runs.run_files import CHECKPOINT_FILE, POPULARITY_FILE, PREDICTIONS, WEIGHTS_FILE
 from hatllm.training.checkpoints import load_checkpoint
 from hatllm.training.counted_run import counted_answers
 from hatllm.training.finite_loss import stop_at_non_finite_loss
@@ -36,8 +36,6 @@ from hatllm.training.id_model import (
     scores,
 )
 from hatllm.training.stop_signals import StopSignals
-
-SPLITS = ("valid", "test")
 
 console = Console()
 
@@ -78,7 +76,7 @@ def baseline_predictions(
             index = TitleIndex.of(dataset.items)
             model, chosen = _trained(config, folder, dataset, index, loggers, signals)
             seconds["train"] = time.perf_counter() - start
-            found = {split: _answers(config, dataset, split, model, index) for split in SPLITS}
+            found = {split: _answers(config, dataset, split, model, index) for split in PREDICTIONS}
     seconds["evaluate"] = time.perf_counter() - start - seconds.get("train", 0.0)
     shutil.rmtree((folder / CHECKPOINT_FILE).parent, ignore_errors=True)
     return found, chosen
@@ -89,15 +87,19 @@ def _popular_answers(config: Config, folder: Path, dataset: Dataset) -> dict[str
     count = config.model.popularity.count
     ranked = rank_titles(_counted(dataset, count), dataset.splits["valid"], dataset.items)
     write_table(folder / POPULARITY_FILE, ranked)
-    return {split: popularity_of(config, dataset, split, count) for split in SPLITS}
+    top_k, exclude_history = config.decode.top_k, config.decode.exclude_history
+    return {
+        split: ranked_predictions(ranked, dataset.splits[split], top_k, exclude_history)
+        for split in PREDICTIONS
+    }
 
 
-def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> pl.DataFrame:
-    """The popularity baseline's predictions; counted is one of POPULARITY_COUNTS."""
+def popularity_floor(config: Config, dataset: Dataset) -> pl.DataFrame:
+    """What popularity answers the test split, to stand beside every run."""
     return popularity_predictions(
-        _counted(dataset, count),
+        _counted(dataset, "interactions"),
         dataset.splits["valid"],
-        dataset.splits[split],
+        dataset.splits["test"],
         dataset.items,
         config.decode.top_k,
         config.decode.exclude_history,
