@@ -27,6 +27,12 @@ data: {name: toys}
 scale: laptop
 seed: 1
 """
+ENVIRONMENT = {
+    "command": "python run.py data=toys seed=1",
+    "commit": "0123abc",
+    "versions": {"torch": "2.11", "polars": "1.30"},
+    "seconds": {"train": 12.34, "evaluate": 5.0},
+}
 
 
 def make_run(
@@ -43,23 +49,52 @@ def make_run(
     """Write a finished run whose targets are found with probability ``skill``."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng([seed, len(label)])
+    ranks, log_probs = drawn_answers(generator, skill, num_examples)
+    examples = drawn_examples(generator, num_examples)
+    predictions = predictions_frame(
+        [rank if rank is not None and rank <= top_k else None for rank in ranks],
+        log_probs if has_nll else None,
+        target_item=examples["target"].to_list(),
+        top_items=[generator.permutation(NUM_ITEMS)[:top_k].tolist() for _ in range(num_examples)],
+        top_log_probs=[np.linspace(-1, -9, top_k).tolist()] * num_examples,
+    )
+    popular = predictions_frame([None] * (num_examples - 1) + [3])
+    cut_offs = [k for k in (1, 5, 10) if k <= top_k]
+    metrics = {
+        "test": evaluate_predictions(predictions, ITEMS, examples, cut_offs),
+        "popularity": evaluate_predictions(popular, ITEMS, examples, (1, 5, 10)),
+    }
+    identity = {"label": label, "seed": seed, "config_hash": "c0", "split_hash": split_hash}
+    config = CONFIG.replace("kind: llm", f"kind: {kind}").replace("top_k: 10", f"top_k: {top_k}")
+    (folder / "config.yaml").write_text(config)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT | {"split_hash": split_hash}))
+    (folder / "run.json").write_text(json.dumps(identity | {"seconds": {"train": 12.34}}))
+    predictions.write_parquet(folder / "predictions.parquet")
+    examples.write_parquet(folder / "examples.parquet")
+    ITEMS.write_parquet(folder / "items.parquet")
+    curves_frame(generator).write_csv(folder / "curves.csv")
+    return folder
+
+
+def drawn_answers(
+    generator: np.random.Generator, skill: float, num_examples: int
+) -> tuple[list[int | None], list[float]]:
+    """Rank of each target, found with probability ``skill``, and its log-probability."""
     shared = np.random.default_rng(0).random(num_examples)  # hard for one arm, hard for all
     found = 0.8 * shared + 0.2 * generator.random(num_examples) < skill
     ranks = [
         int(rank) if hit else None
         for rank, hit in zip(generator.integers(1, 11, num_examples), found, strict=True)
     ]
-    ranks = [rank if rank is not None and rank <= top_k else None for rank in ranks]
-    log_probs = (-4 - 3 * shared + skill + 0.2 * generator.normal(size=num_examples)).tolist()
+    log_probs = -4 - 3 * shared + skill + 0.2 * generator.normal(size=num_examples)
+    return ranks, log_probs.tolist()
+
+
+def drawn_examples(generator: np.random.Generator, num_examples: int) -> pl.DataFrame:
+    """Targets with histories, and their slices."""
     targets = generator.integers(NUM_ITEMS, size=num_examples).tolist()
     histories = generator.integers(NUM_ITEMS - 4, size=(num_examples, 12)).tolist()
-    predictions = predictions_frame(
-        ranks,
-        log_probs if has_nll else None,
-        target_item=targets,
-        top_items=[generator.permutation(NUM_ITEMS)[:top_k].tolist() for _ in range(num_examples)],
-        top_log_probs=[np.linspace(-1, -9, top_k).tolist()] * num_examples,
-    )
     examples = pl.DataFrame(
         {"example_id": list(range(num_examples)), "history": histories, "target": targets}
     )
@@ -69,32 +104,7 @@ def make_run(
             examples.select(user_id="example_id", item_id=pl.col("history").list.first()),
         ]
     )
-    examples = examples.join(example_slices(examples, ITEMS, train), on="example_id")
-    cut_offs = [k for k in (1, 5, 10) if k <= top_k]
-    metrics = {
-        "test": evaluate_predictions(predictions, ITEMS, examples, cut_offs),
-        "popularity": evaluate_predictions(
-            predictions_frame([None] * (num_examples - 1) + [3]), ITEMS, examples, (1, 5, 10)
-        ),
-    }
-    environment = {
-        "command": "python run.py data=toys seed=1",
-        "commit": "0123abc",
-        "versions": {"torch": "2.11", "polars": "1.30"},
-        "split_hash": split_hash,
-        "seconds": {"train": 12.34, "evaluate": 5.0},
-    }
-    identity = {"label": label, "seed": seed, "config_hash": "c0", "split_hash": split_hash}
-    config = CONFIG.replace("kind: llm", f"kind: {kind}").replace("top_k: 10", f"top_k: {top_k}")
-    (folder / "config.yaml").write_text(config)
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "environment.json").write_text(json.dumps(environment))
-    (folder / "run.json").write_text(json.dumps(identity | {"seconds": {"train": 12.34}}))
-    predictions.write_parquet(folder / "predictions.parquet")
-    examples.write_parquet(folder / "examples.parquet")
-    ITEMS.write_parquet(folder / "items.parquet")
-    curves_frame(generator).write_csv(folder / "curves.csv")
-    return folder
+    return examples.join(example_slices(examples, ITEMS, train), on="example_id")
 
 
 def curves_frame(generator: np.random.Generator) -> pl.DataFrame:

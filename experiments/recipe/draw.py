@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.recipe.study import RESULTS
-from hatllm.figures.saving import BLUE, FAINT, GREEN, GREY, INK, ORANGE, save_figure, tidy
+from hatllm.figures.saving import BLUE, GREEN, GREY, INK, ORANGE, save_figure, tidy
 
 COLOURS = (BLUE, ORANGE, GREEN, INK, GREY)
 LINES = ("-", "--", ":")  # another one each time the colours are used up
@@ -40,15 +40,14 @@ def draw(curves: pl.DataFrame) -> Figure:
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for axes, column in zip(panels, columns, strict=True):
         _draw_lines(axes, curves, column)
-        tidy(axes, "NLL of valid targets (nats a title)" if column == "trie_NLL" else column)
+        title = "NLL of valid targets (nats a title)" if column == "trie_NLL" else column
+        tidy(axes, title, grid="y")
         axes.set_xlabel("seconds of training, one thread")
     panels[0].legend(frameon=False, fontsize=8)
     return figure
 
 
 def _draw_lines(axes: Axes, curves: pl.DataFrame, column: str) -> None:
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
     lines = curves.filter(pl.col(column).is_not_null()).group_by("recipe", maintain_order=True)
     for number, ((recipe,), line) in enumerate(lines):
         line = line.sort("seconds")

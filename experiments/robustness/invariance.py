@@ -121,8 +121,7 @@ class Result:
         }
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run every cell, compare it with the first, write and print the table."""
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 7, 32])
@@ -132,7 +131,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE")
     parser.add_argument("--work", type=Path, default=Path("outputs/invariance"))
     parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run every cell, compare it with the first, write and print the table."""
+    arguments = _parse(argv)
     common = [
         f"data={arguments.data}", f"data.train_rows={arguments.train_rows}",
         f"data.test_rows={arguments.test_rows}", *arguments.set,

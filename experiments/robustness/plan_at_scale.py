@@ -108,42 +108,6 @@ def plan(args: argparse.Namespace) -> tuple[list[Step], dict[str, Any]]:
     train = measured("train", variant="hatllm+compile")
     decode = measured("decode", variant="hatllm/trie")
     read_bytes, written_bytes = parquet_bytes(args)
-    weights_gb = PARAMETERS * FLOAT32 / 1e9
-    memory_of_titles = titles["build_peak_mb"] / 1e3 * args.items / args.titles_measured
-    build_hours = titles["build_s"] * args.items / args.titles_measured / 3600
-
-    train_hours = args.train_rows / train["rows_per_s"] / 3600
-    trainers = min(_machines(train_hours, args.hours), args.global_batch_size)
-    num_steps = args.train_rows // args.global_batch_size
-    gradient_mb = ADAPTER_PARAMETERS * FLOAT32 / 1e6
-    ring = 2 * (trainers - 1) / trainers * gradient_mb
-    train_mbit = num_steps * ring * 8 / (train_hours / trainers * 3600)
-
-    answer_hours = args.users / titles["users_per_s"] / 3600
-    # Every machine builds the trie before its first answer.
-    answerers = _machines(answer_hours, args.hours - build_hours)
-    answer_gb = args.users * (read_bytes + written_bytes) / 1e9
-    seconds = (answer_hours / answerers + build_hours) * 3600
-    answer_mbit = answer_gb * 8e3 / seconds
-    steps = [
-        Step(
-            "trie of the titles", "in every process", f"{args.items:,} titles", build_hours, 1,
-            build_hours, memory_of_titles, "none",
-        ),
-        Step(
-            "train", "DDP (Lightning, torchrun or SLURM)",
-            f"{args.train_rows:,} rows, {num_steps:,} steps", train_hours, trainers,
-            train_hours / trainers,
-            weights_gb + memory_of_titles + train["extra_memory_mb"] / 1e3,
-            f"{ring:.2f} MB a step and machine, {train_mbit:.2f} Mbit/s",
-        ),
-        Step(
-            "recommend", "task.engine=ray, or srun", f"{args.users:,} users", answer_hours,
-            answerers, seconds / 3600,
-            weights_gb + memory_of_titles + decode["extra_memory_mb"] / 1e3,
-            f"{answer_gb:.1f} GB in all, {answer_mbit:.2f} Mbit/s over all machines",
-        ),
-    ]  # fmt: skip
     constants = {
         "users_per_s": titles["users_per_s"],
         "rows_per_s": train["rows_per_s"],
@@ -153,9 +117,48 @@ def plan(args: argparse.Namespace) -> tuple[list[Step], dict[str, Any]]:
         "decode_extra_memory_mb": decode["extra_memory_mb"],
         "history_bytes_a_user": read_bytes,
         "shard_bytes_a_user": written_bytes,
-        "adapter_mb": gradient_mb,
+        "adapter_mb": ADAPTER_PARAMETERS * FLOAT32 / 1e6,
     }
+    titles_gb = titles["build_peak_mb"] / 1e3 * args.items / args.titles_measured
+    build_hours = titles["build_s"] * args.items / args.titles_measured / 3600
+    build = Step(
+        "trie of the titles", "in every process", f"{args.items:,} titles", build_hours, 1,
+        build_hours, titles_gb, "none",
+    )  # fmt: skip
+    model_gb = PARAMETERS * FLOAT32 / 1e9 + titles_gb
+    steps = [build, _train(args, constants, model_gb), _answer(args, constants, build, model_gb)]
     return steps, constants
+
+
+def _train(args: argparse.Namespace, constants: dict[str, Any], model_gb: float) -> Step:
+    """Machines that exchange the adapters' gradients in a ring after every step."""
+    hours = args.train_rows / constants["rows_per_s"] / 3600
+    trainers = min(_machines(hours, args.hours), args.global_batch_size)
+    num_steps = args.train_rows // args.global_batch_size
+    ring = 2 * (trainers - 1) / trainers * constants["adapter_mb"]
+    mbit = num_steps * ring * 8 / (hours / trainers * 3600)
+    return Step(
+        "train", "DDP (Lightning, torchrun or SLURM)",
+        f"{args.train_rows:,} rows, {num_steps:,} steps", hours, trainers, hours / trainers,
+        model_gb + constants["train_extra_memory_mb"] / 1e3,
+        f"{ring:.2f} MB a step and machine, {mbit:.2f} Mbit/s",
+    )  # fmt: skip
+
+
+def _answer(
+    args: argparse.Namespace, constants: dict[str, Any], build: Step, model_gb: float
+) -> Step:
+    """Machines that know nothing of each other; each builds the trie before its first answer."""
+    hours = args.users / constants["users_per_s"] / 3600
+    answerers = _machines(hours, args.hours - build.hours)
+    bytes_a_user = constants["history_bytes_a_user"] + constants["shard_bytes_a_user"]
+    answer_gb = args.users * bytes_a_user / 1e9
+    seconds = (hours / answerers + build.hours) * 3600
+    return Step(
+        "recommend", "task.engine=ray, or srun", f"{args.users:,} users", hours, answerers,
+        seconds / 3600, model_gb + constants["decode_extra_memory_mb"] / 1e3,
+        f"{answer_gb:.1f} GB in all, {answer_gb * 8e3 / seconds:.2f} Mbit/s over all machines",
+    )  # fmt: skip
 
 
 def _machines(machine_hours: float, hours: float) -> int:

@@ -188,33 +188,13 @@ def _round(
         sessions.append(process.pid)
         if left:
             whole, number = draw.random() < 0.5, draw.choice(SIGNALS)
-            try:
-                if outcome.task in AIMED:
-                    code = process.wait_for_write(
-                        lambda: _writes(folder), draw.randint(1, MOST_WRITES),
-                        draw.random() * MOST_DELAY_S,
-                    )  # fmt: skip
-                else:
-                    code = process.wait(draw.random() * outcome.undisturbed_s)
-            except subprocess.TimeoutExpired:
+            if _runs_at_its_moment(process, outcome, folder, draw):
                 moment = time.perf_counter() - started
                 for session in sessions if whole else sessions[-1:]:
                     kill(session, whole, number)
                 outcome.failures += _wrong_end(process, number, folder)
-                there = in_child(not_whole, folder)
-                outcome.not_whole += [f"{folder.name}/{name}" for name in there]
-                files = sum(path.is_file() for path in folder.rglob("*"))
-                outcome.kills.append(
-                    Kill(
-                        number.name, round(moment, 3), whole,
-                        f"{files} files, {_last_write(folder)}",
-                    )
-                )  # fmt: skip
+                _note_kill(outcome, folder, number.name, moment, whole)
                 left -= 1
-                print(
-                    f"{outcome.task}: {number.name} {len(outcome.kills)} at {moment:.2f} s",
-                    flush=True,
-                )
                 continue
         code = process.wait(None)
         if code:
@@ -225,6 +205,30 @@ def _round(
         outcome.failures.append(f"{folder.name}: not done after {MOST_STARTS} starts")
     for session in sessions:
         kill(session, whole_machine=True)
+
+
+def _runs_at_its_moment(
+    process: Forked, outcome: Outcome, folder: Path, draw: random.Random
+) -> bool:
+    """Wait for a random moment; whether the run has not ended before."""
+    try:
+        if outcome.task in AIMED:
+            writes, delay_s = draw.randint(1, MOST_WRITES), draw.random() * MOST_DELAY_S
+            process.wait_for_write(lambda: _writes(folder), writes, delay_s)
+        else:
+            process.wait(draw.random() * outcome.undisturbed_s)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _note_kill(outcome: Outcome, folder: Path, name: str, moment_s: float, whole: bool) -> None:
+    """Look at what a signal has left."""
+    outcome.not_whole += [f"{folder.name}/{file}" for file in in_child(not_whole, folder)]
+    files = sum(path.is_file() for path in folder.rglob("*"))
+    there = f"{files} files, {_last_write(folder)}"
+    outcome.kills.append(Kill(name, round(moment_s, 3), whole, there))
+    print(f"{outcome.task}: {name} {len(outcome.kills)} at {moment_s:.2f} s", flush=True)
 
 
 def _wrong_end(process: Forked, number: signal.Signals, folder: Path) -> list[str]:

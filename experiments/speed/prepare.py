@@ -9,12 +9,10 @@ HATLLM_DATA_ROOT), nothing is fetched but the tokenizer, where it is not there y
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -35,7 +33,7 @@ from hatllm.data.datamodule import Examples
 from hatllm.data.prepare import cache_root, load_dataset
 from hatllm.data.prompt import build_prompt_book
 from hatllm.decode.catalogue import Catalogue
-from hatllm.figures.saving import BLUE, FAINT, GREEN, GREY, ORANGE, tidy
+from hatllm.figures.saving import BLUE, GREEN, GREY, ORANGE, tidy
 from hatllm.model.backbone import load_tokenizer
 
 PARTS = ("tables_s", "tokenise_s", "trie_s", "lengths_s")
@@ -73,50 +71,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Preparation:
+    """One data set from its files; each of PARTS but its ``_s`` is a method."""
+
+    def __init__(self, arguments: argparse.Namespace, cache: Path) -> None:
+        words = (f"data={arguments.prepare}", f"model={MODELS[arguments.model]}", *ALL_ROWS)
+        config = composed(*words, *arguments.set)
+        self.tokenizer = load_tokenizer(config.model, cache_root(config))
+        self.config = composed(*words, *arguments.set, f"cache_root={cache}")
+        self.seconds: dict[str, float] = {}
+        self.num_tokens = 0
+
+    def everything(self) -> None:
+        for part in PARTS:
+            self.seconds[part] = seconds_of(getattr(self, part.removesuffix("_s")), "cpu")
+
+    def tables(self) -> None:
+        self.dataset = load_dataset(self.config)
+
+    def tokenise(self) -> None:
+        ids, titles = (self.dataset.items[name].to_list() for name in ("item_id", "title"))
+        self.book = build_prompt_book(self.tokenizer, self.config.data.prompt, ids, titles)
+
+    def trie(self) -> None:
+        self.num_titles = Catalogue.of(self.book).trie.num_leaves
+
+    def lengths(self) -> None:
+        for frame in self.dataset.splits.values():
+            rows = Examples.of(frame, self.config.data.max_history_items)
+            self.num_tokens += int(rows.prompt_lengths(self.book, with_target=True).sum())
+
+
 def _prepare(arguments: argparse.Namespace) -> Row:
     """Prepare one data set from its files."""
-    words = (f"data={arguments.prepare}", f"model={MODELS[arguments.model]}", *ALL_ROWS)
-    config = composed(*words, *arguments.set)
-    tokenizer = load_tokenizer(config.model, cache_root(config))
-    folder = Path(tempfile.mkdtemp())
-    empty = composed(*words, *arguments.set, f"cache_root={folder}")
-    made: dict[str, Any] = {}
-
-    def tables() -> None:
-        made["dataset"] = load_dataset(empty)
-
-    def tokenise() -> None:
-        items = made["dataset"].items
-        made["book"] = build_prompt_book(
-            tokenizer, config.data.prompt, items["item_id"].to_list(), items["title"].to_list()
-        )
-
-    def trie() -> None:
-        made["trie"] = Catalogue.of(made["book"]).trie
-
-    def lengths() -> None:
-        made["tokens"] = 0
-        for frame in made["dataset"].splits.values():
-            rows = Examples.of(frame, config.data.max_history_items)
-            made["tokens"] += int(rows.prompt_lengths(made["book"], with_target=True).sum())
-
-    seconds: dict[str, float] = {}
-
-    def everything() -> None:
-        for name, part in zip(PARTS, (tables, tokenise, trie, lengths), strict=True):
-            seconds[name] = seconds_of(part, "cpu")
-
-    memory = peak_above_start(everything, "cpu")
-    shutil.rmtree(folder)
-    num_rows = sum(frame.height for frame in made["dataset"].splits.values())
+    with tempfile.TemporaryDirectory() as folder:
+        made = _Preparation(arguments, Path(folder))
+        memory = peak_above_start(made.everything, "cpu")
+    num_rows = sum(frame.height for frame in made.dataset.splits.values())
     return {
         "variant": arguments.prepare,
         "rows": num_rows,
-        "titles": made["trie"].num_leaves,
-        "tokens": made["tokens"],
-        **seconds,
-        "seconds": sum(seconds.values()),
-        "rows_per_s": num_rows / sum(seconds.values()),
+        "titles": made.num_titles,
+        "tokens": made.num_tokens,
+        **made.seconds,
+        "seconds": sum(made.seconds.values()),
+        "rows_per_s": num_rows / sum(made.seconds.values()),
         **memory,
     }
 
@@ -125,9 +124,7 @@ def _draw(rows: Sequence[Row]) -> Figure:
     """A stacked bar a data set."""
     figure = Figure(figsize=(7.0, 1.6 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    tidy(axes, "seconds from source files to prompts' lengths")
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
+    tidy(axes, "seconds from source files to prompts' lengths", grid="x")
     begin = [0.0] * len(rows)
     for part, colour in zip(PARTS, (BLUE, ORANGE, GREEN, GREY), strict=True):
         widths = [row[part] for row in rows]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from hatllm.figures.saving import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
+from hatllm.figures.saving import BLUE, GREY, INK, ORANGE, save_figure, tidy
 from hatllm.files import write_json, write_text
 from hatllm.runs.provenance import code_hash, environment, hardware
 
@@ -227,9 +227,7 @@ def draw_bars(
     for axes, (heading, rows) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
-        tidy(axes, heading)
-        axes.grid(axis="x", color=FAINT, linewidth=0.8)
-        axes.set_axisbelow(True)
+        tidy(axes, heading, grid="x")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         lengths = [row[value] for row in rows]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from few_items import settings
 
 from hatllm.baselines.next_item_loss import (
     ChosenDots,
@@ -18,8 +19,6 @@ from hatllm.baselines.next_item_loss import (
     softmax_loss,
 )
 from hatllm.config import DrosConfig
-
-from .small import settings
 
 DROS = DrosConfig(weight=0.5, radius=2.0, popularity_power=0.05)
 

@@ -3,13 +3,12 @@
 import polars as pl
 import pytest
 import torch
+from few_items import ITEMS
 from frames import popularity_alone
 
 from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of, target_ranks
 from hatllm.metrics.from_predictions import evaluate_predictions
-
-from .small import ITEMS
 
 SHARED = pl.DataFrame({"item_id": [2, 4, 6, 8, 10], "title": ["A", "B", "A", "C", "B"]})
 EXAMPLES = pl.DataFrame(

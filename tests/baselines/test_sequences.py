@@ -3,10 +3,9 @@
 import polars as pl
 import pytest
 import torch
+from few_items import IDS, ITEMS, NUM_ITEMS, cycle
 
 from hatllm.baselines.sequences import sequences_of, training_states
-
-from .small import IDS, ITEMS, NUM_ITEMS, cycle
 
 ROWS = pl.DataFrame({"history": [[5, 8, 5, 11], [14]], "target": [17, 5]})
 ID_ARRAY = ITEMS["item_id"].to_numpy()

@@ -109,4 +109,4 @@ def test_a_table_that_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         lines(empty, "split", "NDCG@10", None, None, path)
     with pytest.raises(ValueError, match="nothing to draw"):
-        bars(empty, "split", "NDCG@10", "cross", "cross", {}, "", path)
+        bars(empty, "NDCG@10", {}, "", path)

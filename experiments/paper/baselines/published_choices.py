@@ -31,7 +31,7 @@ from hatllm.metrics.rank_metrics import NDCG, HitRate
 from hatllm.runs.folder import load_config
 from hatllm.runs.run_files import WEIGHTS_FILE
 from hatllm.training.baseline_run import all_of_train
-from hatllm.training.id_model import SequenceModel, build_sequence_model, fit, scores
+from hatllm.training.id_model import Keeping, SequenceModel, build_sequence_model, fit, scores
 
 METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
 ROWS = ("train and valid", "train", "none")
@@ -71,7 +71,7 @@ def metrics_by_epoch(config: Config, rows: str, num_epochs: int) -> list[dict[st
     def ask(state: dict[str, Any]) -> None:
         found.append(metrics_by_ranking(model, asked, index, settings.batch_size))
 
-    fit(model, train, few, index, settings, lambda metrics, step: None, save=ask)
+    fit(model, train, few, index, settings, lambda metrics, step: None, Keeping(save=ask))
     return found
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.paper.beam.losses import Record, loss_table, proven_of
 from experiments.paper.beam.records import EXACT, PLACES
-from hatllm.figures.saving import BLUE, FAINT, GREEN, GREY, INK, ORANGE, save_figure, tidy
+from hatllm.figures.saving import BLUE, GREEN, GREY, INK, ORANGE, save_figure, tidy
 
 COLOURS = (BLUE, ORANGE, GREEN, GREY)  # of runs
 OF_PLACES = dict(zip(PLACES, (ORANGE, BLUE, GREY), strict=True))
@@ -45,10 +45,8 @@ def _draw_losses(axes: Axes, losses: pl.DataFrame) -> None:
                   color=COLOURS[number % len(COLOURS)], ecolor=INK)  # fmt: skip
     axes.set_yticks(range(len(decoders)), decoders)
     axes.invert_yaxis()
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
     axes.set_xlabel("% of the proven ten titles that it misses, ± standard error")
-    tidy(axes, "Lost titles")
+    tidy(axes, "Lost titles", grid="x")
     if len(labels) > 1:
         axes.legend(frameon=False, fontsize=8)
 
@@ -68,10 +66,8 @@ def _draw_depths(axes: Axes, records: Sequence[Record]) -> None:
         axes.bar(range(1, deepest + 1), counts, bottom=below, color=OF_PLACES[place],
                  label=f"{place} token")  # fmt: skip
         below = [a + b for a, b in zip(below, counts, strict=True)]
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
     axes.set_ylim(0, 1.05 * max(1, *below))
     axes.set_xlabel("token of the title at which the beam let go")
     axes.set_ylabel("lost titles")
     axes.legend(frameon=False, fontsize=8)
-    tidy(axes, f"Where {BEAM} lost them")
+    tidy(axes, f"Where {BEAM} lost them", grid="y")

@@ -20,7 +20,6 @@ from hatllm.config import FusionConfig
 from hatllm.metrics.ranking import discounted_gains
 
 ROWS_A_BATCH = 256
-NOWHERE = 10**9  # rank of a title that a list does not hold
 
 
 def fused_lists(
@@ -39,25 +38,19 @@ def fused_lists(
         example_id, top_items, top_log_probs (log of a title's part of the scores of all titles of
         the example), by example_id.
     """
-    parts = []
-    for place, (frame, weight) in enumerate(((first, share), (second, 1 - share))):
-        long = frame.select("example_id", item="top_items").explode("item").drop_nulls()
-        long = long.with_columns(rank=pl.int_range(1, pl.len() + 1).over("example_id"))
-        parts.append(
-            long.with_columns(
-                score=weight / (constant + pl.col("rank")),
-                first=pl.when(pl.lit(place == 0)).then("rank").otherwise(NOWHERE),
-                second=pl.when(pl.lit(place == 1)).then("rank").otherwise(NOWHERE),
-            )
-        )
+    parts = [
+        _scored(first, share, constant).rename({"rank": "first"}),
+        _scored(second, 1 - share, constant).rename({"rank": "second"}),
+    ]
     titles = (
-        pl.concat(parts)
+        pl.concat(parts, how="diagonal")
         .group_by("example_id", "item")
         .agg(pl.col("score").sum(), pl.col("first", "second").min())
     )
     titles = titles.filter(pl.col("score") > 0).sort(
-        "example_id", "score", "first", "second", descending=[False, True, False, False]
-    )
+        "example_id", "score", "first", "second",
+        descending=[False, True, False, False], nulls_last=True,
+    )  # fmt: skip
     lists = titles.group_by("example_id", maintain_order=True).agg(
         top_items=pl.col("item").head(top_k),
         top_log_probs=(pl.col("score") / pl.col("score").sum()).log().head(top_k),
@@ -67,6 +60,13 @@ def fused_lists(
     return every.with_columns(
         pl.col("top_items").fill_null(empty[0]), pl.col("top_log_probs").fill_null(empty[1])
     ).sort("example_id")
+
+
+def _scored(frame: pl.DataFrame, weight: float, constant: float) -> pl.DataFrame:
+    """Each title of each list, its rank from 1, and what it scores there."""
+    long = frame.select("example_id", item="top_items").explode("item").drop_nulls()
+    long = long.with_columns(rank=pl.int_range(1, pl.len() + 1).over("example_id"))
+    return long.with_columns(score=weight / (constant + pl.col("rank")))
 
 
 def fused_predictions(

@@ -165,14 +165,11 @@ def rank_titles(counts: pl.DataFrame, valid: pl.DataFrame, items: pl.DataFrame) 
     targets = valid.select(item_id=pl.col("target").cast(pl.Int64)).join(ranked, on="item_id")
     pseudo_count = _best_pseudo_count(titles["count"], targets["count"])
     total = int(titles["count"].sum()) + pseudo_count * len(titles)
-    ranked = ranked.with_columns(log_prob=((pl.col("count") + pseudo_count) / total).log())
-    return ranked.select(
-        "item_id",
-        "rank",
-        pl.int_range(1, pl.len() + 1).alias("item_rank"),
-        "log_prob",
-        "ambiguous",
+    ranked = ranked.with_columns(
+        item_rank=pl.int_range(1, pl.len() + 1),
+        log_prob=((pl.col("count") + pseudo_count) / total).log(),
     )
+    return ranked.select("item_id", "rank", "item_rank", "log_prob", "ambiguous")
 
 
 def _best_pseudo_count(counts: pl.Series, of_targets: pl.Series) -> float:

@@ -7,6 +7,7 @@ Dimension key: I items, B batch, L sequence, J supervised titles of the batch, T
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,60 +100,59 @@ def build_prompt_book(
         config: The template texts.
         item_ids: Catalogue ids, each once.
         titles: One title an id.
-        item_tokens: Whether a token of its own follows each item's text inside the history
-            (`hatllm.model.item_tokens`).
+        item_tokens: Whether items of a history end in their own token (`hatllm.model.item_tokens`).
 
     Returns:
         The tokenised catalogue, by ascending item id.
 
     Raises:
-        ValueError: If the tokenizer has no end token, or a title has no tokens or holds the end
-            token.
+        ValueError: If there is no end token, or a title has no tokens or holds the end token.
     """
     end_id = tokenizer.eos_token_id
-    if end_id is None:
-        raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no end token (eos_token)")
-    order = np.argsort(np.asarray(item_ids, np.int64), kind="stable")
-    catalogue = [(item_ids[i], titles[i]) for i in order]
-    prefix, response = _template(tokenizer, config)
+    catalogue = sorted(zip(item_ids, titles, strict=True), key=itemgetter(0))
+    template = _template(tokenizer, config)
     history_items = _with_titles(tokenizer, config.history_item, catalogue)
     if item_tokens:
         history_items = [[*ids, FIRST_ITEM_TOKEN + row] for row, ids in enumerate(history_items)]
     titles_I = [[*row, end_id] for row in _with_titles(tokenizer, config.target, catalogue)]
-    before_title = config.history_item.partition("{title}")[0]
-    opening: list[int] = tokenizer(before_title, add_special_tokens=False)["input_ids"]
-    pad_id = tokenizer.pad_token_id
+    opening = _token_ids(tokenizer, config.history_item.partition("{title}")[0])
     return PromptBook(
-        np.asarray(item_ids, np.int64)[order],
+        np.asarray([item_id for item_id, _ in catalogue], np.int64),
         _numbered([title for _, title in catalogue]),
         Ragged.of(history_items),
         Ragged.of(titles_I),
-        np.asarray(prefix, np.int64),
-        np.asarray(response, np.int64),
-        end_id if pad_id is None else pad_id,
+        *template,
+        end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         len(opening),
         shown_tokens(history_items, titles_I, opening),
     )
 
 
-def _template(tokenizer: Any, config: "PromptConfig") -> tuple[list[int], list[int]]:
+def _token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Without special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _template(tokenizer: Any, config: "PromptConfig") -> tuple[IntArray, IntArray]:
     """Tokens before the history and after it; special tokens, but the end, stand in the first."""
     prefix: list[int] = tokenizer(config.prefix)["input_ids"]
     if prefix and prefix[-1] == tokenizer.eos_token_id:
         prefix = prefix[:-1]
-    response: list[int] = tokenizer(config.response, add_special_tokens=False)["input_ids"]
+    response = _token_ids(tokenizer, config.response)
     if not prefix and not response:
         raise ValueError("data.prompt.prefix and data.prompt.response are both empty")
-    return prefix, response
+    return np.asarray(prefix, np.int64), np.asarray(response, np.int64)
 
 
 def _with_titles(
     tokenizer: Any, template: str, catalogue: Sequence[tuple[int, str]]
 ) -> list[list[int]]:
     """Tokens of a template around each title of (item id, title)."""
+    if (end_id := tokenizer.eos_token_id) is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no end token (eos_token)")
     texts = [template.replace("{title}", title) for _, title in catalogue]
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    end_id = tokenizer.eos_token_id
     for (item_id, title), row in zip(catalogue, rows, strict=True):
         if not row or end_id in row:
             wrong = "holds the end token" if row else "has no tokens"
@@ -225,29 +225,28 @@ def build_batch(
         A batch of len(example_ids) rows. The end token is predicted, never fed.
     """
     rows = [
-        _lay_out(book, book.rows_of(history), int(book.rows_of(np.asarray([target]))[0]),
-                 target_is_item, with_target)
+        _lay_out(book, history, target, target_is_item, with_target, in_place)
         for history, target in zip(histories, targets, strict=True)
-    ]  # fmt: skip
-    ids, segments, book_indices, prompt_lengths = zip(*rows, strict=True)
-    segment_BL = _padded(segments, RESPONSE)
-    length_B1 = torch.tensor([[len(row)] for row in ids])
-    valid_BL = torch.arange(segment_BL.shape[1]) < length_B1
-    position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
-    told = [
-        supervised_titles(book, history, target, length, in_place) if with_target else []
-        for history, target, length in zip(histories, targets, prompt_lengths, strict=True)
     ]
+    ids, segments, book_indices, prompt_lengths, told = zip(*rows, strict=True)
     return Batch(
         torch.tensor(list(example_ids), dtype=torch.int64),
         torch.tensor(list(targets), dtype=torch.int64),
         _padded(ids, book.pad_id),
-        valid_BL,
-        Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL)),
+        *_places(segments),
         torch.tensor(prompt_lengths),
         _padded(book_indices, -1),
         *_teacher_forcing(book, told),
     )
+
+
+def _places(segments: Sequence[IntArray]) -> tuple[Tensor, Tokens]:
+    """Where a padded batch has tokens (B, L), and the segment and positions of each."""
+    segment_BL = _padded(segments, RESPONSE)
+    length_B1 = torch.tensor([[len(row)] for row in segments])
+    valid_BL = torch.arange(segment_BL.shape[1]) < length_B1
+    position_BL = (valid_BL.cumsum(1) - 1).clamp(min=0)
+    return valid_BL, Tokens(segment_BL, position_BL, restart_positions(segment_BL, valid_BL))
 
 
 def _padded(rows: Sequence[IntArray], padding: int) -> Tensor:
@@ -259,7 +258,7 @@ def _padded(rows: Sequence[IntArray], padding: int) -> Tensor:
     return padded_BL
 
 
-def _teacher_forcing(book: PromptBook, told: list[list[Supervised]]) -> tuple[Tensor, ...]:
+def _teacher_forcing(book: PromptBook, told: Sequence[list[Supervised]]) -> tuple[Tensor, ...]:
     """The last seven fields of a batch, from the supervised titles of each row."""
     titles = [(row, title) for row, several in enumerate(told) for title in several]
     lengths = np.array([title.num_tokens for _, title in titles], np.int64)
@@ -281,24 +280,33 @@ def _teacher_forcing(book: PromptBook, told: list[list[Supervised]]) -> tuple[Te
 
 
 def _lay_out(
-    book: PromptBook, history: IntArray, target: int, target_is_item: bool, with_target: bool
-) -> tuple[IntArray, IntArray, IntArray, int]:
-    """Token ids, segments and book indices of a prompt, and its length without the title."""
-    title = book.target[target]
+    book: PromptBook,
+    history: IntArray,
+    target: int,
+    target_is_item: bool,
+    with_target: bool,
+    in_place: str | None,
+) -> tuple[IntArray, IntArray, IntArray, int, list[Supervised]]:
+    """Token ids, segments, book indices, length without the title, and supervised titles."""
+    rows = book.rows_of(history)
+    (title_row,) = book.rows_of(np.asarray([target]))
     parts = [(book.prefix, PREFIX)]
-    parts += [(book.history_item[row], segment) for segment, row in enumerate(history)]
+    parts += [(book.history_item[row], segment) for segment, row in enumerate(rows)]
     parts += [(book.response, RESPONSE)]
     length = sum(len(ids) for ids, _ in parts)
+    told: list[Supervised] = []
     if with_target:
-        parts += [(title[:-1], len(history) if target_is_item else RESPONSE)]
+        title = book.target[title_row][:-1]
+        parts += [(title, len(history) if target_is_item else RESPONSE)]
+        told = supervised_titles(book, history, target, length, in_place)
     ids = np.concatenate([ids for ids, _ in parts])
     segment = np.repeat([segment for _, segment in parts], [len(ids) for ids, _ in parts])
     items = book.history_item
-    places = [np.arange(items.offset[row], items.offset[row + 1]) for row in history]
+    places = [np.arange(items.offset[row], items.offset[row + 1]) for row in rows]
     places.append(len(items.flat) + np.arange(len(book.response)))
     book_index = np.full(len(ids), -1)
     book_index[len(book.prefix) : length] = np.concatenate(places)
-    return ids, segment.astype(np.int64), book_index, length
+    return ids, segment.astype(np.int64), book_index, length, told
 
 
 def first_title_token(batch: Batch, target_is_item: bool) -> tuple[Tensor, Tensor, Tensor]:

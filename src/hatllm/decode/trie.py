@@ -79,23 +79,13 @@ class ItemTrie:
         num_children_N = parent_N[1:].bincount(minlength=edge_key_N.numel())
         item_id_I, order_I = item_ids.long().sort()
         item_leaf_I = end_node_I[order_I]
-        grouped_I, by_leaf_I = item_leaf_I.sort(stable=True)
-        leaf_F, num_items_F = torch.unique_consecutive(grouped_I, return_counts=True)
+        leaf_F, item_offset_F, by_leaf_I = _grouped(item_leaf_I)
         trie = ItemTrie(
-            token_N=token_N,
-            parent_N=parent_N,
-            depth_N=depth_N,
-            first_child_N=num_children_N.cumsum(0).sub_(num_children_N).add_(1),
-            num_children_N=num_children_N,
-            edge_key_N=edge_key_N,
-            leaf_F=leaf_F,
-            item_offset_F=torch.cat([num_items_F.new_zeros(1), num_items_F.cumsum(0)]),
-            leaf_item_I=item_id_I[by_leaf_I],
-            item_id_I=item_id_I,
-            item_leaf_I=item_leaf_I,
-            vocab_size=vocab_size,
-            max_depth=int(depth_N[-1]),
-        )
+            token_N, parent_N, depth_N,
+            num_children_N.cumsum(0).sub_(num_children_N).add_(1), num_children_N, edge_key_N,
+            leaf_F, item_offset_F, item_id_I[by_leaf_I], item_id_I, item_leaf_I,
+            vocab_size, int(depth_N[-1]),
+        )  # fmt: skip
         _check_prefix_free(trie)
         return trie
 
@@ -280,6 +270,13 @@ def _grow(tokens: Tensor, offsets: Tensor, vocab_size: int) -> tuple[Tensor, Ten
     sizes = torch.tensor([level.numel() for level in levels], device=tokens.device)
     depth_N = torch.arange(len(levels), device=tokens.device).repeat_interleave(sizes)
     return torch.cat(levels), depth_N, end_node_I
+
+
+def _grouped(leaf_I: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The leaves, where the items of each begin, and the order that puts these side by side."""
+    grouped_I, by_leaf_I = leaf_I.sort(stable=True)
+    leaf_F, num_items_F = torch.unique_consecutive(grouped_I, return_counts=True)
+    return leaf_F, torch.cat([num_items_F.new_zeros(1), num_items_F.cumsum(0)]), by_leaf_I
 
 
 def _expand(start_M: Tensor, count_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from hatllm.figures.draw_masks import OTHER_PATTERN, PATTERN_COLOURS
-from hatllm.figures.saving import BLUE, FAINT, GREY, INK, ORANGE, tidy
+from hatllm.figures.saving import BLUE, GREY, INK, ORANGE, tidy
 from hatllm.masks.layer_masks import causal_visible
 
 KINDS = ("self", "intra", "cross", "template")
@@ -173,9 +173,7 @@ def group_shares(shares: pl.DataFrame) -> pl.DataFrame:
 
 
 def _draw_label(axes: Axes, label: str, shares: pl.DataFrame) -> None:
-    tidy(axes, label)
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
+    tidy(axes, label, grid="y")
     table = group_shares(shares)
     for (state, group), line in table.group_by("state", "group", maintain_order=True):
         axes.plot(

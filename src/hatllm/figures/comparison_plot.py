@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hatllm.figures.saving import BLUE, FAINT, GREY, INK, ORANGE, save_figure, tidy
+from hatllm.figures.saving import BLUE, GREY, INK, ORANGE, save_figure, tidy
 
 if TYPE_CHECKING:  # tables hold figures, not the other way round
     from hatllm.tables.comparison import Arm, Comparison
@@ -43,9 +43,7 @@ def draw_comparison(comparison: "Comparison") -> Figure:
 def _draw_metric(axes: Axes, comparison: "Comparison", metric: str) -> None:
     """The dots of one metric; a label that lacks it says so in words."""
     better = "lower" if metric.endswith("NLL") else "higher"
-    tidy(axes, f"{metric.replace('_', ' ')}, {better} is better")
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
+    tidy(axes, f"{metric.replace('_', ' ')}, {better} is better", grid="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=9.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -77,24 +75,13 @@ def _draw_arm(axes: Axes, arm: "Arm", height: int, metric: str, is_reference: bo
         )  # fmt: skip
 
 
-def bars(
-    table: pl.DataFrame,
-    label: str,
-    value: str,
-    error: str,
-    panel: str,
-    pairs: Mapping[str, str],
-    note: str,
-    path: Path,
-) -> Path:
-    """One bar a label and panel, paired arms in two colours side by side.
+def bars(table: pl.DataFrame, value: str, pairs: Mapping[str, str], note: str, path: Path) -> Path:
+    """One bar a label and data set, paired arms in two colours side by side.
 
     Args:
-        table: One row a bar; a null number is drawn as a word.
-        label: Column of the arm.
+        table: One row a bar: label, data, the number and as ``VALUE_se`` the length of its interval
+            to either side, null = none; a null number is drawn as a word.
         value: Column of the number.
-        error: Column of the length of its interval to either side; null = none.
-        panel: Column of the panel.
         pairs: Arm -> the arm it extends: the former orange, the latter blue, all others grey.
         note: What the bars and intervals are, below the figure.
         path: PNG to write.
@@ -107,25 +94,16 @@ def bars(
     """
     if table[value].drop_nulls().is_empty():
         raise ValueError(f"table has no row with a value of {value!r}: there is nothing to draw")
-    panels = table[panel].unique(maintain_order=True).to_list()
-    labels = table[label].unique(maintain_order=True).to_list()
+    panels, labels = (table[of].unique(maintain_order=True).to_list() for of in ("data", "label"))
     figure = Figure(
         figsize=(1.6 + 3.0 * len(panels), 1.2 + 0.32 * len(labels)), layout="constrained"
     )
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for one, name in zip(axes, panels, strict=True):
-        rows = {row[label]: row for row in table.filter(pl.col(panel) == name).to_dicts()}
-        tidy(one, str(name))
-        one.grid(axis="x", color=FAINT, linewidth=0.8)
-        one.set_axisbelow(True)
-        for height, arm in enumerate(labels):
-            number = rows.get(arm, {}).get(value)
-            if number is None:
-                _write_missing(one, height)
-                continue
-            bar = rows[arm][error] or 0.0
-            one.barh(height, number, height=0.72, color=_colour(arm, pairs), xerr=bar,
-                     error_kw={"ecolor": INK, "elinewidth": 1.2, "capsize": 2})  # fmt: skip
+        tidy(one, str(name), grid="x")
+        rows = {row["label"]: row for row in table.filter(pl.col("data") == name).to_dicts()}
+        for height, label in enumerate(labels):
+            _draw_bar(one, height, rows.get(label, {}), value, _colour(label, pairs))
         one.set_xlim(left=0)
         one.xaxis.set_major_locator(MaxNLocator(5))
     axes[0].set_yticks(range(len(labels)), labels, parse_math=False)
@@ -140,7 +118,11 @@ def _colour(arm: str, pairs: Mapping[str, str]) -> str:
     return BLUE if arm in pairs.values() else PLAIN
 
 
-def _write_missing(axes: Axes, height: int) -> None:
-    """Say that there is no number for this bar."""
-    where = axes.get_yaxis_transform()
-    axes.text(0.02, height, "no number", transform=where, color=GREY, fontsize=8, va="center")
+def _draw_bar(axes: Axes, height: int, row: Mapping[str, Any], value: str, colour: str) -> None:
+    """A bar with its interval; where there is no number, words that say so."""
+    if (number := row.get(value)) is None:
+        where = axes.get_yaxis_transform()
+        axes.text(0.02, height, "no number", transform=where, color=GREY, fontsize=8, va="center")
+        return
+    axes.barh(height, number, height=0.72, color=colour, xerr=row[f"{value}_se"] or 0.0,
+              error_kw={"ecolor": INK, "elinewidth": 1.2, "capsize": 2})  # fmt: skip

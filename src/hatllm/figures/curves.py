@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hatllm.figures.saving import BLUE, FAINT, GREEN, INK, ORANGE, tidy
+from hatllm.figures.saving import BLUE, GREEN, INK, ORANGE, tidy
 
 # column -> (title, colour, which end is best: None for a curve that picks nothing)
 PANELS: dict[str, tuple[str, str, str | None]] = {
@@ -41,7 +41,7 @@ def draw_curves(curves: pl.DataFrame) -> Figure | None:
     for axes, (name, frame) in zip(panels, points.items(), strict=True):
         title, colour, best = settings[name]
         _draw_curve(axes, frame, colour)
-        tidy(axes, title)
+        tidy(axes, title, grid="y")
         axes.set_xlabel("optimizer step")
         if best is not None and len(frame) > 1:
             _mark_best(axes, frame, best)
@@ -57,9 +57,7 @@ def _points(curves: pl.DataFrame, name: str) -> pl.DataFrame:
 def _draw_curve(axes: Axes, frame: pl.DataFrame, colour: str) -> None:
     """Points joined by a line; long curves faint with their moving average on top."""
     steps, values = frame["step"].to_numpy(), frame["value"].to_numpy()
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_axisbelow(True)
     if len(frame) <= 3 * SMOOTHING_SPAN:
         axes.plot(steps, values, color=colour, linewidth=1.6, marker="o", markersize=3)
         return

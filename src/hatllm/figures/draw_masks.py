@@ -54,28 +54,27 @@ def draw_masks(
     check_masks(allowed_by_pattern, layer_patterns, segment_ids)
     if len(tokens) != len(segment_ids):
         raise ValueError(f"got {len(tokens)} tokens and {len(segment_ids)} segment_ids")
-    spans = name_spans(segment_ids)
-    ranges = layer_ranges(layer_patterns)
+    spans, ranges = name_spans(segment_ids), layer_ranges(layer_patterns)
     texts = [repr(token)[1:-1][:TOKEN_WIDTH] for token in tokens]
-    written = len(texts) <= MAX_TOKENS_NAMED
+    texts = texts if len(texts) <= MAX_TOKENS_NAMED else []
     # The layout does not see the token axis: room for it is left under the title by hand.
-    title_pad = 8 + (0.62 * TOKEN_POINTS * max(map(len, texts)) if written else 0)
-    heights = [PANEL_INCHES + 0.65 + title_pad / 72, 1.1]
-    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
-    figure = Figure(figsize=(PANEL_INCHES * len(ranges) + 0.6, sum(heights)), layout=layout)
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
-    panels = upper.subplots(1, len(ranges), squeeze=False)[0]
+    title_pad = 8 + 0.62 * TOKEN_POINTS * max(map(len, texts), default=0)
+    figure, panels, strip = _panels_and_strip(len(ranges), PANEL_INCHES + 0.65 + title_pad / 72)
     for axes, (pattern, layers) in zip(panels, ranges.items(), strict=True):
-        allowed_QK = allowed_by_pattern[pattern].cpu().numpy()
-        axes.imshow(_picture(allowed_QK, spans), interpolation="nearest", aspect="equal")
-        _name_axes(axes, spans)
-        if written:
-            _write_tokens(axes, texts)
+        _draw_pattern(axes, allowed_by_pattern[pattern], spans, texts)
         axes.set_title(f"{layers}: {pattern}", fontsize=12, color=INK, y=1.0, pad=title_pad)
-        axes.set_xlabel("key", fontsize=9, color=GREY)
     panels[0].set_ylabel("query", fontsize=9, color=GREY)
-    _draw_schedule(lower.subplots(), layer_patterns)
+    _draw_schedule(strip, layer_patterns)
     return figure
+
+
+def _panels_and_strip(num_panels: int, panel_height: float) -> tuple[Figure, Sequence[Axes], Axes]:
+    """A figure with panels side by side and one low panel below them."""
+    heights = [panel_height, 1.1]
+    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
+    figure = Figure(figsize=(PANEL_INCHES * num_panels + 0.6, sum(heights)), layout=layout)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
+    return figure, upper.subplots(1, num_panels, squeeze=False)[0], lower.subplots()
 
 
 def check_masks(
@@ -108,6 +107,18 @@ def span_colour(span: Span) -> str:
     if span.segment < 0:
         return TEMPLATE
     return TARGET if span.name == "target" else ITEM_COLOURS[span.segment % len(ITEM_COLOURS)]
+
+
+def _draw_pattern(
+    axes: Axes, allowed_QK: Tensor, spans: Sequence[Span], texts: Sequence[str]
+) -> None:
+    """One mask; the texts of the tokens stand above it, where there are any."""
+    picture = _picture(allowed_QK.cpu().numpy(), spans)
+    axes.imshow(picture, interpolation="nearest", aspect="equal")
+    _name_axes(axes, spans)
+    if texts:
+        _write_tokens(axes, texts)
+    axes.set_xlabel("key", fontsize=9, color=GREY)
 
 
 def _picture(allowed_QK: npt.NDArray[np.bool_], spans: Sequence[Span]) -> npt.NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """How all figures of the report look; drawn through matplotlib's object API, without pyplot."""
 
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,8 +20,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def tidy(axes: Axes, title: str = "") -> None:
-    """Thin grey axes without a box, a left-aligned title."""
+def tidy(axes: Axes, title: str = "", grid: Literal["x", "y"] | None = None) -> None:
+    """Thin grey axes without a box, a left-aligned title, faint lines from one axis, x or y."""
+    if grid is not None:
+        axes.grid(axis=grid, color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -10,6 +10,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from hatllm.figures.saving import BLUE, FAINT, GREEN, GREY, INK, ORANGE, save_figure, tidy
@@ -37,10 +38,7 @@ def heat_map(table: pl.DataFrame, row: str, column: str, value: str, path: Path)
     Raises:
         ValueError: If a column is missing, a pair stands twice, or there is no number at all.
     """
-    _check_columns(table, (row, column, value))
-    table = table.drop_nulls(value)
-    if table.is_empty():
-        raise ValueError(f"table has no row with a value of {value!r}: there is nothing to draw")
+    table = _with_numbers(table, value, row, column)
     if table.select(row, column).is_duplicated().any():
         raise ValueError(f"table has two rows of the same {row} and {column}: average them first")
     rows, columns = (sorted(table[name].unique().to_list()) for name in (row, column))
@@ -52,22 +50,15 @@ def heat_map(table: pl.DataFrame, row: str, column: str, value: str, path: Path)
     )
     axes = figure.subplots()
     lower_is_better = value.endswith("NLL")
-    image = axes.imshow(
-        tiles, cmap=GOOD.reversed() if lower_is_better else GOOD, origin="lower", aspect="auto"
-    )
-    axes.set_facecolor(FAINT)
-    _write_tiles(axes, tiles, 3 if lower_is_better else 4, lower_is_better)
     tidy(axes, f"{value}, {'lower' if lower_is_better else 'higher'} is better")
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xticks(range(len(columns)), [str(name) for name in columns])
-    axes.set_yticks(range(len(rows)), [str(name) for name in rows])
-    axes.set_xlabel(column)
-    axes.set_ylabel(row)
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar = figure.colorbar(_draw_tiles(axes, tiles, lower_is_better), ax=axes, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2, color=GREY)
+    axes.set_xticks(range(len(columns)), [str(name) for name in columns])
+    axes.set_yticks(range(len(rows)), [str(name) for name in rows])
+    axes.set(xlabel=column, ylabel=row)
     return save_figure(figure, path)
 
 
@@ -90,20 +81,11 @@ def lines(
     Raises:
         ValueError: If a column is missing or there is no number at all.
     """
-    _check_columns(table, [name for name in (x, value, error, group) if name is not None])
-    table = table.drop_nulls(value)
-    if table.is_empty():
-        raise ValueError(f"table has no row with a value of {value!r}: there is nothing to draw")
+    table = _with_numbers(table, value, x, error, group)
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    tidy(axes)
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    settings = _settings_in_order(table[x])
-    by_value = table[x].dtype.is_numeric()
-    place = {
-        setting: float(setting) if by_value else float(n) for n, setting in enumerate(settings)
-    }
+    tidy(axes, grid="y")
+    place = _places(table[x])
     names = [None] if group is None else table[group].unique(maintain_order=True).to_list()
     spacing = _room(list(place.values())) * 0.06
     for n, name in enumerate(names):
@@ -113,9 +95,9 @@ def lines(
         aside = (n - (len(names) - 1) / 2) * spacing  # bars of two lines do not cover each other
         places = [place[setting] + aside for setting in points[x].to_list()]
         _line(axes, n, name, places, points[value].to_list(), errors)
-    axes.set_xticks(list(place.values()), [f"{s:g}" if by_value else str(s) for s in settings])
-    axes.set_xlabel(x)
-    axes.set_ylabel(value)
+    by_value = table[x].dtype.is_numeric()
+    axes.set_xticks(list(place.values()), [f"{s:g}" if by_value else str(s) for s in place])
+    axes.set(xlabel=x, ylabel=value)
     if group is not None:
         axes.legend(title=group, fontsize=8.5, title_fontsize=8.5, frameon=False,
                     loc="center left", bbox_to_anchor=(1.0, 0.5))  # fmt: skip
@@ -139,18 +121,28 @@ def _line(
     )  # fmt: skip
 
 
-def _check_columns(table: pl.DataFrame, names: list[str] | tuple[str, ...]) -> None:
-    missing = [name for name in names if name not in table.columns]
-    if missing:
-        raise ValueError(
-            f"table has no column {missing[0]!r}; it has {', '.join(map(repr, table.columns))}"
-        )
+def _with_numbers(table: pl.DataFrame, value: str, *others: str | None) -> pl.DataFrame:
+    """The rows that have a value.
+
+    Raises:
+        ValueError: If there are none, or no such column, or not all of the others.
+    """
+    for name in (*others, value):
+        if name is not None and name not in table.columns:
+            columns = ", ".join(map(repr, table.columns))
+            raise ValueError(f"table has no column {name!r}; it has {columns}")
+    table = table.drop_nulls(value)
+    if table.is_empty():
+        raise ValueError(f"table has no row with a value of {value!r}: there is nothing to draw")
+    return table
 
 
-def _settings_in_order(settings: pl.Series) -> list[int | float | str]:
-    """Numbers ascending, anything else as it comes."""
+def _places(settings: pl.Series) -> dict[Any, float]:
+    """Where each setting stands: numbers by value, ascending; anything else evenly, as it comes."""
     once = settings.unique(maintain_order=True)
-    return (once.sort() if once.dtype.is_numeric() else once).to_list()
+    if once.dtype.is_numeric():
+        return {setting: float(setting) for setting in once.sort().to_list()}
+    return {setting: float(place) for place, setting in enumerate(once.to_list())}
 
 
 def _room(places: list[float]) -> float:
@@ -158,8 +150,11 @@ def _room(places: list[float]) -> float:
     return min((b - a for a, b in pairwise(places)), default=1.0)
 
 
-def _write_tiles(axes: Axes, tiles: Floats, digits: int, lower_is_better: bool) -> None:
-    """The number in each tile, in white on dark ones, and a frame around the best."""
+def _draw_tiles(axes: Axes, tiles: Floats, lower_is_better: bool) -> AxesImage:
+    """Coloured tiles, the number in each, in white on dark ones, and a frame around the best."""
+    colours, digits = (GOOD.reversed(), 3) if lower_is_better else (GOOD, 4)
+    image = axes.imshow(tiles, cmap=colours, origin="lower", aspect="auto")
+    axes.set_facecolor(FAINT)
     low, high = np.nanmin(tiles), np.nanmax(tiles)
     best = np.unravel_index(np.nanargmin(tiles) if lower_is_better else np.nanargmax(tiles),
                             tiles.shape)  # fmt: skip
@@ -174,3 +169,4 @@ def _write_tiles(axes: Axes, tiles: Floats, digits: int, lower_is_better: bool) 
                   fontweight="bold" if at == best else "normal")  # fmt: skip
     corner = (best[1] - 0.48, best[0] - 0.48)
     axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor=ORANGE, linewidth=2))
+    return image

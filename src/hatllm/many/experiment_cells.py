@@ -89,6 +89,21 @@ def words_without_effect(experiment: ExperimentConfig, given: list[str]) -> list
                 f"{words[name]} has no effect on experiment={experiment.name}, which runs "
                 f"experiment.{name}{'sets' if name == 'data' else 's'}={several}: set that instead"
             )
+    own = _own_settings(experiment)
+    for name, word in words.items():
+        theirs = [
+            f"{place} ({setting})"
+            for place, settings in own.items()
+            for setting in settings
+            if setting.partition("=")[0] == name and setting != word
+        ]
+        if theirs:
+            lines.append(f"{word} does not reach {', '.join(theirs)}")
+    return lines
+
+
+def _own_settings(experiment: ExperimentConfig) -> dict[str, list[str]]:
+    """Part of the experiment -> what it sets, for the data sets and the cells that are run."""
     own = {
         f"experiment.data_overrides.{data}": experiment.data_overrides.get(data, [])
         for data in experiment.datasets
@@ -100,16 +115,7 @@ def words_without_effect(experiment: ExperimentConfig, given: list[str]) -> list
         depths = [f"mask.split_layer={grid.split_layer}"]
         depths += [f"mask.num_cross_layers={grid.num_cross_layers}"]
         own["experiment.grid"] = [*grid.overrides, *depths]
-    for name, word in words.items():
-        theirs = [
-            f"{place} ({setting})"
-            for place, settings in own.items()
-            for setting in settings
-            if setting.partition("=")[0] == name and setting != word
-        ]
-        if theirs:
-            lines.append(f"{word} does not reach {', '.join(theirs)}")
-    return lines
+    return own
 
 
 def chosen_cells(config: Config, cells: list[Cell]) -> list[Cell]:

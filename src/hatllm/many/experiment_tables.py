@@ -53,17 +53,7 @@ def write_results_of(config: Config, cells: list[Cell]) -> Path:
     experiment = config.experiment
     target = Path(experiment.folder or Path(config.output_root) / "table").expanduser()
     published = None if experiment.published is None else read_published(Path(experiment.published))
-    by_data: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_data.setdefault(cell.data, []).append(cell)
-    finished = {
-        data: runs for data, runs in by_data.items() if any(run.is_finished for run in runs)
-    }
-    if not finished:
-        raise ValueError(
-            f"experiment={experiment.name}: none of its {len(cells)} runs is finished in "
-            f"{config.output_root!r}; run them with task=experiment, or give output_root=..."
-        )
+    finished = _begun(config, cells)
     cut_offs = config.metrics.cut_offs
     found = [
         compare(runs, experiment.reference, experiment.compared_with, cut_offs, data)
@@ -77,7 +67,6 @@ def write_results_of(config: Config, cells: list[Cell]) -> Path:
         below = target / str(block.data) if experiment.datasets else target
         show(block, [run for run in runs if run.is_finished], below)
     facts = _facts(config, cells, finished)
-    facts += [f"no finished run on {data}" for data in by_data if data not in finished]
     write_text(target / "results.md", markdown(found, published, facts))
     write_text(target / "results.tex", latex(found, published))
     write_csv(target / "results.csv", comparison_frame(found))
@@ -85,6 +74,24 @@ def write_results_of(config: Config, cells: list[Cell]) -> Path:
     _write_views(config, cells, finished, found, target)
     console.print(f"tables and figures: {target}")
     return target
+
+
+def _begun(config: Config, cells: list[Cell]) -> dict[str, list[Cell]]:
+    """Data set -> its cells, of which at least one is finished.
+
+    Raises:
+        ValueError: If there is no such data set.
+    """
+    by_data: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_data.setdefault(cell.data, []).append(cell)
+    begun = {data: runs for data, runs in by_data.items() if any(run.is_finished for run in runs)}
+    if not begun:
+        raise ValueError(
+            f"experiment={config.experiment.name}: none of its {len(cells)} runs is finished in "
+            f"{config.output_root!r}; run them with task=experiment, or give output_root=..."
+        )
+    return begun
 
 
 def _warn(block: Comparison) -> None:
@@ -121,11 +128,13 @@ def _facts(config: Config, cells: list[Cell], finished: dict[str, list[Cell]]) -
     models = [str(load_config(folder).model.name) for folder in folders]
     codes = [str(e.get("code_hash", "unknown")) for e in environments]
     commits = [str(e.get("commit", "unknown")) for e in environments]
+    missing = dict.fromkeys(cell.data for cell in cells if cell.data not in finished)
     return [
         f"experiment {config.experiment.name}, scale {config.scale}, models {_listed(models)}",
         f"{len(folders)} of {len(cells)} runs finished, seeds {_listed(config.experiment.seeds)}",
         f"hardware: {_listed(hardware)}",
         f"commit: {_listed(commits)}; code hash: {_listed(codes)}; data hash: {_listed(hashes)}",
+        *(f"no finished run on {data}" for data in missing),
     ]
 
 
@@ -144,8 +153,7 @@ def _write_views(
                 ndcg = found[0].tested_metrics[0]
                 note = f"{ndcg} ± standard error over users"
                 note += "\norange: an arm that the table compares with a blue one" if pairs else ""
-                bars(frame, "label", ndcg, f"{ndcg}_se", "data", pairs, note,
-                     target / "bars.png")  # fmt: skip
+                bars(frame, ndcg, pairs, note, target / "bars.png")
             case "grid":
                 _write_grid(config, cells, frame, found[0].tested_metrics, target)
             case "efficiency":

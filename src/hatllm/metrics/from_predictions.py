@@ -19,10 +19,7 @@ NLL_COLUMNS = {"trie_NLL": "target_trie_log_prob", "vocab_NLL": "target_vocab_lo
 
 
 def evaluate_predictions(
-    predictions: pl.DataFrame,
-    items: pl.DataFrame,
-    slices: pl.DataFrame,
-    cut_offs: Sequence[int],
+    predictions: pl.DataFrame, items: pl.DataFrame, slices: pl.DataFrame, cut_offs: Sequence[int]
 ) -> dict[str, float]:
     """Every metric of one split of one run, flat.
 
@@ -58,14 +55,7 @@ def evaluate_predictions(
     nlls = [name for name in NLL_COLUMNS if name in values.columns]
     metrics = _means_and_errors(values, [*main, *(f"item_{name}" for name in main), *nlls])
     metrics |= _slice_metrics(values, slices_of(values, slices), main_k)
-    answers = predictions["top_items"].list.head(main_k).explode().drop_nulls()
-    metrics[f"coverage@{main_k}"] = answers.n_unique() / items["title"].n_unique()
-    metrics["ambiguous_title_rate"] = float(predictions["ambiguous"].cast(pl.Float64).sum())
-    metrics["ambiguous_title_rate"] /= len(predictions)
-    metrics["unseen_target_share"] = metrics["unseen/count"] / len(predictions)
-    metrics["num_examples"] = float(len(predictions))
-    metrics["num_users"] = float(predictions["user_id"].n_unique())
-    return metrics
+    return metrics | _shares_and_counts(predictions, items, main_k, metrics["unseen/count"])
 
 
 def example_metrics(predictions: pl.DataFrame, cut_offs: Sequence[int]) -> pl.DataFrame:
@@ -187,6 +177,21 @@ def _slice_metrics(values: pl.DataFrame, slices: pl.DataFrame, k: int) -> dict[s
         found = _means_and_errors(rows, names) if len(rows) else {}
         metrics |= {f"{slice_name}/{name}": value for name, value in found.items()}
     return metrics
+
+
+def _shares_and_counts(
+    predictions: pl.DataFrame, items: pl.DataFrame, k: int, num_unseen: float
+) -> dict[str, float]:
+    """What is no mean of a metric: titles recommended, kinds of targets, examples and users."""
+    answers = predictions["top_items"].list.head(k).explode().drop_nulls()
+    num_ambiguous = float(predictions["ambiguous"].cast(pl.Float64).sum())
+    return {
+        f"coverage@{k}": answers.n_unique() / items["title"].n_unique(),
+        "ambiguous_title_rate": num_ambiguous / len(predictions),
+        "unseen_target_share": num_unseen / len(predictions),
+        "num_examples": float(len(predictions)),
+        "num_users": float(predictions["user_id"].n_unique()),
+    }
 
 
 def _tensor(column: pl.Series) -> Tensor:

@@ -135,13 +135,17 @@ def load_masked_lm(
     if config.tuning == "full":
         backbone.float()
     if config.gradient_checkpointing:
-        with warnings.catch_warnings():  # the name that every version of transformers knows
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        backbone.enable_input_require_grads()
+        _checkpoint_gradients(backbone)
     if config.compile:
         compile_layers(masked)
     return masked
+
+
+def _checkpoint_gradients(backbone: Any) -> None:
+    with warnings.catch_warnings():  # the name that every version of transformers knows
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    backbone.enable_input_require_grads()
 
 
 def _lay_out_by_column(decoder: nn.Module) -> None:

@@ -19,13 +19,13 @@ from hatllm.data.datamodule import Examples, TrainingBatches
 from hatllm.data.prepare import Dataset
 from hatllm.data.prompt import Batch
 from hatllm.decode.predict import predict
-from hatllm.memory import peak_memory_mb
+from hatllm.memory import naming_what_to_lower, peak_memory_mb
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.plan.forecast_table import Seconds
 from hatllm.plan.loads import Load
 from hatllm.training.assemble import Parts
 from hatllm.training.baseline_run import rows_to_fit
-from hatllm.training.id_model import build_sequence_model, fit
+from hatllm.training.id_model import Keeping, build_sequence_model, fit
 from hatllm.training.lightning_module import Recommender
 from hatllm.training.lightning_trainer import build_calibration_trainer
 
@@ -76,22 +76,17 @@ def calibrate(
         Times by tokens, and the peak memory.
 
     Raises:
-        ValueError: If the GPU's memory does not suffice.
+        OutOfMemoryError: If memory does not suffice.
     """
     start = time.perf_counter()
     on_gpu = uses_gpu(config)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with naming_what_to_lower(config, decoding=False):
         watch = _time_training(config, parts, lm, train)
+    with naming_what_to_lower(config, decoding=True):
         lm.to("cuda" if on_gpu else "cpu")
         pace, model = _time_decoding(config, parts, lm, decode, split)
-    except torch.OutOfMemoryError:
-        raise ValueError(
-            f"trainer.micro_batch_size={config.trainer.micro_batch_size} and decode.users_per_batch"
-            f"={config.decode.users_per_batch} do not fit into the GPU's memory; lower them, or "
-            "set model.gradient_checkpointing=true"
-        ) from None
     return Calibration(
         train=watch.batches,
         steps=watch.steps,
@@ -218,7 +213,7 @@ def seconds_an_epoch(config: Config, dataset: Dataset) -> float:
         first, second = (sequences_of(f, index.item_id_I, length) for f in (train, valid))
         start = time.perf_counter()
         with redirect_stderr(io.StringIO()):  # its bar would speak of a training
-            fit(model, first, second, index, once, lambda metrics, step: None)
+            fit(model, first, second, index, once, lambda metrics, step: None, Keeping())
         return time.perf_counter() - start
 
     with torch.random.fork_rng():

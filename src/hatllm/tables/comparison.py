@@ -12,6 +12,7 @@ from pathlib import Path
 from hatllm.metrics.from_predictions import NLL_COLUMNS
 from hatllm.runs.cell import Cell
 from hatllm.tables.alike_runs import (
+    FinishedRun,
     cells_of,
     load_alike,
     measured_cut_offs,
@@ -135,34 +136,35 @@ def compare(
     Raises:
         ValueError: If no run is finished, or runs were made from other data, examples or code.
     """
-    finished = [run for run in runs if run.is_finished]
-    if runs and not finished:
-        raise ValueError(f"data={data!r}: none of the {len(runs)} runs of the table is finished")
-    warnings = refuse_other_origins([run.folder for run in finished])
-    loaded = load_alike(finished, cut_offs)
-    found = measured_cut_offs(loaded)
-    by_label = values_by_label(loaded)
+    loaded, warnings = _alike(runs, cut_offs, data)
+    first, found, by_label = loaded[0], measured_cut_offs(loaded), values_by_label(loaded)
     others = _others([run.label for run in runs], by_label, reference, compared_with)
     arms = _arms(runs, by_label, others, found)
-    means = {arm.label: {name: n.mean for name, n in arm.numbers.items()} for arm in arms}
-    best = {}
-    for metric in (*ranking_metrics(found), *NLL_COLUMNS):
-        having = {label: values[metric] for label, values in means.items() if metric in values}
-        best[metric] = clear_winner(metric, having, by_label)
     return Comparison(
         data=data,
         arms=arms,
         reference=reference,
-        best={metric: label for metric, label in best.items() if label is not None},
-        split_hash=loaded[0].split_hash,
-        num_users=loaded[0].values["user_id"].n_unique(),
-        num_examples=len(loaded[0].values),
+        best=_winners(arms, by_label, found),
+        split_hash=first.split_hash,
+        num_users=first.values["user_id"].n_unique(),
+        num_examples=len(first.values),
         warnings=tuple(warnings),
-        guess=uniform_guess(loaded[0].folder),
+        guess=uniform_guess(first.folder),
         cut_offs=found,
         short=tuple(dict.fromkeys(run.label for run in loaded if run.top_k < max(found))),
-        slices=compare_slices(read_slices(loaded[0].folder), by_label, others, found),
+        slices=compare_slices(read_slices(first.folder), by_label, others, found),
     )
+
+
+def _alike(
+    runs: Sequence[Cell], cut_offs: Sequence[int] | None, data: str | None
+) -> tuple[list[FinishedRun], list[str]]:
+    """The finished runs, and what a reader has to be warned of in them."""
+    finished = [run for run in runs if run.is_finished]
+    if runs and not finished:
+        raise ValueError(f"data={data!r}: none of the {len(runs)} runs of the table is finished")
+    warnings = refuse_other_origins([run.folder for run in finished])
+    return load_alike(finished, cut_offs), warnings
 
 
 def _others(
@@ -205,3 +207,13 @@ def _arms(
             )
         )
     return tuple(arms)
+
+
+def _winners(arms: Sequence[Arm], by_label: ByLabel, cut_offs: Sequence[int]) -> dict[str, str]:
+    """Metric -> the arm that is better than every other beyond chance, where there is one."""
+    winners = {}
+    for metric in (*ranking_metrics(cut_offs), *NLL_COLUMNS):
+        means = {arm.label: arm.numbers[metric].mean for arm in arms if metric in arm.numbers}
+        if (best := clear_winner(metric, means, by_label)) is not None:
+            winners[metric] = best
+    return winners

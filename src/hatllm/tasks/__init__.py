@@ -23,6 +23,29 @@ def run_task(config: Config, compose: Compose, script: Path) -> None:
     if config.task.name in ("train", "masks") or (config.task.name == "plan" and is_one_run):
         check_layers(config)
     match config.task.name:
+        case "experiment":
+            from hatllm.tasks.experiment import run_experiment
+
+            run_experiment(config, compose, script)
+        case "table":
+            from hatllm.tasks.table import table
+
+            table(config, compose)
+        case "plan":
+            from hatllm.tasks.plan import plan
+
+            plan(config, compose)
+        case "serve":
+            from hatllm.tasks.serve import serve
+
+            serve(config, compose)
+        case _:
+            _run_by_its_own_config(config)
+
+
+def _run_by_its_own_config(config: Config) -> None:
+    """The tasks that compose no other config."""
+    match config.task.name:
         case "prepare":
             from hatllm.tasks.prepare import prepare
 
@@ -43,23 +66,7 @@ def run_task(config: Config, compose: Compose, script: Path) -> None:
             from hatllm.tasks.masks import draw
 
             draw(config)
-        case "experiment":
-            from hatllm.tasks.experiment import run_experiment
-
-            run_experiment(config, compose, script)
-        case "table":
-            from hatllm.tasks.table import table
-
-            table(config, compose)
-        case "plan":
-            from hatllm.tasks.plan import plan
-
-            plan(config, compose)
         case "attention":
             from hatllm.tasks.attention import attention
 
             attention(config)
-        case "serve":
-            from hatllm.tasks.serve import serve
-
-            serve(config, compose)

@@ -48,7 +48,7 @@ from hatllm.runs.run_files import (
 from hatllm.tables.run_report import metrics_table, write_run_report
 from hatllm.tasks.masks import masks_of
 from hatllm.training.assemble import Parts, assemble, check_catalogue
-from hatllm.training.baseline_run import baseline_predictions, popularity_of
+from hatllm.training.baseline_run import baseline_predictions, popularity_floor
 from hatllm.training.decode_splits import decode_splits
 from hatllm.training.fit_llm import start_from_run, tuned
 from hatllm.training.lightning_module import Recommender
@@ -213,7 +213,7 @@ def _measured(
     config: Config, dataset: Dataset, slices: pl.DataFrame, predictions: dict[str, pl.DataFrame]
 ) -> dict[str, dict[str, float]]:
     """Every metric of each split, and of the popularity floor on test."""
-    floor = popularity_of(config, dataset, "test", "interactions")
+    floor = popularity_floor(config, dataset)
     return {
         split: evaluate_predictions(table, dataset.items, slices, config.cut_offs)
         for split, table in (predictions | {"popularity": floor}).items()

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hatllm.baselines.popularity import popularity_predictions, rank_titles
+from hatllm.baselines.popularity import popularity_predictions, rank_titles, ranked_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
@@ -20,14 +20,15 @@ from hatllm.data.train_interactions import item_counts, sequence_rows
 from hatllm.files import write_table, written_whole
 from hatllm.memory import naming_what_to_lower
 from hatllm.metrics.best_step import exported
-from hatllm.runs.run_files import CHECKPOINT_FILE, POPULARITY_FILE, WEIGHTS_FILE
+from hatllm.runs.run_files import CHECKPOINT_FILE, POPULARITY_FILE, PREDICTIONS, WEIGHTS_FILE
 from hatllm.training.checkpoints import load_checkpoint
-from hatllm.training.counted_run import knn_run, sentences_run, titles_graph_run, titles_run
+from hatllm.training.counted_run import counted_answers
 from hatllm.training.finite_loss import stop_at_non_finite_loss
 from hatllm.training.fused_run import fused_answers
 from hatllm.training.id_model import (
     MONITOR,
     Fitted,
+    Keeping,
     NonFiniteLossError,
     SequenceModel,
     build_sequence_model,
@@ -35,8 +36,6 @@ from hatllm.training.id_model import (
     scores,
 )
 from hatllm.training.stop_signals import StopSignals
-
-SPLITS = ("valid", "test")
 
 console = Console()
 
@@ -68,46 +67,43 @@ def baseline_predictions(
     start, chosen = time.perf_counter(), None
     match config.model.kind:
         case "popularity":
-            assert config.model.popularity is not None
-            count = config.model.popularity.count
-            write_table(folder / POPULARITY_FILE, ranked_by_popularity(dataset, count))
-            found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
-        case "knn":
-            found = knn_run(config, folder, dataset)
+            found = _popular_answers(config, folder, dataset)
+        case "knn" | "titles" | "titles_graph" | "sentences":
+            found = counted_answers(config, folder, dataset)
         case "fusion":
             found = fused_answers(config, folder, dataset)
-        case "titles":
-            found = titles_run(config, dataset)
-        case "titles_graph":
-            found = titles_graph_run(config, folder, dataset)
-        case "sentences":
-            found = sentences_run(config, folder, dataset)
         case _:
             index = TitleIndex.of(dataset.items)
             model, chosen = _trained(config, folder, dataset, index, loggers, signals)
             seconds["train"] = time.perf_counter() - start
-            start = time.perf_counter()
-            found = {split: _answers(config, dataset, split, model, index) for split in SPLITS}
-    seconds["evaluate"] = time.perf_counter() - start
+            found = {split: _answers(config, dataset, split, model, index) for split in PREDICTIONS}
+    seconds["evaluate"] = time.perf_counter() - start - seconds.get("train", 0.0)
     shutil.rmtree((folder / CHECKPOINT_FILE).parent, ignore_errors=True)
     return found, chosen
 
 
-def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> pl.DataFrame:
-    """The popularity baseline's predictions; counted is one of POPULARITY_COUNTS."""
+def _popular_answers(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
+    assert config.model.popularity is not None
+    count = config.model.popularity.count
+    ranked = rank_titles(_counted(dataset, count), dataset.splits["valid"], dataset.items)
+    write_table(folder / POPULARITY_FILE, ranked)
+    top_k, exclude_history = config.decode.top_k, config.decode.exclude_history
+    return {
+        split: ranked_predictions(ranked, dataset.splits[split], top_k, exclude_history)
+        for split in PREDICTIONS
+    }
+
+
+def popularity_floor(config: Config, dataset: Dataset) -> pl.DataFrame:
+    """What popularity answers the test split, to stand beside every run."""
     return popularity_predictions(
-        _counted(dataset, count),
+        _counted(dataset, "interactions"),
         dataset.splits["valid"],
-        dataset.splits[split],
+        dataset.splits["test"],
         dataset.items,
         config.decode.top_k,
         config.decode.exclude_history,
     )
-
-
-def ranked_by_popularity(dataset: Dataset, count: str) -> pl.DataFrame:
-    """All items by popularity, as `rank_titles` gives them."""
-    return rank_titles(_counted(dataset, count), dataset.splits["valid"], dataset.items)
 
 
 def _counted(dataset: Dataset, count: str) -> pl.DataFrame:
@@ -207,17 +203,7 @@ def _fitted(
     if saver.path.exists():
         console.print(f"resuming from {saver.path}")
         saved = load_checkpoint(saver.path)
-    return fit(
-        model,
-        train,
-        valid,
-        index,
-        settings,
-        log,
-        save=saver,
-        is_due=saver.is_due,
-        saved=saved,
-    )
+    return fit(model, train, valid, index, settings, log, Keeping(saver, saver.is_due, saved))
 
 
 class _Saver:

@@ -16,49 +16,44 @@ from hatllm.model.sentence_encoder import sentence_vectors
 from hatllm.runs.run_files import NEIGHBOURS_FILE, PREDICTIONS, SENTENCES_FILE, TRANSITIONS_FILE
 
 
-def knn_run(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
-    """Write what kNN learned, and answer both splits."""
-    knn = config.model.knn
-    assert knn is not None
-    table = neighbours(_interactions(dataset, knn.train_on), knn)
-    write_table(folder / NEIGHBOURS_FILE, table)
-    return _answers(config, dataset, knn_rule(table, dataset.items))
-
-
-def titles_run(config: Config, dataset: Dataset) -> dict[str, pl.DataFrame]:
-    """Answer both splits with the title rule."""
-    titles = config.model.titles
-    assert titles is not None
-    return _answers(config, dataset, title_rule(dataset.items, titles))
-
-
-def titles_graph_run(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
-    """Write the transitions that were counted, and answer both splits."""
-    titles, counted = config.model.titles, config.model.transitions
-    assert titles is not None and counted is not None
-    table = transition_counts(_interactions(dataset, counted.train_on))
-    write_table(folder / TRANSITIONS_FILE, table)
-    rule = title_graph(table, counted.weight, dataset.items, titles)
-    return _answers(config, dataset, rule)
-
-
-def sentences_run(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
-    """Write the titles' vectors, and answer both splits with them."""
-    titles = config.model.titles
-    assert titles is not None and titles.encoder is not None
-    texts = dataset.items.sort("item_id")["title"].to_list()
-    vector_ID = sentence_vectors(texts, titles.encoder, "model.titles.encoder")
-    with written_whole(folder / SENTENCES_FILE) as partial:
-        save_file({"vector_ID": vector_ID}, partial)
-    return _answers(config, dataset, sentence_rule(vector_ID, titles))
-
-
-def _answers(config: Config, dataset: Dataset, rule: Scored) -> dict[str, pl.DataFrame]:
-    top_k, exclude_history = config.decode.top_k, config.decode.exclude_history
+def counted_answers(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
+    """Write what the rule has counted, and answer both splits with it."""
+    rule, top_k = _counted(config, folder, dataset), config.decode.top_k
     return {
-        split: rule.predictions(dataset.splits[split], dataset.items, top_k, exclude_history)
+        split: rule.predictions(
+            dataset.splits[split], dataset.items, top_k, config.decode.exclude_history
+        )
         for split in PREDICTIONS
     }
+
+
+def _counted(config: Config, folder: Path, dataset: Dataset) -> Scored:
+    """The rule of the run's kind; `hatllm.training.scored_run` makes it again from its files."""
+    titles, items = config.model.titles, dataset.items
+    match config.model.kind:
+        case "knn":
+            knn = config.model.knn
+            assert knn is not None
+            table = neighbours(_interactions(dataset, knn.train_on), knn)
+            write_table(folder / NEIGHBOURS_FILE, table)
+            return knn_rule(table, items)
+        case "titles":
+            assert titles is not None
+            return title_rule(items, titles)
+        case "titles_graph":
+            counted = config.model.transitions
+            assert titles is not None and counted is not None
+            table = transition_counts(_interactions(dataset, counted.train_on))
+            write_table(folder / TRANSITIONS_FILE, table)
+            return title_graph(table, counted.weight, items, titles)
+        case _:
+            assert config.model.kind == "sentences"
+            assert titles is not None and titles.encoder is not None
+            texts = items.sort("item_id")["title"].to_list()
+            vector_ID = sentence_vectors(texts, titles.encoder, "model.titles.encoder")
+            with written_whole(folder / SENTENCES_FILE) as partial:
+                save_file({"vector_ID": vector_ID}, partial)
+            return sentence_rule(vector_ID, titles)
 
 
 def _interactions(dataset: Dataset, train_on: str) -> pl.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
@@ -90,18 +91,25 @@ def fit(
         trainer.fit(
             recommender, data, ckpt_path=str(last) if last.exists() else None, weights_only=True
         )
-    weights: dict[str, Any] = {}
-    if state.best is not None:
-        weights = load_checkpoint(state.best_path(state.best))["state_dict"]
-    if config.trainer.strategy == "fsdp":
-        weights = weights or agreed(trainer.strategy.lightning_module_state_dict())
-        recommender.lm = parts.load_model(config)  # whole again, on every process
-    recommender.load_state_dict(weights, strict=False)
-    recommender.score_as_trained()
+    _load_best(config, recommender, parts, state, trainer.strategy)
     recommender.to(trainer.strategy.root_device)
     found = exported(state.validations, config.monitor, trainer.global_step)
     console.print(f"the answers are those of step {found['step']}: {found['why']}")
     return found
+
+
+def _load_best(
+    config: Config, recommender: Recommender, parts: Parts, state: TrainingState, strategy: Strategy
+) -> None:
+    """Give the module the weights of the best validation; without one the last stay."""
+    weights: dict[str, Any] = {}
+    if state.best is not None:
+        weights = load_checkpoint(state.best_path(state.best))["state_dict"]
+    if config.trainer.strategy == "fsdp":
+        weights = weights or agreed(strategy.lightning_module_state_dict())
+        recommender.lm = parts.load_model(config)  # whole again, on every process
+    recommender.load_state_dict(weights, strict=False)
+    recommender.score_as_trained()
 
 
 def tuned(

@@ -9,10 +9,9 @@ from hatllm.config import Config
 from hatllm.data.prepare import Dataset
 from hatllm.files import write_json
 from hatllm.runs.folder import load_config
-from hatllm.runs.run_files import FUSION_FILE, read_manifest, read_predictions
+from hatllm.runs.run_files import FUSION_FILE, PREDICTIONS, read_manifest, read_predictions
 
 FIELDS = ("first_run", "second_run")
-SPLITS = ("valid", "test")
 
 
 def fused_answers(config: Config, folder: Path, dataset: Dataset) -> dict[str, pl.DataFrame]:
@@ -44,7 +43,7 @@ def fused_answers(config: Config, folder: Path, dataset: Dataset) -> dict[str, p
     )  # fmt: skip
     return {
         split: fused_predictions(first[split], second[split], items, share, fusion.constant, top_k)
-        for split in SPLITS
+        for split in PREDICTIONS
     }
 
 
@@ -58,11 +57,11 @@ def _answers_of(config: Config, field: str, dataset: Dataset) -> dict[str, pl.Da
             f"in the run of model.{field}={str(folder)!r}, whose lists are fused"
         )
     theirs, ours = read_manifest(folder)["split_hashes"], dataset.manifest["split_hashes"]
-    for split in SPLITS:
+    for split in PREDICTIONS:
         if theirs[split] != ours[split]:
             raise ValueError(
                 f"model.{field}={str(folder)!r} has answered other {split} examples than those of "
                 f"this run ({theirs[split][:12]}, here {ours[split][:12]}): give runs on the same "
                 "data, protocol, data.valid_rows, data.test_rows and data.sample_seed"
             )
-    return {split: read_predictions(folder, split) for split in SPLITS}
+    return {split: read_predictions(folder, split) for split in PREDICTIONS}

@@ -69,6 +69,17 @@ def build_sequence_model(
             raise ValueError(f"kind={kind!r} must be sasrec, gru4rec or bert4rec")
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """How a training goes on where it was stopped; as it stands, nothing is kept."""
+
+    # Called after every epoch, and after a step where it is due, with all that is needed to go on:
+    # tensors, dicts, lists and numbers, good until it returns.
+    save: Callable[[dict[str, Any]], None] = lambda state: None
+    is_due: Callable[[], bool] = lambda: False  # asked after every step
+    saved: dict[str, Any] | None = None  # what `save` was given by a run that was stopped
+
+
 def fit(
     model: SequenceModel,
     train: Sequences,
@@ -76,10 +87,7 @@ def fit(
     index: TitleIndex,
     config: SequenceConfig,
     log: Callable[[dict[str, float], int], None],
-    *,
-    save: Callable[[dict[str, Any]], None] = lambda state: None,
-    is_due: Callable[[], bool] = lambda: False,
-    saved: dict[str, Any] | None = None,
+    keeping: Keeping,
 ) -> Fitted:
     """Train until valid NDCG@10 stops rising and leave the best epoch's weights in the model.
 
@@ -93,10 +101,7 @@ def fit(
         index: The catalogue.
         config: Loss, optimizer, epochs.
         log: Called once an epoch with metrics and the number of optimizer steps so far.
-        save: Called after every epoch, and after a step where it is due, with all that is needed to
-            go on: tensors, dicts, lists and numbers, good until it returns.
-        is_due: Asked after every step whether to save now.
-        saved: What `save` was given by a run that was stopped; None = start.
+        keeping: Whether and how to go on where training was stopped.
 
     Returns:
         The best epoch and what was done.
@@ -108,26 +113,9 @@ def fit(
     for name, rows in (("train", train), ("valid", valid)):
         if len(rows) == 0:
             raise ValueError(f"the {name} split has no rows: model=sasrec and its like need some")
-    optimizer, nominal_I = _optimizer(model, config), _nominal(train, config, _device(model))
-    done = _Progress(deepcopy(model.state_dict()))
-    if saved is not None:
-        done = _restore(saved, model, optimizer)
-    bar = Progress(total=config.max_epochs, initial=done.epoch, desc="train", unit="epoch")
-    while not done.is_done(config):
-        for _ in _steps(model, optimizer, train, config, nominal_I, done):
-            if is_due():
-                save(_all_of(done, model, optimizer) | {"is_done": False})
-        loss = done.end_epoch()
-        valid_ndcg = _valid_ndcg(model, valid, index, config)
-        metrics = {"train/loss": loss, MONITOR: valid_ndcg}
-        log(metrics, done.steps)
-        bar.update()
-        bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
-        done.validations.append(Validation(done.steps, valid_ndcg))
-        if done.best_epoch == done.epoch:
-            done.best_weights = deepcopy(model.state_dict())
-        save(_all_of(done, model, optimizer) | {"is_done": done.is_done(config)})
-    bar.close()
+    training = _Training.begin(model, train, config, keeping)
+    training.run(lambda: _valid_ndcg(model, valid, index, config), log)
+    done = training.done
     model.load_state_dict(done.best_weights)
     return Fitted(done.best_epoch, done.epoch, done.steps, tuple(done.validations))
 
@@ -175,65 +163,84 @@ class _Progress:
         return out_of_patience or self.epoch >= config.max_epochs
 
 
-def _all_of(
-    done: _Progress, model: SequenceModel, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """What :func:`_restore` needs; the tensors are the training's own, not copies."""
-    return vars(done) | {
-        "validations": [astuple(validation) for validation in done.validations],
-        "weights": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "generators": _generators(),
-    }
+@dataclass
+class _Training:
+    """A model with all that moves it."""
 
+    model: SequenceModel
+    optimizer: torch.optim.Optimizer
+    train: Sequences
+    config: SequenceConfig
+    nominal_I: Tensor | None
+    keeping: Keeping
+    done: _Progress
 
-def _restore(
-    saved: dict[str, Any], model: SequenceModel, optimizer: torch.optim.Optimizer
-) -> _Progress:
-    model.load_state_dict(saved["weights"])
-    optimizer.load_state_dict(saved["optimizer"])
-    _set_generators(saved["generators"])
-    done = _Progress(**{part.name: saved[part.name] for part in fields(_Progress)})
-    done.validations = [Validation(*values) for values in saved["validations"]]
-    return done
+    @classmethod
+    def begin(
+        cls, model: SequenceModel, train: Sequences, config: SequenceConfig, keeping: Keeping
+    ) -> "_Training":
+        """From the model's weights, or from where a stopped training was saved."""
+        optimizer, nominal_I = _optimizer(model, config), _nominal(train, config, _device(model))
+        done = _Progress(deepcopy(model.state_dict()))
+        if (saved := keeping.saved) is not None:
+            model.load_state_dict(saved["weights"])
+            optimizer.load_state_dict(saved["optimizer"])
+            _set_generators(saved["generators"])
+            done = _Progress(**{part.name: saved[part.name] for part in fields(_Progress)})
+            done.validations = [Validation(*values) for values in saved["validations"]]
+        return cls(model, optimizer, train, config, nominal_I, keeping, done)
 
+    def state(self) -> dict[str, Any]:
+        """What :meth:`begin` needs; the tensors are the training's own, not copies."""
+        return vars(self.done) | {
+            "validations": [astuple(validation) for validation in self.done.validations],
+            "weights": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": _generators(),
+        }
 
-def _steps(
-    model: SequenceModel,
-    optimizer: torch.optim.Optimizer,
-    train: Sequences,
-    config: SequenceConfig,
-    nominal_I: Tensor | None,
-    done: _Progress,
-) -> Iterator[None]:
-    """The steps that are left of an epoch: all rows once, in a new order."""
-    if done.order_G is None:
-        done.order_G = torch.randperm(len(train))
-    for row_B in torch.split(done.order_G, config.batch_size)[len(done.losses) :]:
-        loss = _step(model, optimizer, train, row_B, config, nominal_I)
-        if not isfinite(loss):
-            raise NonFiniteLossError(loss, done.steps, row_B)
-        done.losses.append(loss)
-        done.steps += 1
-        yield
+    def run(
+        self, valid_ndcg: Callable[[], float], log: Callable[[dict[str, float], int], None]
+    ) -> None:
+        """Epoch after epoch, the best one's weights kept aside."""
+        done, config = self.done, self.config
+        bar = Progress(total=config.max_epochs, initial=done.epoch, desc="train", unit="epoch")
+        while not done.is_done(config):
+            for _ in self._steps():
+                if self.keeping.is_due():
+                    self.keeping.save(self.state() | {"is_done": False})
+            metrics = {"train/loss": done.end_epoch(), MONITOR: valid_ndcg()}
+            log(metrics, done.steps)
+            bar.update()
+            bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
+            done.validations.append(Validation(done.steps, metrics[MONITOR]))
+            if done.best_epoch == done.epoch:
+                done.best_weights = deepcopy(self.model.state_dict())
+            self.keeping.save(self.state() | {"is_done": done.is_done(config)})
+        bar.close()
 
+    def _steps(self) -> Iterator[None]:
+        """The steps that are left of an epoch: all rows once, in a new order."""
+        done = self.done
+        if done.order_G is None:
+            done.order_G = torch.randperm(len(self.train))
+        for row_B in torch.split(done.order_G, self.config.batch_size)[len(done.losses) :]:
+            loss = self._step(row_B)
+            if not isfinite(loss):
+                raise NonFiniteLossError(loss, done.steps, row_B)
+            done.losses.append(loss)
+            done.steps += 1
+            yield
 
-def _step(
-    model: SequenceModel,
-    optimizer: torch.optim.Optimizer,
-    train: Sequences,
-    row_B: Tensor,
-    config: SequenceConfig,
-    nominal_I: Tensor | None,
-) -> float:
-    """One optimizer step; returns its loss."""
-    model.train()
-    state_MD, target_M = model.training_states(*train.rows(row_B, _device(model)))
-    loss = next_item_loss(state_MD, target_M, model.output(), config, nominal_I)
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    optimizer.step()
-    return float(loss.detach())
+    def _step(self, row_B: Tensor) -> float:
+        """One optimizer step; returns its loss."""
+        model = self.model.train()
+        state_MD, target_M = model.training_states(*self.train.rows(row_B, _device(model)))
+        loss = next_item_loss(state_MD, target_M, model.output(), self.config, self.nominal_I)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        return float(loss.detach())
 
 
 def _valid_ndcg(

@@ -88,23 +88,15 @@ def build_trainer(
         A trainer that validates and saves at optimizer steps.
     """
     trainer = config.trainer
-    accumulation = trainer.global_batch_size // (
-        trainer.rows_a_pass * trainer.devices * trainer.num_nodes
-    )
-    callbacks: list[Callback] = [
-        FiniteLoss(config, folder), state, KeepCurve(), LearningRate(),
-        ProgressBar() if sys.stdout.isatty() else ProgressLines(num_steps),
-    ]  # fmt: skip
-    plugins: list[Any] = [WholeCheckpoints()]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+    accumulation = trainer.global_batch_size // (trainer.rows_a_pass * trainer.num_processes)
+    progress = ProgressBar() if sys.stdout.isatty() else ProgressLines(num_steps)
     every = trainer.validate_every_steps
     return lightning.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         strategy=_strategy(trainer),
-        plugins=plugins,
+        plugins=_plugins(),
         max_epochs=trainer.max_epochs,
         max_steps=num_steps,
         accumulate_grad_batches=accumulation,
@@ -112,7 +104,7 @@ def build_trainer(
         val_check_interval=None if every is None else every * accumulation,
         check_val_every_n_epoch=1 if every is None else None,
         num_sanity_val_steps=0,
-        callbacks=callbacks,
+        callbacks=[FiniteLoss(config, folder), state, KeepCurve(), LearningRate(), progress],
         logger=loggers,
         log_every_n_steps=1,
         enable_progress_bar=sys.stdout.isatty(),
@@ -147,6 +139,13 @@ def build_calibration_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def _plugins() -> list[Any]:
+    plugins: list[Any] = [WholeCheckpoints()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
 
 
 def _strategy(config: TrainerConfig) -> Any:

@@ -26,7 +26,7 @@ from hatllm.runs.run_files import (
     SENTENCES_FILE,
     TRANSITIONS_FILE,
 )
-from hatllm.training.id_model import SequenceModel, scores
+from hatllm.training.id_model import scores
 from hatllm.training.sequence_run import check_same_items, load_sequence_run
 
 ROWS_A_BATCH = 256
@@ -102,11 +102,7 @@ def scored_run(folder: Path, config: Config, items: pl.DataFrame, field: str) ->
         case "fusion":
             return _fused_runs(folder, config, items)
         case _:
-            item_id_I = items["item_id"].cast(pl.Int64).sort().to_numpy()
-            model, _ = load_sequence_run(str(folder), item_id_I, field, {})
-            assert config.model.sequence is not None
-            size = config.model.sequence.batch_size
-            return Scored(partial(_by_model, model, size), config.data.max_history_items)
+            return _sequence_model(folder, config, items, field)
 
 
 def _by_popularity(table: pl.DataFrame, rows: Sequences) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,10 +112,12 @@ def _by_popularity(table: pl.DataFrame, rows: Sequences) -> Iterator[tuple[Tenso
         yield log_prob_I.expand(len(target_B), -1), target_B
 
 
-def _by_model(
-    model: SequenceModel, batch_size: int, rows: Sequences
-) -> Iterator[tuple[Tensor, Tensor]]:
-    return scores(model, rows, batch_size)
+def _sequence_model(folder: Path, config: Config, items: pl.DataFrame, field: str) -> Scored:
+    item_id_I = items["item_id"].cast(pl.Int64).sort().to_numpy()
+    model, _ = load_sequence_run(str(folder), item_id_I, field, {})
+    assert config.model.sequence is not None
+    batches = partial(scores, model, batch_size=config.model.sequence.batch_size)
+    return Scored(batches, config.data.max_history_items)
 
 
 def _vectors(path: Path, num_items: int) -> Tensor:

@@ -39,11 +39,7 @@ def read_ready_tables(
         ValueError: If a column is missing, an id is not an integer, or no id of one file is in the
             other.
     """
-    interactions = _integers(interactions_file, ["user_id", "item_id", "timestamp"])
-    if rating_column is not None:
-        check_rating_column(rating_column, parquet_schema(interactions_file), interactions_file)
-        ratings = read_parquet(interactions_file, [rating_column])[rating_column]
-        interactions = interactions.with_columns(rating=rating_values(ratings, interactions_file))
+    interactions = _interactions(interactions_file, rating_column)
     items = _integers(items_file, ["item_id"])
     if "title" not in items.columns:
         raise ValueError(f"{items_file} has no column 'title', only {names_shown(items.columns)}")
@@ -66,6 +62,16 @@ def read_ready_tables(
         users=users.with_columns(source_id=pl.col("user_id").cast(pl.Utf8)),
         bad_rows=bad_rows,
     )
+
+
+def _interactions(file: Path, rating_column: str | None) -> pl.DataFrame:
+    """The columns that are read of the interactions; with the column of ratings, ``rating``."""
+    interactions = _integers(file, ["user_id", "item_id", "timestamp"])
+    if rating_column is None:
+        return interactions
+    check_rating_column(rating_column, parquet_schema(file), file)
+    ratings = read_parquet(file, [rating_column])[rating_column]
+    return interactions.with_columns(rating=rating_values(ratings, file))
 
 
 def _integers(path: Path, columns: list[str]) -> pl.DataFrame:

@@ -1,13 +1,12 @@
-"""Layers of eSASRec and places counted back, against formulas written out."""
+"""Layers of SASRec and eSASRec, and places counted back, against formulas written out."""
 
 import math
 
 import torch
+from few_items import NUM_ITEMS, settings
 from torch import Tensor
 
 from hatllm.baselines.sasrec import LigrBlock, SASRec
-
-from .small import NUM_ITEMS, settings
 
 SIZE, LENGTH = 16, 5
 
@@ -53,6 +52,22 @@ def randomised(model: torch.nn.Module) -> None:
     torch.manual_seed(3)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.5)
+
+
+def test_one_block_of_sasrec_equals_its_formula() -> None:
+    torch.manual_seed(0)
+    model = SASRec(NUM_ITEMS, LENGTH, settings(num_layers=1, num_heads=1, init_std=1.0)).eval()
+    block = model.blocks[0]
+    x_LD = model.items.weight[[4, 2, 9]] + model.positions.weight[:3]
+    query_LD = block.query_norm(x_LD)
+    weight, bias = block.attention.in_proj_weight, block.attention.in_proj_bias
+    (wq, wk, wv), (bq, bk, bv) = weight.split(16), bias.split(16)
+    logit_LL = (query_LD @ wq.T + bq) @ (x_LD @ wk.T + bk).T / 16**0.5
+    share_LL = logit_LL.masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf).softmax(dim=1)
+    seen_LD = block.attention.out_proj(share_LL @ (x_LD @ wv.T + bv))
+    y_LD = block.norm(query_LD + seen_LD)
+    expected_LD = model.norm(y_LD + block.feedforward(y_LD))
+    torch.testing.assert_close(model(torch.tensor([[4, 2, 9]]))[0], expected_LD)
 
 
 def test_a_ligr_block_equals_its_formula() -> None:

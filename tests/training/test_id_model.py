@@ -6,17 +6,22 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from few_items import ITEMS, NUM_ITEMS, cycle, settings
 from frames import popularity_alone
 
 from hatllm.baselines.bert4rec import BERT4Rec
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
-from hatllm.baselines.sasrec import SASRec
 from hatllm.baselines.sequences import sequences_of
 from hatllm.config import ClozeConfig, DrosConfig, SequenceConfig
 from hatllm.metrics.from_predictions import evaluate_predictions
-from hatllm.training.id_model import Fitted, SequenceModel, build_sequence_model, fit, scores
-
-from .small import ITEMS, NUM_ITEMS, cycle, settings
+from hatllm.training.id_model import (
+    Fitted,
+    Keeping,
+    SequenceModel,
+    build_sequence_model,
+    fit,
+    scores,
+)
 
 KINDS = ("sasrec", "gru4rec", "bert4rec")
 LENGTH = 5
@@ -49,7 +54,9 @@ def trained(
     model = built(kind, config, seed)
     rows = sequences_of(cycle(), INDEX.item_id_I, LENGTH)
     curves: list[dict[str, float]] = []
-    fitted = fit(model, rows, rows, INDEX, config, lambda metrics, _: curves.append(metrics))
+    fitted = fit(
+        model, rows, rows, INDEX, config, lambda metrics, _: curves.append(metrics), Keeping()
+    )
     return model, fitted, curves
 
 
@@ -146,7 +153,8 @@ def test_training_stopped_after_any_epoch_goes_on_to_the_same_weights(arm: str) 
     model = built(kind, config)
     whole = fit(
         model, rows, rows, INDEX, config,
-        lambda metrics, _: curve.append(metrics), save=lambda state: saved.append(deepcopy(state)),
+        lambda metrics, _: curve.append(metrics),
+        Keeping(lambda state: saved.append(deepcopy(state))),
     )  # fmt: skip
     assert len(saved) == whole.num_epochs > 2
     for stopped in (saved[0], saved[1], saved[-1]):
@@ -154,7 +162,7 @@ def test_training_stopped_after_any_epoch_goes_on_to_the_same_weights(arm: str) 
         rest: list[dict[str, float]] = []
         found = fit(
             again, rows, rows, INDEX, config,
-            lambda metrics, _, rest=rest: rest.append(metrics), saved=deepcopy(stopped),
+            lambda metrics, _, rest=rest: rest.append(metrics), Keeping(saved=deepcopy(stopped)),
         )  # fmt: skip
         assert found == whole
         assert rest == curve[stopped["epoch"] :]
@@ -169,7 +177,7 @@ def test_training_stopped_inside_an_epoch_goes_on_to_the_same_weights() -> None:
     saved: list[dict[str, Any]] = []
     whole = fit(
         model, rows, rows, INDEX, config, lambda *_: None,
-        save=lambda state: saved.append(deepcopy(state)), is_due=lambda: True,
+        Keeping(lambda state: saved.append(deepcopy(state)), is_due=lambda: True),
     )  # fmt: skip
     assert len(saved) == whole.num_steps + whole.num_epochs
     per_epoch = whole.num_steps // whole.num_epochs
@@ -177,7 +185,13 @@ def test_training_stopped_inside_an_epoch_goes_on_to_the_same_weights() -> None:
     for number in (1, per_epoch - 1, 2 * per_epoch + 3):
         again = built("bert4rec", config, seed=5)
         found = fit(
-            again, rows, rows, INDEX, config, lambda *_: None, saved=deepcopy(saved[number])
+            again,
+            rows,
+            rows,
+            INDEX,
+            config,
+            lambda *_: None,
+            Keeping(saved=deepcopy(saved[number])),
         )
         assert found == whole
         for name, value in model.state_dict().items():
@@ -237,20 +251,4 @@ def test_an_empty_valid_split_is_refused() -> None:
     rows = sequences_of(cycle(), INDEX.item_id_I, LENGTH)
     none = sequences_of(cycle()[:0], INDEX.item_id_I, LENGTH)
     with pytest.raises(ValueError, match="the valid split has no rows"):
-        fit(built("sasrec", settings()), rows, none, INDEX, settings(), lambda *_: None)
-
-
-def test_one_block_of_sasrec_equals_its_formula() -> None:
-    model = built("sasrec", settings(num_layers=1, num_heads=1, init_std=1.0)).eval()
-    assert isinstance(model, SASRec)
-    block = model.blocks[0]
-    x_LD = model.items.weight[[4, 2, 9]] + model.positions.weight[:3]
-    query_LD = block.query_norm(x_LD)
-    weight, bias = block.attention.in_proj_weight, block.attention.in_proj_bias
-    (wq, wk, wv), (bq, bk, bv) = weight.split(16), bias.split(16)
-    logit_LL = (query_LD @ wq.T + bq) @ (x_LD @ wk.T + bk).T / 16**0.5
-    share_LL = logit_LL.masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf).softmax(dim=1)
-    seen_LD = block.attention.out_proj(share_LL @ (x_LD @ wv.T + bv))
-    y_LD = block.norm(query_LD + seen_LD)
-    expected_LD = model.norm(y_LD + block.feedforward(y_LD))
-    torch.testing.assert_close(model(torch.tensor([[4, 2, 9]]))[0], expected_LD)
+        fit(built("sasrec", settings()), rows, none, INDEX, settings(), lambda *_: None, Keeping())
