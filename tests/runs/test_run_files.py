@@ -34,7 +34,7 @@ def test_a_damaged_json_file_of_a_run_is_named(tmp_path: Path, damage: bytes) ->
     [
         ["loss.tau=1e-9", "trainer.learning_rate=3", "run_name='1e5'"],
         ["experiment=paper/main", "seed=7", "run_name=yes"],
-        ["data=custom", "data.interactions_file='é: \"#\"'", "data.items_file=null", "model=knn"],
+        ["data=custom", "data.interactions_file='é: #'", "data.items_file='{a: b}'", "model=knn"],
     ],
     ids=["numbers", "groups", "texts"],
 )  # fmt: skip
