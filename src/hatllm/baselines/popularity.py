@@ -180,8 +180,9 @@ def _best_pseudo_count(counts: pl.Series, of_targets: pl.Series) -> float:
     if of_targets.is_empty():
         return 1.0
 
-    def nll(pseudo_count: float) -> float:
-        total = int(counts.sum()) + pseudo_count * len(counts)
-        return -float((((of_targets + pseudo_count) / total).log()).sum())
-
-    return min(PSEUDO_COUNTS, key=nll)
+    total = int(counts.sum())
+    nlls = of_targets.to_frame("count").select(
+        (-((pl.col("count") + more) / (total + more * len(counts))).log().sum()).alias(str(more))
+        for more in PSEUDO_COUNTS
+    )
+    return min(zip(nlls.row(0), PSEUDO_COUNTS, strict=True))[1]

@@ -213,7 +213,7 @@ def _measured(
     config: Config, dataset: Dataset, slices: pl.DataFrame, predictions: dict[str, pl.DataFrame]
 ) -> dict[str, dict[str, float]]:
     """Every metric of each split, and of the popularity floor on test."""
-    floor = popularity_of(config, dataset, "test", "interactions")
+    floor = popularity_of(config, dataset, ["test"], "interactions")["test"]
     return {
         split: evaluate_predictions(table, dataset.items, slices, config.cut_offs)
         for split, table in (predictions | {"popularity": floor}).items()

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hatllm.baselines.popularity import popularity_predictions, rank_titles
+from hatllm.baselines.popularity import rank_titles, ranked_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
@@ -71,7 +72,7 @@ def baseline_predictions(
             assert config.model.popularity is not None
             count = config.model.popularity.count
             write_table(folder / POPULARITY_FILE, ranked_by_popularity(dataset, count))
-            found = {split: popularity_of(config, dataset, split, count) for split in SPLITS}
+            found = popularity_of(config, dataset, SPLITS, count)
         case "knn":
             found = knn_run(config, folder, dataset)
         case "fusion":
@@ -93,16 +94,16 @@ def baseline_predictions(
     return found, chosen
 
 
-def popularity_of(config: Config, dataset: Dataset, split: str, count: str) -> pl.DataFrame:
-    """The popularity baseline's predictions; counted is one of POPULARITY_COUNTS."""
-    return popularity_predictions(
-        _counted(dataset, count),
-        dataset.splits["valid"],
-        dataset.splits[split],
-        dataset.items,
-        config.decode.top_k,
-        config.decode.exclude_history,
-    )
+def popularity_of(
+    config: Config, dataset: Dataset, splits: Iterable[str], count: str
+) -> dict[str, pl.DataFrame]:
+    """The popularity baseline's predictions by split; counted is one of POPULARITY_COUNTS."""
+    ranked = ranked_by_popularity(dataset, count)
+    top_k, excluded = config.decode.top_k, config.decode.exclude_history
+    return {
+        split: ranked_predictions(ranked, dataset.splits[split], top_k, excluded)
+        for split in splits
+    }
 
 
 def ranked_by_popularity(dataset: Dataset, count: str) -> pl.DataFrame:
