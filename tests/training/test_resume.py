@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "outputs" / "whole"
 
 
-@pytest.mark.parametrize("stop_after", [2, 5, 8])
+@pytest.mark.parametrize("stop_after", [pytest.param(2, marks=pytest.mark.slow), 5, 8])
 def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
     whole: Path,
     cli: Callable[..., int],
@@ -83,7 +83,11 @@ def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
 # Checkpoints are an epoch apart, so that without the signal nothing would have been saved.
 @pytest.mark.parametrize(
     ("number", "code", "stop_after"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 4), (signal.SIGINT, 130, 7)],
+    [
+        (signal.SIGINT, 130, 0),
+        (signal.SIGTERM, 143, 4),
+        pytest.param(signal.SIGINT, 130, 7, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_the_step_saves_it_and_the_next_start_goes_on_from_there(
     whole: Path,
