@@ -34,10 +34,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     thin_out(items)
 
 
+def pytest_configure() -> None:
+    """Imports leave nothing behind that the collector could find."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What the imports made stays; the collector need not look through it again and again."""
+    """What the imports made stays; the collector need not look through it again and again.
+
+    Nor through every few hundred nodes of settings: looking took a quarter of composing.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -108,8 +118,11 @@ def compose_config() -> Compose:
 @pytest.fixture(scope="session", params=PRESETS)
 def preset(request: pytest.FixtureRequest) -> list[str]:
     """The words that choose each preset of conf/mask/ in turn, for a model of 4 layers."""
-    words = [f"mask={request.param}"]
-    return [*words, "mask.layers=ICFI"] if request.param == "custom" else words
+    return words_of_preset(request.param)
+
+
+def words_of_preset(name: str) -> list[str]:
+    return [f"mask={name}", *(["mask.layers=ICFI"] if name == "custom" else [])]
 
 
 @pytest.fixture
@@ -131,6 +144,19 @@ def seed() -> Iterator[None]:
     """Every test draws the same numbers, whichever ran before it."""
     torch.manual_seed(0)
     yield
+
+
+# All three patterns, in both orders, with items and with segments.
+UNLIKE = ("causal", "custom", "hatllm", "hatllm_segments", "reversed")
+
+
+@pytest.fixture(
+    scope="session",
+    params=[p if p in UNLIKE else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS],
+)
+def unlike_preset(request: pytest.FixtureRequest) -> list[str]:
+    """As `preset`, for what is built on masks that other tests look at one by one."""
+    return words_of_preset(request.param)
 
 
 @pytest.fixture

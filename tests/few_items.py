@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from hatllm.baselines.popularity import rank_titles, ranked_predictions
 from hatllm.config import ClozeConfig, SequenceConfig
 
 NUM_ITEMS = 12
@@ -53,3 +54,15 @@ def cycle(num_rows: int = 48) -> pl.DataFrame:
         ids = [IDS[number] for number in numbers]
         rows.append({"example_id": row, "user_id": row, "history": ids[:-1], "target": ids[-1]})
     return pl.DataFrame(rows)
+
+
+def popularity_predictions(
+    counts: pl.DataFrame,
+    valid: pl.DataFrame,
+    examples: pl.DataFrame,
+    items: pl.DataFrame,
+    top_k: int,
+    exclude_history: bool = False,
+) -> pl.DataFrame:
+    """What popularity answers, titles ranked for these examples alone."""
+    return ranked_predictions(rank_titles(counts, valid, items), examples, top_k, exclude_history)

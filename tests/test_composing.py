@@ -7,9 +7,11 @@ from typing import Any
 import composing
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.defaults_list import DefaultsList
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
@@ -46,6 +48,10 @@ def plainly(words: list[str], conf: Path = CONF) -> DictConfig:
         patch.setattr(config_loader_impl, name, composing.create_defaults_list)
         name = "_compose_config_from_defaults_list"
         patch.setattr(ConfigLoaderImpl, name, composing.compose_defaults)
+        patch.setattr(FileConfigSource, "load_config", composing.load_file)
+        name = "_create_interpolation_map"
+        patch.setattr(defaults_list, name, composing.interpolation_map)
+        patch.delattr(ConfigStore, "__deepcopy__")
         return composed(words, conf)
 
 

@@ -16,7 +16,11 @@ def thin_out(items: Iterable[pytest.Item]) -> None:
     """
     grids: dict[str, list[pytest.Function]] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and item.get_closest_marker("thin") is not None:
+        if (
+            isinstance(item, pytest.Function)
+            and item.get_closest_marker("thin") is not None
+            and item.get_closest_marker("slow") is None  # those are left out anyway
+        ):
             grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in grids.values():
         marker = cases[0].get_closest_marker("thin")

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from few_items import popularity_predictions
 from toys import TITLES, Compose
 
 from hatllm.baselines.knn import knn_rule, neighbours
-from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.title_rules import title_rule
 from hatllm.config import KnnConfig, TitlesConfig

@@ -4,10 +4,10 @@ import math
 
 import polars as pl
 import pytest
+from few_items import popularity_predictions
 
 from hatllm.baselines.popularity import (
     PSEUDO_COUNTS,
-    popularity_predictions,
     rank_titles,
 )
 

@@ -3,10 +3,9 @@
 import polars as pl
 import pytest
 import torch
-from few_items import ITEMS
+from few_items import ITEMS, popularity_predictions
 from frames import popularity_alone
 
-from hatllm.baselines.popularity import popularity_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of, target_ranks
 from hatllm.metrics.from_predictions import evaluate_predictions
 

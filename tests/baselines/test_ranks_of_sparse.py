@@ -50,6 +50,7 @@ def equal(found: pl.DataFrame, expected: pl.DataFrame) -> None:
     assert found.select(exact).equals(expected.select(exact))
 
 
+@pytest.mark.thin("exclude top_k")
 @pytest.mark.parametrize("exclude", [False, True])
 @pytest.mark.parametrize("top_k", [1, 10, 30])
 @pytest.mark.parametrize("last_items", [1, 3])

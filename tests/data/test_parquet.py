@@ -25,7 +25,9 @@ def test_what_polars_writes_comes_back(whole: bytes, tmp_path: Path) -> None:
     assert read_parquet(path, ["who"])["who"].to_list() == [f"u{user}" for user in range(9)]
 
 
-@pytest.mark.parametrize("change", [0x01, 0x40, 0xFF])
+@pytest.mark.parametrize(
+    "change", [0x01, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (0x40, 0xFF))]
+)
 def test_any_changed_byte_is_read_or_refused(whole: bytes, change: int, tmp_path: Path) -> None:
     path, refused = tmp_path / "plays.parquet", 0
     for place in range(len(whole)):

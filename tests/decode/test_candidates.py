@@ -61,6 +61,7 @@ def assert_same(got: Answers, expected: Answers) -> None:
         assert [p for _, p in row] == pytest.approx([p for _, p in other], abs=1e-4)
 
 
+@pytest.mark.thin("search fast")
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("top_k", [3, NUM_TITLES])

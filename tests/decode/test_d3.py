@@ -83,10 +83,10 @@ def mixed_scores(
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("normalize", ["trie", "vocab"])
 def test_a_beam_as_wide_as_the_catalogue_ranks_by_the_papers_score_under_every_mask(
-    preset: Words, normalize: str, fast: bool, compose_config: Compose
+    unlike_preset: Words, normalize: str, fast: bool, compose_config: Compose
 ) -> None:
     config = compose_config(
-        *preset, "decode=d3", "decode.assistant_run=unused", "decode.llm_weight=0.4",
+        *unlike_preset, "decode=d3", "decode.assistant_run=unused", "decode.llm_weight=0.4",
         f"decode.normalize={normalize}", f"decode.beam_width={NUM_TITLES}",
         f"decode.top_k={NUM_TITLES}", f"fast={fast}",
     )  # fmt: skip
@@ -95,7 +95,7 @@ def test_a_beam_as_wide_as_the_catalogue_ranks_by_the_papers_score_under_every_m
     lm = toy_lm(build_schedule(config.mask, 4))
     table = predict(lm, catalogue, toy_frame(), config, "test")
     for row, history in zip(table.to_dicts(), HISTORIES, strict=True):
-        expected = mixed_scores(preset, history, normalize, 0.4, compose_config)
+        expected = mixed_scores(unlike_preset, history, normalize, 0.4, compose_config)
         order = sorted(expected, key=expected.__getitem__, reverse=True)
         assert [TITLES[item] for item in row["top_items"]] == order
         assert row["top_log_probs"] == pytest.approx(sorted(expected.values())[::-1], abs=CLOSE)

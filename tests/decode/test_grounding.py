@@ -85,11 +85,13 @@ def test_under_the_causal_mask_the_text_is_that_of_transformers(
 
 @torch.no_grad()
 def test_fast_and_plain_write_the_same_under_every_mask(
-    preset: Words, compose_config: Compose
+    unlike_preset: Words, compose_config: Compose
 ) -> None:
     tables = []
     for fast in (True, False):
-        config = grounding(compose_config, *preset, f"fast={fast}", "decode.max_title_tokens=6")
+        config = grounding(
+            compose_config, *unlike_preset, f"fast={fast}", "decode.max_title_tokens=6"
+        )
         lm = toy_lm(build_schedule(config.mask, 4))
         texts = written(lm, config)
         tables.append((texts, predict(lm, toy_catalogue(), toy_frame(), config, "test")))

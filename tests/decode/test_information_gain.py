@@ -83,17 +83,18 @@ def test_the_token_that_gains_least_counts_least_and_forced_ones_in_full() -> No
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("normalize", ["trie", "vocab"])
 def test_a_beam_as_wide_as_the_catalogue_ranks_by_the_weighed_sum_under_every_mask(
-    preset: Words, normalize: str, fast: bool, compose_config: Compose
+    unlike_preset: Words, normalize: str, fast: bool, compose_config: Compose
 ) -> None:
     config = compose_config(
-        *preset, "decode=beam", "decode.information_gain=0.4", f"decode.normalize={normalize}",
+        *unlike_preset, "decode=beam", "decode.information_gain=0.4",
+        f"decode.normalize={normalize}",
         f"decode.beam_width={NUM_TITLES}", f"decode.top_k={NUM_TITLES}", f"fast={fast}",
     )  # fmt: skip
     lm = toy_lm(build_schedule(config.mask, 4))
     table = predict(lm, catalogue_with_counts(), toy_frame(), config, "test")
     assert table["target_trie_log_prob"].null_count() == len(HISTORIES)
     for row, history in zip(table.to_dicts(), HISTORIES, strict=True):
-        expected = scores(preset, history, normalize, 0.4, compose_config)
+        expected = scores(unlike_preset, history, normalize, 0.4, compose_config)
         order = sorted(expected, key=expected.__getitem__, reverse=True)
         assert [TITLES[item] for item in row["top_items"]] == order
         assert row["top_log_probs"] == pytest.approx(sorted(expected.values())[::-1], abs=CLOSE)

@@ -160,7 +160,18 @@ def test_sampled_losses_are_equal_and_measured_both_ways(tmp_path: Path) -> None
     assert (tmp_path / "sampled.png").stat().st_size > 1000
 
 
-def test_preparing_is_measured_from_an_empty_cache(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["here", pytest.param("in a process", marks=pytest.mark.slow)])
+def test_preparing_is_measured_from_an_empty_cache(
+    words: list[str], tmp_path: Path, where: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if where == "here":
+
+        def prepared(_: str, argv: list[str]) -> Any:
+            prepare.main(argv)
+            return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+        monkeypatch.setattr(prepare, "in_own_process", prepared)
     prepare.main([*words, "--names", "custom"])
     (row,) = written(tmp_path, "prepare")["rows"]
     assert (row["variant"], row["titles"]) == ("custom", 24)

@@ -1,7 +1,7 @@
 """Every experiment of the paper, from its cells to its tables and figures, on made-up data."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -162,18 +162,31 @@ def test_an_experiment_of_the_paper_has_its_cells(
     assert len({cell.folder for cell in cells}) == LABELS[name]
 
 
-def tables_of(compose_config: Compose, root: Path, name: str) -> tuple[list[Cell], Path]:
-    """The cells of an experiment, finished, and the folder of its tables."""
-    words = words_of(name, root)
+def tables_of(
+    compose_config: Compose, root: Path, name: str, more: Sequence[str] = ()
+) -> tuple[list[Cell], Path]:
+    """The chosen cells of an experiment, finished, and the folder of its tables."""
+    words = [*words_of(name, root), *more]
     cells = cells_of(compose_config, words)
-    run_cells(compose_config, cells)
-    return cells, write_results_of(compose_config(*words), cells)
+    chosen = chosen_cells(compose_config(*words), cells)
+    run_cells(compose_config, chosen)
+    return chosen, write_results_of(compose_config(*words), cells)
 
 
-@pytest.fixture(scope="module")
-def main(compose_config: Compose, root: Path) -> tuple[list[Cell], Path]:
+# A baseline, the LLM under two losses and masks, another decoder, an assistant, vectors.
+FEW = ("popularity", "sasrec", "bigrec", "bigrec_hatllm", "msl", "msl_hatllm", "msl_generate",
+       "msl_generate_hatllm", "d3", "d3_hatllm", "llara_hatllm")  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.slow)])
+def main(
+    compose_config: Compose, root: Path, request: pytest.FixtureRequest
+) -> tuple[list[Cell], Path]:
     """The largest of them, run and shown once for all that look at it."""
-    return tables_of(compose_config, root, "main")
+    if request.param == "all":
+        return tables_of(compose_config, root, "main")
+    more = [f"experiment.only=[{','.join(FEW)}]", f"experiment.folder={root}/tables-few"]
+    return tables_of(compose_config, root, "main", more)
 
 
 def metrics_of(folder: Path) -> dict[str, float]:

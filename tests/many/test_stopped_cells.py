@@ -44,11 +44,12 @@ def send_in_step(patch: pytest.MonkeyPatch, number: int, step: int) -> None:
 
 
 def words_of(kind: str, shop: list[str], tmp_path: Path) -> list[str]:
-    """Two cells, the second of three steps."""
+    """Two cells, the second of three steps of two micro-batches."""
+    two = ["trainer.micro_batch_size=4"]
     if kind == "sweep":
-        return ["-m", *shop, "trainer.max_steps=0,3", "trainer.checkpoint_every_steps=1000"]
+        return ["-m", *shop, *two, "trainer.max_steps=0,3", "trainer.checkpoint_every_steps=1000"]
     long = '["trainer.max_steps=3","trainer.checkpoint_every_steps=1000"]'
-    return [*shop, "task=experiment", f"experiment.folder={tmp_path}/tables",
+    return [*shop, *two, "task=experiment", f"experiment.folder={tmp_path}/tables",
             '+experiment.cells.popular=["model=popularity"]',
             f"+experiment.cells.long={long}"]  # fmt: skip
 

@@ -228,7 +228,8 @@ def test_a_sweep_of_masks_draws_their_comparison_and_is_one_group_of_wandb(
     cli: Cli, shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert cli("-m", *shop, "sweep=masks", "mask=causal,hatllm", "seed=1", "logger=wandb") == 0
+    words = ["sweep=masks", "mask=causal,hatllm", "seed=1", "logger=wandb", "trainer.max_steps=1"]
+    assert cli("-m", *shop, *words) == 0
     folder = sweep_folder(tmp_path)
     assert folder.name.startswith("masks-")
     assert (folder / "comparison.png").exists()

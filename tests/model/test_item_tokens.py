@@ -75,9 +75,9 @@ def pieces_of(history: list[int]) -> list[Piece]:
 
 
 @pytest.fixture(scope="session")
-def titles_under(preset: Words, compose_config: Compose) -> list[dict[str, float]]:
+def titles_under(unlike_preset: Words, compose_config: Compose) -> list[dict[str, float]]:
     """Log-probability of every title for every user, over the vocabulary, by hand."""
-    reference = written_out(lm_with_items(build_schedule(compose_config(*preset).mask, 4)))
+    reference = written_out(lm_with_items(build_schedule(compose_config(*unlike_preset).mask, 4)))
     return [
         {
             title: float(title_log_prob(reference.logits(pieces_of(h), ids[:-1]), ids, None))
@@ -102,9 +102,9 @@ def test_an_items_token_stands_in_its_segment_after_its_text() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_loss_under_every_mask_is_that_of_a_larger_embedding_table(
-    preset: Words, fast: bool, titles_under: list[dict[str, float]], compose_config: Compose
+    unlike_preset: Words, fast: bool, titles_under: list[dict[str, float]], compose_config: Compose
 ) -> None:
-    recommender = recommender_of(compose_config, *preset, "loss=lml", f"fast={fast}")
+    recommender = recommender_of(compose_config, *unlike_preset, "loss=lml", f"fast={fast}")
     loss = recommender.title_loss(toy_batch(recommender.catalogue.book, True, with_target=True))
     wanted = [user[TITLES[t]] for user, t in zip(titles_under, TARGETS, strict=True)]
     torch.testing.assert_close(float(loss), -sum(wanted) / len(wanted), **CLOSE)
@@ -112,13 +112,13 @@ def test_the_loss_under_every_mask_is_that_of_a_larger_embedding_table(
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_decoding_under_every_mask_is_that_of_a_larger_embedding_table(
-    preset: Words,
+    unlike_preset: Words,
     fast: bool,
     titles_under: list[dict[str, float]],
     compose_config: Compose,
     tmp_path: Path,
 ) -> None:
-    words = [*preset, f"fast={fast}", f"cache_root={tmp_path}", "decode.normalize=vocab"]
+    words = [*unlike_preset, f"fast={fast}", f"cache_root={tmp_path}", "decode.normalize=vocab"]
     words += ["decode.beam_width=8", "decode.top_k=8"]
     config = compose_config(*words)
     lm = lm_with_items(build_schedule(config.mask, 4))
@@ -138,11 +138,11 @@ LOSSES = ["loss=lml", "loss=msl", "loss=sdpo loss.num_negatives=2"]
 @pytest.mark.thin()
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_fast_way_has_the_gradients_of_the_plain_one_under_every_mask(
-    preset: Words, loss: str, compose_config: Compose
+    unlike_preset: Words, loss: str, compose_config: Compose
 ) -> None:
     gradients = []
     for fast in (True, False):
-        recommender = recommender_of(compose_config, *preset, *loss.split(), f"fast={fast}")
+        recommender = recommender_of(compose_config, *unlike_preset, *loss.split(), f"fast={fast}")
         batch = toy_batch(recommender.catalogue.book, True, True, *_rows(recommender.config))
         recommender.title_loss(batch).backward()
         gradients.append({name: p.grad for name, p in recommender.named_parameters()})

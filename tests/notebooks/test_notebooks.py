@@ -1,15 +1,24 @@
 """Every notebook runs from top to bottom, small, and is stored without outputs."""
 
+import ast
 import os
 import shutil
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from cli import call_cli, smoke_words
+from IPython.display import Image
+from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from cli import call_cli, smoke_words
 
+
+Way: TypeAlias = Callable[[nbformat.NotebookNode], set[str]]
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
@@ -25,22 +34,65 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_notebook(notebook: nbformat.NotebookNode) -> None:
-    """Raises with the cell and its traceback where one fails."""
+def run_notebook(notebook: nbformat.NotebookNode) -> set[str]:
+    """Run it in a kernel of its own, which imports everything anew.
+
+    Returns:
+        The kinds of what its cells show.
+
+    Raises:
+        CellExecutionError: With the cell and its traceback where one fails.
+    """
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": NOTEBOOKS}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return {kind for output in outputs for kind in output.get("data", {})}
+
+
+def run_here(notebook: nbformat.NotebookNode) -> set[str]:
+    """What its kernel would run, in this process; raises what a cell raises."""
+    kinds: set[str] = set()
+
+    def display(value: Any) -> None:
+        if isinstance(value, Image):
+            value = value.data
+        elif isinstance(value, Figure):
+            picture = BytesIO()
+            value.savefig(picture, format="png")
+            value = picture.getvalue()
+        is_picture = isinstance(value, bytes) and value.startswith(b"\x89PNG")
+        kinds.add("image/png" if is_picture else "text/plain")
+
+    names: dict[str, Any] = {"display": display}
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        body = ast.parse(cell.source.replace("%matplotlib inline\n", "")).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), "cell", "exec"), names)
+        if isinstance(last, ast.Expr):
+            display(eval(compile(ast.Expression(last.value), "cell", "eval"), names))
+        for number in plt.get_fignums():  # a kernel shows them after each cell
+            display(plt.figure(number))
+        plt.close("all")
+    return kinds
 
 
 def files_of_the_project() -> set[Path]:
     return {*NOTEBOOKS.iterdir(), *NOTEBOOKS.parent.iterdir()} - {NOTEBOOKS.parent / ".coverage"}
 
 
-# Each starts a kernel that imports everything anew: one of each kind is enough between two edits.
-QUICK = ["masks", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "masks")]
+SLOW = [pytest.mark.slow]
+# A kernel of each notebook is slow, and so is the process that own_arm starts.
+WAYS = [
+    pytest.param(name, way, marks=SLOW if way is run_notebook or name == "own_arm" else [])
+    for name in NAMES
+    for way in (run_here, run_notebook)
+]
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(("name", "way"), WAYS)
 def test_a_notebook_runs_from_top_to_bottom(
-    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, way: Way, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = [f"cache_root={folder / 'cache'}", "data_root=null"]
     words = [*smoke_words(folder), *places, "task.num_users=4"]
@@ -57,19 +109,28 @@ def test_a_notebook_runs_from_top_to_bottom(
     monkeypatch.setenv("HATLLM_NOTEBOOK_DATA", "custom")
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     before = files_of_the_project()
-    run_notebook(notebook)
+    monkeypatch.chdir(NOTEBOOKS)
+    shown = way(notebook)
     assert files_of_the_project() == before
-    shown = [
-        kind
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        for kind in output.get("data", {})
-    ]
     assert "image/png" in shown
 
 
-@pytest.mark.parametrize("name", ["results", pytest.param("attention", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["attention", "recommend", "results"])
 def test_without_runs_a_notebook_says_in_one_line_what_to_run_first(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HATLLM_NOTEBOOK_RUNS", str(tmp_path / "outputs"))
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    monkeypatch.chdir(NOTEBOOKS)
+    with pytest.raises(FileNotFoundError) as failed:
+        run_here(notebook)
+    assert str(failed.value).startswith(str(tmp_path / "outputs"))
+    assert str(failed.value).endswith("run `make demo` first")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["attention", "results"])
+def test_without_runs_a_kernel_shows_that_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HATLLM_NOTEBOOK_RUNS", str(tmp_path / "outputs"))

@@ -49,7 +49,7 @@ def lengths_by_text(config: Config, split: str, with_title: bool) -> list[int]:
 
 
 def test_rows_tokens_and_shares_are_those_of_the_texts(composed: Planned) -> None:
-    config = composed("decode.users_per_batch=4")
+    config = composed("decode.users_per_batch=4", "trainer.micro_batch_size=4")
     found, prefix = plan_run(config, {}), len(config.data.prompt.prefix.encode())
     for split in ("train", "valid", "test"):
         lengths, size = lengths_by_text(config, split, split == "train"), found.splits[split]

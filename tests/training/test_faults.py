@@ -15,7 +15,7 @@ Cli = Callable[..., int]
 TITLE_LOSS = "hatllm.training.lightning_module.Recommender.title_loss"
 DECODE = "hatllm.training.decode_splits.predict_into"
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
-LONG = ["trainer.max_epochs=2", "trainer.validate_every_steps=2",
+LONG = ["trainer.max_epochs=2", "trainer.validate_every_steps=2", "trainer.micro_batch_size=4",
         "trainer.checkpoint_every_steps=1", "trainer.learning_rate=0.01"]  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_a_baselines_loss_that_is_not_finite_stops_it(
     ("name", "error", "setting"),
     [
         (TITLE_LOSS, RuntimeError(NO_MEMORY),
-         "lower trainer.micro_batch_size (it is 4) or set model.gradient_checkpointing=true"),
+         "lower trainer.micro_batch_size (it is 8) or set model.gradient_checkpointing=true"),
         (TITLE_LOSS, torch.OutOfMemoryError("CUDA out of memory"),
          "trainer.micro_batch_size"),
         (DECODE, MemoryError(), "while decoding: lower decode.users_per_batch (it is 16)"),
@@ -100,7 +100,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli(*shop, *LONG, "run_name=whole") == 0
+    words = [*shop, *LONG, "data.train_rows=24"]
+    assert cli(*words, "run_name=whole") == 0
     fsync, room = os.fsync, 40
     for _ in range(20):  # the disk is full a little later each time
         left = room
@@ -114,7 +115,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
 
         with monkeypatch.context() as patched:
             patched.setattr("os.fsync", full)
-            code = cli(*shop, *LONG, "run_name=full")
+            code = cli(*words, "run_name=full")
         if code == 0:
             break
         message = capsys.readouterr().err.strip().splitlines()[-1]

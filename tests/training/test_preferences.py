@@ -102,9 +102,9 @@ def test_loss_and_gradients_are_the_papers(fast: bool, compose_config: Compose) 
 @torch.no_grad()
 @pytest.mark.parametrize("fast", [True, False])
 def test_under_every_mask_the_loss_is_that_of_models_written_out_by_hand(
-    preset: Words, fast: bool, compose_config: Compose
+    unlike_preset: Words, fast: bool, compose_config: Compose
 ) -> None:
-    recommender = recommender_of(compose_config, *preset, f"fast={fast}")
+    recommender = recommender_of(compose_config, *unlike_preset, f"fast={fast}")
     schedule, batch = recommender.lm.schedule, batch_of(recommender)
     start = deepcopy(recommender.lm.backbone[0])
     nudge(recommender.lm.backbone[0])

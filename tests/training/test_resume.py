@@ -30,7 +30,7 @@ def same(first: Path, second: Path) -> None:
 
 
 def long_run(shop: list[str], tmp_path: Path, name: str) -> list[str]:
-    return [*shop, "model.lora.dropout=0.1", "trainer.max_epochs=3", "trainer.micro_batch_size=2",
+    return [*shop, "model.lora.dropout=0.1", "trainer.max_epochs=2", "trainer.micro_batch_size=4",
             "trainer.checkpoint_every_steps=1", "trainer.learning_rate=0.01", f"run_name={name}",
             "data.train_targets=every", "data.target_weights=rising", "loss.tau=3",
             f"output_root={tmp_path}/outputs"]  # fmt: skip
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "outputs" / "whole"
 
 
-@pytest.mark.parametrize("stop_after", [2, 5, 8])
+@pytest.mark.parametrize("stop_after", [pytest.param(2, marks=pytest.mark.slow), 5, 8])
 def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
     whole: Path,
     cli: Callable[..., int],
@@ -60,7 +60,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
     class Stop(lightning.Callback):
         def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
             batch_idx = _[2]
-            if trainer.global_step == stop_after and batch_idx % 4 == 2:
+            if trainer.global_step == stop_after and batch_idx % 2 == 1:
                 raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:
@@ -83,7 +83,11 @@ def test_a_run_resumed_from_a_checkpoint_ends_like_one_never_stopped(
 # Checkpoints are an epoch apart, so that without the signal nothing would have been saved.
 @pytest.mark.parametrize(
     ("number", "code", "stop_after"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 4), (signal.SIGINT, 130, 7)],
+    [
+        (signal.SIGINT, 130, 0),
+        (signal.SIGTERM, 143, 4),
+        pytest.param(signal.SIGINT, 130, 7, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_the_step_saves_it_and_the_next_start_goes_on_from_there(
     whole: Path,
@@ -98,7 +102,7 @@ def test_a_signal_ends_the_step_saves_it_and_the_next_start_goes_on_from_there(
 ) -> None:
     class Send(lightning.Callback):
         def on_train_batch_start(self, trainer: lightning.Trainer, *rest: Any) -> None:
-            if trainer.global_step == stop_after and rest[2] % 4 == 2:
+            if trainer.global_step == stop_after and rest[2] % 2 == 1:
                 os.kill(os.getpid(), number)
 
     fit = lightning.Trainer.fit
@@ -112,7 +116,7 @@ def test_a_signal_ends_the_step_saves_it_and_the_next_start_goes_on_from_there(
     with monkeypatch.context() as patched:
         patched.setattr(lightning.Trainer, "fit", fit_and_stop)
         assert cli(*words) == code
-    said = f"stopped after step {stop_after + 1} of 15; the same command goes on from there"
+    said = f"stopped after step {stop_after + 1} of 10; the same command goes on from there"
     assert said in capfd.readouterr().out
     last = torch.load(tmp_path / "outputs/stopped/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == stop_after + 1

@@ -59,9 +59,9 @@ def losses_by_hand(recommender: Recommender, history: list[int], target: int) ->
 @torch.no_grad()
 @pytest.mark.parametrize("loss", ["loss=lml", "loss=msl"])
 def test_the_loss_in_place_is_that_of_a_model_written_out_by_hand(
-    preset: Words, loss: str, compose_config: Compose
+    unlike_preset: Words, loss: str, compose_config: Compose
 ) -> None:
-    recommender = recommender_of(compose_config, *preset, loss, *EVERY)
+    recommender = recommender_of(compose_config, *unlike_preset, loss, *EVERY)
     expected = 0.0
     for history, target in zip(HISTORIES, TARGETS, strict=True):
         losses = losses_by_hand(recommender, history, target)
@@ -75,12 +75,16 @@ def test_the_loss_in_place_is_that_of_a_model_written_out_by_hand(
 @pytest.mark.parametrize("form", ["in_place", "branches"])
 @pytest.mark.parametrize("loss", ["loss=lml", "loss=msl", "loss=msl_ats", "loss=bear", "loss=igd"])
 def test_fast_and_plain_give_one_loss_and_one_gradient(
-    preset: Words, loss: str, form: str, compose_config: Compose, monkeypatch: pytest.MonkeyPatch
+    unlike_preset: Words,
+    loss: str,
+    form: str,
+    compose_config: Compose,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Recommender, "log", lambda *_, **__: None)
     results = []
     for fast in ("true", "false"):
-        words = [*preset, loss, *EVERY, f"data.target_form={form}", f"fast={fast}"]
+        words = [*unlike_preset, loss, *EVERY, f"data.target_form={form}", f"fast={fast}"]
         recommender = recommender_of(compose_config, *words)
         value = recommender.title_loss(training_batch(recommender))
         value.backward()
@@ -112,9 +116,11 @@ def test_branches_cost_what_their_prompts_cost_at_test_time(
 
 
 @torch.no_grad()
-def test_no_title_sees_itself_or_anything_after_it(preset: Words, compose_config: Compose) -> None:
+def test_no_title_sees_itself_or_anything_after_it(
+    unlike_preset: Words, compose_config: Compose
+) -> None:
     """Change every token from a supervised one on: the state that predicts it must not move."""
-    recommender = recommender_of(compose_config, *preset)
+    recommender = recommender_of(compose_config, *unlike_preset)
     batch = in_place_batch(recommender)
     row_T, column_T = batch.target_row_T, batch.target_column_T
     before_TD = recommender.loss.hidden_at(batch, row_T, column_T)

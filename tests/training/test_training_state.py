@@ -128,10 +128,10 @@ def test_a_best_checkpoint_that_no_saved_state_knows_is_not_taken(
 
 
 def test_a_run_goes_on_with_passes_of_another_size(
-    whole: Path, cli: Cli, shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told_scores(monkeypatch)
-    words = [*shop, *WORDS, "model.lora.dropout=0.0"]
+    words = [*shop, *WORDS, "model.lora.dropout=0.0", "trainer.max_epochs=3"]
     assert cli(*words, f"output_root={tmp_path}/undisturbed") == 0
     monkeypatch.setattr("hatllm.runs.begin._changes", lambda *_: [])
     sizes = iter((2, 4))

@@ -15,24 +15,16 @@ from hatllm.metrics.tie_order import scrambled
 PSEUDO_COUNTS = tuple(10 ** (quarter / 4) for quarter in range(-8, 17))
 
 
-def popularity_predictions(
-    counts: pl.DataFrame,
-    valid: pl.DataFrame,
-    examples: pl.DataFrame,
-    items: pl.DataFrame,
-    top_k: int,
-    exclude_history: bool = False,
+def ranked_predictions(
+    ranked: pl.DataFrame, examples: pl.DataFrame, top_k: int, exclude_history: bool = False
 ) -> pl.DataFrame:
     """Recommend the ``top_k`` most popular titles to every example.
 
-    Items that share a title make one answer with the sum of their counts. See :func:`rank_titles`
-    for ties.
+    Items that share a title make one answer with the sum of their counts.
 
     Args:
-        counts: How often each item stands in train: item_id, count.
-        valid: Examples that choose the pseudo-count: target.
+        ranked: As `rank_titles` gives it.
         examples: Examples to answer: example_id, user_id, history, target.
-        items: The catalogue: item_id, title.
         top_k: Titles answered for each example, at least 1.
         exclude_history: Whether the titles of an example's whole history are no answers.
 
@@ -41,27 +33,10 @@ def popularity_predictions(
         title among all titles; ``target_vocab_log_prob`` is null.
 
     Raises:
-        ValueError: If ``top_k`` is below 1 or a target is not in the catalogue.
+        ValueError: If ``top_k`` is below 1 or a target is not among the ranked items.
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1")
-    return ranked_predictions(rank_titles(counts, valid, items), examples, top_k, exclude_history)
-
-
-def ranked_predictions(
-    ranked: pl.DataFrame, examples: pl.DataFrame, top_k: int, exclude_history: bool = False
-) -> pl.DataFrame:
-    """As `popularity_predictions`, from titles that are ranked already.
-
-    Args:
-        ranked: As `rank_titles` gives it.
-        examples: As `popularity_predictions`.
-        top_k: As `popularity_predictions`.
-        exclude_history: As `popularity_predictions`.
-
-    Raises:
-        ValueError: If a target is not among the ranked items.
-    """
     missing = examples.filter(~pl.col("target").is_in(ranked["item_id"].implode()))
     if len(missing):
         raise ValueError(
@@ -177,8 +152,9 @@ def _best_pseudo_count(counts: pl.Series, of_targets: pl.Series) -> float:
     if of_targets.is_empty():
         return 1.0
 
-    def nll(pseudo_count: float) -> float:
-        total = int(counts.sum()) + pseudo_count * len(counts)
-        return -float((((of_targets + pseudo_count) / total).log()).sum())
-
-    return min(PSEUDO_COUNTS, key=nll)
+    total = int(counts.sum())
+    nlls = of_targets.to_frame("count").select(
+        (-((pl.col("count") + more) / (total + more * len(counts))).log().sum()).alias(str(more))
+        for more in PSEUDO_COUNTS
+    )
+    return min(zip(nlls.row(0), PSEUDO_COUNTS, strict=True))[1]

@@ -34,12 +34,6 @@ def environment(
         seconds: What its parts took.
         dtype: Of the frozen weights; None = there is no model.
     """
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     return {
         "command": redacted(
             " ".join(["python", Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])])
@@ -47,13 +41,21 @@ def environment(
         "commit": commit(),
         "code_hash": code_hash(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {package: _version(package) for package in PACKAGES},
         "hardware": hardware(),
         "dtype": dtype,
         "data_hash": manifest["data_hash"],
         "split_hash": manifest["split_hash"],
         "seconds": seconds,
     }
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @cache

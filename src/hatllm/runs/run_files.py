@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
 
 from hatllm.files import read_json
+from hatllm.trusted import settings_of
 
 RUN_FILE = "run.json"  # label, seed and hashes
 CONFIG_FILE = "config.yaml"
@@ -68,8 +68,15 @@ def read_identity(folder: Path, *keys: str) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> Any:
-    """``config.yaml`` as it stands there, an OmegaConf node without the schema's types."""
-    return OmegaConf.load(folder / CONFIG_FILE)
+    """``config.yaml`` as it stands there: plain values, without the schema's types.
+
+    Raises:
+        ValueError: If it is no such file.
+    """
+    settings = settings_of(folder / CONFIG_FILE)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{folder / CONFIG_FILE} must hold settings by name")
+    return settings
 
 
 def read_metrics(folder: Path) -> dict[str, dict[str, float]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
 
 from hatllm.config import OTHER_RUNS, can_seed_change, makes_steps, only_what_counts
 from hatllm.metrics.from_predictions import NLL_COLUMNS, example_metrics
@@ -167,7 +166,7 @@ def refuse_other_origins(folders: Sequence[Path]) -> list[str]:
 def is_seeded(settings: Any) -> bool:
     """Whether two seeds could have given two results."""
     kind, tuning, max_steps, *other_runs = (
-        OmegaConf.select(settings, name)
+        _value_of(settings, name)
         for name in ("model.kind", "model.tuning", "trainer.max_steps", *map(".".join, OTHER_RUNS))
     )
     return can_seed_change(kind, tuning, max_steps, other_runs)
@@ -175,18 +174,24 @@ def is_seeded(settings: Any) -> bool:
 
 def top_k_of(settings: Any) -> int:
     """How many titles a run kept for each user."""
-    return int(OmegaConf.select(settings, "decode.top_k"))
+    return int(settings["decode"]["top_k"])
 
 
 def _own_cut_offs(folder: Path) -> set[int]:
     """Those that a run was made with."""
-    return set(OmegaConf.select(read_settings(folder), "metrics.cut_offs"))
+    return set(read_settings(folder)["metrics"]["cut_offs"])
 
 
 def _settings_that_count(settings: Any) -> dict[str, Any]:
     """Those that can change a run's answers, the seed aside."""
-    values: Any = OmegaConf.to_container(settings)
-    return only_what_counts({name: values[name] for name in values if name != "seed"})
+    return only_what_counts({name: settings[name] for name in settings if name != "seed"})
+
+
+def _value_of(settings: Any, name: str) -> Any:
+    """One setting by its dotted name; None where an older run does not have it."""
+    for key in name.split("."):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
 
 
 def _are_twins(run: FinishedRun, other: FinishedRun) -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
 from rich.table import Table
 
 from hatllm.config import main_cut_off
@@ -92,9 +91,7 @@ def write_run_report(folder: Path, label: str) -> Path:
         ValueError: If a file that the report cannot do without is missing.
     """
     check_files(folder, CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE)
-    config = OmegaConf.to_container(read_settings(folder))
-    assert isinstance(config, dict)
-    settings = {str(key): value for key, value in config.items()}
+    settings = read_settings(folder)
     metrics = read_metrics(folder)
     environment = read_environment(folder)
     sections = [

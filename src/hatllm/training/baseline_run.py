@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hatllm.baselines.popularity import popularity_predictions, rank_titles, ranked_predictions
+from hatllm.baselines.popularity import rank_titles, ranked_predictions
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
 from hatllm.baselines.sequences import Sequences, sequences_of
 from hatllm.config import Config
@@ -87,23 +87,21 @@ def _popular_answers(config: Config, folder: Path, dataset: Dataset) -> dict[str
     count = config.model.popularity.count
     ranked = rank_titles(_counted(dataset, count), dataset.splits["valid"], dataset.items)
     write_table(folder / POPULARITY_FILE, ranked)
-    top_k, exclude_history = config.decode.top_k, config.decode.exclude_history
-    return {
-        split: ranked_predictions(ranked, dataset.splits[split], top_k, exclude_history)
-        for split in PREDICTIONS
-    }
+    return {split: _answers_of_popularity(ranked, config, dataset, split) for split in PREDICTIONS}
 
 
 def popularity_floor(config: Config, dataset: Dataset) -> pl.DataFrame:
     """What popularity answers the test split, to stand beside every run."""
-    return popularity_predictions(
-        _counted(dataset, "interactions"),
-        dataset.splits["valid"],
-        dataset.splits["test"],
-        dataset.items,
-        config.decode.top_k,
-        config.decode.exclude_history,
-    )
+    counted = _counted(dataset, "interactions")
+    ranked = rank_titles(counted, dataset.splits["valid"], dataset.items)
+    return _answers_of_popularity(ranked, config, dataset, "test")
+
+
+def _answers_of_popularity(
+    ranked: pl.DataFrame, config: Config, dataset: Dataset, split: str
+) -> pl.DataFrame:
+    top_k, exclude_history = config.decode.top_k, config.decode.exclude_history
+    return ranked_predictions(ranked, dataset.splits[split], top_k, exclude_history)
 
 
 def _counted(dataset: Dataset, count: str) -> pl.DataFrame:
