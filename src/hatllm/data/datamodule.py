@@ -7,14 +7,14 @@ user's others, whose history they share; the loss, a mean over rows, does not ca
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
 import pytorch_lightning as lightning
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from hatllm.data.prompt import Batch, PromptBook, build_batch
 from hatllm.data.targets import Negatives, target_weights
@@ -166,17 +166,6 @@ def micro_batches(
     )  # fmt: skip
 
 
-class _Rows(Dataset[int]):
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitem__(self, row: int) -> int:
-        return row
-
-
 class TrainingBatches:
     """Lays training rows out as the loss wants them."""
 
@@ -259,7 +248,7 @@ class TrainingData(lightning.LightningDataModule):
             lambda: self.trainer.global_step,
         )  # fmt: skip
         return DataLoader(
-            _Rows(len(self.examples)), batch_sampler=sampler, collate_fn=self._collate
+            cast(Any, range(len(self.examples))), batch_sampler=sampler, collate_fn=self._collate
         )
 
     def _collate(self, rows: list[int]) -> Batch:
@@ -267,4 +256,4 @@ class TrainingData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[int]:
         """One dummy step; validation decodes all rows at once (see `Recommender`)."""
-        return DataLoader(_Rows(1))
+        return DataLoader(cast(Any, range(1)))

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hatllm.hardware import processor
 from hatllm.redact import redacted
 
 # Code that can change a run's predictions; tables and figures are made from those at any time.
@@ -81,7 +82,7 @@ def hardware() -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "platform": platform.platform(terse=True),
-        "processor": _processor(),
+        "processor": processor()[0] or "unknown",
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": None,
@@ -89,15 +90,6 @@ def hardware() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
 
 
 @cache
