@@ -83,6 +83,27 @@ def test_a_rule_without_exceptions_is_learned_perfectly(arm: str) -> None:
     assert curves[-1]["train/loss"] < curves[0]["train/loss"]
 
 
+@pytest.mark.parametrize("exclude_history", [False, True])
+def test_the_epoch_is_chosen_by_the_ranking_that_is_answered(exclude_history: bool) -> None:
+    config, curves = settings(max_epochs=3, patience=None), list[dict[str, float]]()
+    model, train = built("sasrec", config), cycle()
+    # Half of the valid targets stand in their history: excluded they are missed, ranked often hit.
+    last = pl.col("history").list.last()
+    valid = train.with_columns(
+        target=pl.when(pl.col("example_id") % 2 == 0).then("target").otherwise(last)
+    )
+    rows = [sequences_of(frame, INDEX.item_id_I, LENGTH) for frame in (train, valid)]
+    excluded = valid["history"] if exclude_history else None
+    log = lambda metrics, _: curves.append(metrics)  # noqa: E731
+    fitted = fit(model, *rows, INDEX, config, log, Keeping(), excluded)
+    table = predictions_of(
+        valid, scores(model, rows[1], 10), INDEX, top_k=10, exclude_history=exclude_history
+    )
+    slices = popularity_alone(table, ITEMS)
+    found = evaluate_predictions(table, ITEMS, slices, (10,))["NDCG@10"]
+    assert curves[fitted.best_epoch - 1]["val/NDCG@10"] == pytest.approx(found, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kind", "config"),
     [

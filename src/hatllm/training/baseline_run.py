@@ -188,7 +188,10 @@ def _fitted(
     loggers: list[Any],
     saver: "_Saver",
 ) -> Fitted:
-    """Fit on train rows, stopped by valid ones; goes on where a stopped run left its checkpoint."""
+    """Fit on train rows; goes on where a stopped run left its checkpoint.
+
+    The epoch is chosen on valid rows, whose histories are answers where those of test are.
+    """
     settings = config.model.sequence
     assert settings is not None
     train, valid = (_sequences(config, frame, index) for frame in rows)
@@ -201,7 +204,9 @@ def _fitted(
     if saver.path.exists():
         console.print(f"resuming from {saver.path}")
         saved = load_checkpoint(saver.path)
-    return fit(model, train, valid, index, settings, log, Keeping(saver, saver.is_due, saved))
+    excluded = rows[1]["history"] if config.decode.exclude_history else None
+    keeping = Keeping(saver, saver.is_due, saved)
+    return fit(model, train, valid, index, settings, log, keeping, excluded)
 
 
 class _Saver:

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, field, fields
 from math import isfinite
 from typing import Any
 
+import polars as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,6 +89,7 @@ def fit(
     config: SequenceConfig,
     log: Callable[[dict[str, float], int], None],
     keeping: Keeping,
+    excluded: pl.Series | None = None,
 ) -> Fitted:
     """Train until valid NDCG@10 stops rising and leave the best epoch's weights in the model.
 
@@ -102,6 +104,7 @@ def fit(
         config: Loss, optimizer, epochs.
         log: Called once an epoch with metrics and the number of optimizer steps so far.
         keeping: Whether and how to go on where training was stopped.
+        excluded: Item ids of each valid row whose titles are no answers; None = all titles are.
 
     Returns:
         The best epoch and what was done.
@@ -114,7 +117,7 @@ def fit(
         if len(rows) == 0:
             raise ValueError(f"the {name} split has no rows: model=sasrec and its like need some")
     training = _Training.begin(model, train, config, keeping)
-    training.run(lambda: _valid_ndcg(model, valid, index, config), log)
+    training.run(lambda: _valid_ndcg(model, valid, index, config, excluded), log)
     done = training.done
     model.load_state_dict(done.best_weights)
     return Fitted(done.best_epoch, done.epoch, done.steps, tuple(done.validations))
@@ -244,11 +247,18 @@ class _Training:
 
 
 def _valid_ndcg(
-    model: SequenceModel, valid: Sequences, index: TitleIndex, config: SequenceConfig
+    model: SequenceModel,
+    valid: Sequences,
+    index: TitleIndex,
+    config: SequenceConfig,
+    excluded: pl.Series | None,
 ) -> float:
-    ndcg = NDCG(VALID_K)
+    ndcg, start, is_gone_BJ = NDCG(VALID_K), 0, None
     for score_BI, target_B in scores(model, valid, config.batch_size):
-        ndcg.update(target_ranks(score_BI, target_B, index)[0])
+        if excluded is not None:
+            is_gone_BJ = index.holds(excluded.slice(start, len(target_B))).to(score_BI.device)
+        ndcg.update(target_ranks(score_BI, target_B, index, is_gone_BJ)[0])
+        start += len(target_B)
     return float(ndcg.compute())
 
 
