@@ -1,6 +1,7 @@
 """The beam's error against a beam of dicts, and tables against records written by hand."""
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +192,15 @@ def test_tables_say_how_many_users_are_left_out(tmp_path: Path) -> None:
     assert pl.read_csv(tmp_path / "losses.csv")["decoder"].to_list() == ["exact", "beam 10"]
 
 
+def test_a_run_of_which_no_list_is_proven_is_counted_and_has_no_row(tmp_path: Path) -> None:
+    unproven = [record for record in RECORDS if record not in proven_of(RECORDS)]
+    write_tables({"msl": RECORDS, "igd": unproven}, tmp_path)
+    assert set(pl.read_csv(tmp_path / "losses.csv")["run"]) == {"msl"}
+    assert "(msl: 1 of 4, igd: 1 of 1)" in (tmp_path / "decoders.md").read_text()
+    with pytest.raises(ValueError, match=r"igd: no exact list is proven within decode\.max_exp"):
+        write_tables({"igd": unproven}, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("beam")
@@ -247,3 +257,13 @@ def test_what_does_not_fit_is_told_in_one_line(
     with pytest.raises(SystemExit) as stop:
         measure.main([str(folder), *more, "--output", str(tmp_path)])
     assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_runs_of_one_label_are_told_apart_by_their_folders(run: Path, tmp_path: Path) -> None:
+    folders = [shutil.copytree(run, tmp_path / name) for name in ("msl", "bear")]
+    words = ["--users", "3", "--fresh", "--output"]
+    measure.main([str(folders[0]), *words, str(tmp_path)])
+    measure.main([*map(str, folders), *words, str(tmp_path / "both")])
+    (label,) = set(pl.read_csv(tmp_path / "losses.csv")["run"])
+    assert label not in ("msl", "bear")
+    assert set(pl.read_csv(tmp_path / "both/losses.csv")["run"]) == {"msl", "bear"}

@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.paper.beam.losses import Record, loss_table, proven_of
+from experiments.paper.beam.losses import Record, loss_table, proven_runs
 from experiments.paper.beam.records import EXACT, PLACES
 from hatllm.figures.saving import BLUE, GREEN, GREY, INK, ORANGE, save_figure, tidy
 
@@ -23,7 +23,7 @@ def write_figure(found: Mapping[str, Sequence[Record]], path: Path) -> Path:
         found: Label of a run -> its records; the falls are those of the first.
         path: A PNG.
     """
-    proven = {label: proven_of(records) for label, records in found.items()}
+    proven = proven_runs(found)
     figure = Figure(figsize=(10.4, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     losses = pl.concat(loss_table(*entry) for entry in proven.items())

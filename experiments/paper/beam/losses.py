@@ -31,6 +31,22 @@ def proven_of(records: Sequence[Record]) -> list[Record]:
     ]
 
 
+def proven_runs(found: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]]:
+    """The proven records of each run that has some.
+
+    Raises:
+        ValueError: If no run has any.
+    """
+    proven = {label: proven_of(records) for label, records in found.items()}
+    if not any(proven.values()):
+        raise ValueError(
+            f"{', '.join(found)}: no exact list is proven within decode.max_expansions, so that "
+            "there is nothing to hold a decoder against; scores normalised over the whole "
+            "vocabulary are seldom proven"
+        )
+    return {label: records for label, records in proven.items() if records}
+
+
 def lost_share(record: Record, decoder: str, reference: str = EXACT) -> float:
     """Share of the reference's titles that a decoder did not find, of one user."""
     proven = set(record["decoders"][reference]["leaves"])
@@ -150,14 +166,14 @@ def write_tables(found: Mapping[str, Sequence[Record]], folder: Path) -> None:
         found: Label of a run -> its records.
         folder: Where to.
     """
-    proven = {label: proven_of(records) for label, records in found.items()}
+    proven = proven_runs(found)
     losses = pl.concat(loss_table(*entry) for entry in proven.items())
     tokens = pl.concat(token_table(*entry) for entry in proven.items())
     write_csv(folder / "losses.csv", losses)
     write_csv(folder / "tokens.csv", tokens)
     left_out = ", ".join(
-        f"{label}: {len(found[label]) - len(records)} of {len(found[label])}"
-        for label, records in proven.items()
+        f"{label}: {len(records) - len(proven.get(label, []))} of {len(records)}"
+        for label, records in found.items()
     )
     write_text(
         folder / "decoders.md",

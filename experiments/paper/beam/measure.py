@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +257,15 @@ def load(folder: Path, num_threads: int) -> Measurement:
 
 
 @torch.inference_mode()
+def _labels(folders: Sequence[Path]) -> dict[Path, str]:
+    """What each run is called: its label, or its folder's name where another has that label."""
+    for folder in folders:
+        load_config(folder, "run")  # refuses by name what is no finished run
+    label = {folder: str(read_identity(folder, "label")["label"]) for folder in folders}
+    often = Counter(label.values())
+    return {f: name if often[name] == 1 else f.resolve().name for f, name in label.items()}
+
+
 def main(argv: Sequence[str]) -> None:
     """Measure the runs, and write tables and figure of all users so far."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -271,21 +281,21 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     found = {}
     try:
+        labels = _labels(arguments.runs)
         for folder in arguments.runs:
             path = folder / "beam" / "records.jsonl"
             if arguments.fresh:
                 path.unlink(missing_ok=True)
-            load_config(folder, "run")  # refuses by name what is no finished run
-            label = read_identity(folder, "label")["label"]
+            label = labels[folder]
             found[label] = read_records(path) if arguments.tables else measured(
                 load(folder, arguments.threads), path, arguments.users, arguments.timed,
                 arguments.batch, arguments.limit,
             )  # fmt: skip
             if not found[label]:
                 raise ValueError(f"{path} has no records yet; leave --tables out")
+        write_tables(found, arguments.output)
     except ValueError as error:
         parser.error(str(error))
-    write_tables(found, arguments.output)
     write_figure(found, arguments.output / "beam.png")
     console.print(f"tables and figure: {arguments.output}")
 
