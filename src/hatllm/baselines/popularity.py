@@ -37,13 +37,8 @@ def ranked_predictions(
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1")
-    missing = examples.filter(~pl.col("target").is_in(ranked["item_id"].implode()))
-    if len(missing):
-        raise ValueError(
-            f"examples.target={missing['target'][0]} is not an item_id of the catalogue"
-        )
-    answer = _without_history if exclude_history else _same_for_all
-    left = answer(ranked, examples, top_k)
+    _refuse_unknown_targets(ranked, examples)
+    left = (_without_history if exclude_history else _same_for_all)(ranked, examples, top_k)
     rows = examples.select(
         pl.col("example_id", "user_id", "target").cast(pl.Int64), "history"
     ).join(ranked, left_on="target", right_on="item_id", how="left", maintain_order="left")
@@ -60,6 +55,14 @@ def ranked_predictions(
         history_length=pl.col("history").list.len(),
     )
     return predictions_table(rows, top_k)
+
+
+def _refuse_unknown_targets(ranked: pl.DataFrame, examples: pl.DataFrame) -> None:
+    missing = examples.filter(~pl.col("target").is_in(ranked["item_id"].implode()))
+    if len(missing):
+        raise ValueError(
+            f"examples.target={missing['target'][0]} is not an item_id of the catalogue"
+        )
 
 
 def _same_for_all(ranked: pl.DataFrame, examples: pl.DataFrame, top_k: int) -> pl.DataFrame:
