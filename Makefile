@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo serve bench soak fuzz test coverage slow seconds lint types format docs masks clean
+.PHONY: help setup demo serve bench soak fuzz test long coverage slow seconds lint types format docs masks clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -32,15 +32,18 @@ serve: $(STAMP) ## the newest five runs under outputs over HTTP, and a page (RUN
 
 WORKERS := -n auto --maxprocesses 8 --dist worksteal
 test: $(STAMP) ## the tests that run between two edits
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(WORKERS) -m "not long and not slow and not gpu"
 
-coverage: $(STAMP) ## the same, counting the lines they run (half as long again)
+long: $(STAMP) ## whole runs in their variants: before you hand in; CI runs both
+	$(BIN)/python -m pytest $(WORKERS) -m "long and not slow and not gpu"
+
+coverage: $(STAMP) ## test and long, counting the lines they run (half as long again)
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not gpu" --cov --cov-report=term --cov-fail-under=90
 
-slow: $(STAMP) ## what make test leaves out: processes, minutes, whole grids
+slow: $(STAMP) ## what both leave out: processes, minutes, whole grids
 	$(BIN)/python -m pytest $(WORKERS) -m "slow and not gpu"
 
-seconds: $(STAMP) ## where the time of make test goes, into docs/testing.md
+seconds: $(STAMP) ## where the time of test and long goes, into docs/testing.md
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not gpu" --junitxml=.seconds.xml
 	$(BIN)/python tests/seconds.py .seconds.xml
 	rm .seconds.xml

@@ -22,7 +22,7 @@ def smoke_words(folder: Path) -> list[str]:
         *write_shop(folder / "shop"),
         "scale=smoke",
         "model.lora.dropout=0.0",
-        "data.train_rows=40",  # five steps an epoch
+        "data.train_rows=24",  # three steps an epoch
         "trainer.micro_batch_size=8",  # each one pass; tests that stop between passes have two
         "num_threads=1",
     ]

@@ -21,6 +21,7 @@ from toys import CONF, PRESETS, Compose
 
 from hatllm.compose import checked, register_schema
 from hatllm.config import Config
+from hatllm.data.report_picture import draw_data_report
 from hatllm.figures.saving import save_figure
 
 # One thread each: the models are so small that more would only wait for each other, and sums are
@@ -74,17 +75,21 @@ def files_not_flushed_to_the_disk() -> Iterator[None]:
         yield
 
 
-DRAWN_BY = ("hatllm.tables.run_report.save_figure", "hatllm.tables.writers.save_figure")
+DRAWN_BY = {
+    "hatllm.data.report.draw_data_report": draw_data_report,
+    "hatllm.tables.run_report.save_figure": save_figure,
+    "hatllm.tables.writers.save_figure": save_figure,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def pictures_of_runs_left_blank() -> Iterator[None]:
-    """The curves of a run and the bars of a table take as long to draw as the run itself.
+    """Curves, bars and histograms take as long to draw as what they show takes to make.
 
     Tests that look at them ask for `figures`, or for `drawn`.
     """
 
-    def blank(_: Figure, path: Path) -> Path:
+    def blank(_: object, path: Path) -> Path:
         path.write_bytes(b"")
         return path
 
@@ -97,8 +102,8 @@ def pictures_of_runs_left_blank() -> Iterator[None]:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are drawn as for a user."""
-    for name in DRAWN_BY:
-        monkeypatch.setattr(name, save_figure)
+    for name, draw in DRAWN_BY.items():
+        monkeypatch.setattr(name, draw)
 
 
 @pytest.fixture(scope="session")
@@ -177,9 +182,9 @@ def shop(tmp_path: Path) -> list[str]:
     return smoke_words(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of seconds, made once."""
+    """A finished run of seconds, made once a process; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         words = [*smoke_words(folder), "run_name=done", "trainer.learning_rate=0.01"]

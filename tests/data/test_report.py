@@ -111,6 +111,7 @@ def test_the_report_holds_numbers_bad_rows_and_hashes(dataset: Dataset, tmp_path
     assert manifest == dataset.manifest
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_picture_is_a_readable_png(dataset: Dataset, tmp_path: Path) -> None:
     path = write_data_report(dataset, tmp_path).parent / "data_report.png"
     with Image.open(path) as picture:

@@ -91,9 +91,8 @@ def test_a_worked_example_fits_the_code(title: str, tmp_path: Path) -> None:
 
 
 # A process each, which imports everything anew.
-@pytest.mark.parametrize(
-    "title", [EXAMPLES[0], *(pytest.param(t, marks=pytest.mark.slow) for t in EXAMPLES[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("title", EXAMPLES)
 def test_a_worked_example_runs_as_it_stands(title: str, tmp_path: Path) -> None:
     copy_project(tmp_path)
     shop = [] if title == "A data set" else write_shop(tmp_path / "shop")

@@ -29,6 +29,8 @@ from experiments.speed.workload import composed
 from hatllm.masks.schedule import build_schedule
 from hatllm.model.backbone import byte_tokenizer, tiny_llama
 
+pytestmark = pytest.mark.long
+
 # Some first words have more titles than others: their mass draws the beam away from the rest.
 NAMES = [f"{a} {b}" for place, a in enumerate(FIRST) for b in SECOND[: 1 + place % 4]]
 TITLES = dict(enumerate(NAMES))

@@ -16,6 +16,8 @@ from hatllm.data.sources.csv_table import as_utf8, parse_csv, read_csv_texts, to
 from hatllm.data.sources.timestamps import to_microseconds
 from hatllm.data.titles import clean_title, prepared_titles
 
+pytestmark = pytest.mark.long
+
 QUICK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

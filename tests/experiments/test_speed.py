@@ -9,7 +9,17 @@ import pytest
 import torch
 from shop import write_shop
 
-from experiments.speed import curves, decode, prepare, profile, sampled, targets, train, trie
+from experiments.speed import (
+    curves,
+    decode,
+    floor,
+    prepare,
+    profile,
+    sampled,
+    targets,
+    train,
+    trie,
+)
 from experiments.speed.equality import compare_answers, joined
 from experiments.speed.field import dict_trie
 from experiments.speed.floor import Sizes, Work, counted
@@ -18,11 +28,17 @@ from experiments.speed.titles import recombined, trie_of
 from hatllm.data.prompt import Ragged
 from hatllm.model.backbone import tiny_llama
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The small shop, the random model, results in a folder of the test's own."""
     monkeypatch.delenv("HATLLM_DATA_ROOT", raising=False)
+    for module in (decode, train):  # one product of each shape, not the fastest of forty
+        monkeypatch.setattr(
+            module, "matrix_rates", lambda *where: floor.matrix_rates(*where[:2], 1)
+        )
     settings = [word for word in write_shop(tmp_path / "shop") if not word.startswith("data=")]
     settings.append(f"cache_root={tmp_path / 'cache'}")
     words = [word for setting in settings for word in ("--set", setting)]
@@ -43,7 +59,7 @@ def written(folder: Path, name: str) -> dict[str, Any]:
 
 
 DECODE = [
-    "--data", "custom", "--users", "3", "--check-users", "4", "--plain-users", "4",
+    "--data", "custom", "--users", "2", "--check-users", "2", "--plain-users", "2",
     "--other-users", "2", "--rows-per-batch", "2", "--repeats", "1", "--no-memory",
 ]  # fmt: skip
 
@@ -75,7 +91,7 @@ class TestDecode:
         assert again["measured"] == content["measured"]
         assert again["hardware"] == content["hardware"]
         with pytest.raises(ValueError, match=r"other settings \(users\)"):
-            decode.main([*words, *DECODE, "--users", "2"])
+            decode.main([*words, *DECODE, "--users", "3"])
 
     def test_a_user_who_differs_is_looked_at_in_float64(
         self, words: list[str], tmp_path: Path

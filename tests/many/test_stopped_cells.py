@@ -18,7 +18,7 @@ from hatllm.runs.lock import run_lock
 from hatllm.runs.name import run_folder
 
 Cli = Callable[..., int]
-pytestmark = pytest.mark.usefixtures("cells_here")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("cells_here")]
 
 
 def finished(tmp_path: Path) -> dict[str, int]:

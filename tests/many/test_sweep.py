@@ -208,6 +208,7 @@ def test_more_settings_than_a_figure_holds_say_so(tmp_path: Path) -> None:
     assert "No figure: 3 settings vary" in write_sweep(settings, folders, GRID, tmp_path / "sweep")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cells_here")
 def test_a_failing_cell_stops_no_other_and_is_named_at_the_end(
     cli: Cli, shop: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -223,6 +224,7 @@ def test_a_failing_cell_stops_no_other_and_is_named_at_the_end(
     assert len(stamps(tmp_path)) == 1
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cells_here")
 def test_a_sweep_of_masks_draws_their_comparison_and_is_one_group_of_wandb(
     cli: Cli, shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -379,6 +381,7 @@ def test_a_prepared_sweep_needs_m(cli: Cli, capsys: pytest.CaptureFixture[str]) 
     assert "python run.py -m sweep=seeds" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cells_here")
 def test_a_search_proposes_the_same_cells_again(cli: Cli, shop: list[str], tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")

@@ -1,5 +1,6 @@
 """Compiled layers against the same layers as they are."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,15 @@ from hatllm.model.fast import compiled
 from hatllm.model.fast.compiled import compile_layers
 from hatllm.model.masked_lm import MaskedLM
 
+pytestmark = pytest.mark.long
 
-def test_compiled_layers_change_neither_logits_nor_lora_gradients() -> None:
+
+# `eager` traces the layers as `inductor` does and compiles nothing, which takes a minute.
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_layers_change_neither_logits_nor_lora_gradients(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     schedule, book = schedule_of("IFC", scope="segments"), toy_book()
     lm = MaskedLM(tiny_llama(3), schedule, "sdpa").train()
     with_lora(lm)

@@ -8,6 +8,8 @@ import pytest
 from cli import call_cli, smoke_words
 from encoders import write_encoder
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 KINDS: dict[str, list[str]] = {
     "popularity": [],

@@ -9,6 +9,8 @@ import yaml
 
 from hatllm.runs import provenance
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 GRU = ["model=gru4rec", "model.sequence.max_epochs=2", "model.sequence.batch_size=16"]
 LLM = ["mask=hatllm", "trainer.checkpoint_every_steps=1"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 BASELINE = ["model=popularity", "data.train_rows=null"]
 

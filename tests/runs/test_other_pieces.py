@@ -62,6 +62,7 @@ def test_the_adapted_temperature_moves_with_every_pass_so_their_size_is_in_the_n
     assert few != many
 
 
+@pytest.mark.long
 def test_cells_of_one_run_are_made_once_and_both_stand_in_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,8 +85,8 @@ def test_what_is_not_in_the_name_is_a_setting(compose_config: Compose) -> None:
 
 
 def words_of(folder: Path, micro_batch: int, users: int) -> list[str]:
-    return [*smoke_words(folder), "data.train_rows=60", "trainer.max_epochs=3",
-            "trainer.validate_every_steps=4", "trainer.learning_rate=0.01",
+    return [*smoke_words(folder), "trainer.max_epochs=3",
+            "trainer.validate_every_steps=2", "trainer.learning_rate=0.01",
             "trainer.checkpoint_every_steps=1", f"trainer.micro_batch_size={micro_batch}",
             f"decode.users_per_batch={users}"]  # fmt: skip
 
@@ -107,17 +108,17 @@ def stopped_at(patch: pytest.MonkeyPatch, step: int) -> None:
     patch.setattr(lightning.Trainer, "fit", fit_and_stop)
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_with_other_batches_ends_like_one_never_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # 60 rows, 8 a step: 7 steps an epoch. It stops inside an epoch, with a validation behind it,
-    # and at the end of one.
+    # Three steps an epoch. It stops inside one, with a validation behind it, and at the end of one.
     with pytest.MonkeyPatch.context() as patch:
         assert call_cli(patch, tmp_path, *words_of(tmp_path, 2, 8)) == 0
     (whole,) = (path.parent for path in (tmp_path / "outputs").glob("*/run.json"))
     name = whole.name
     whole = whole.rename(tmp_path / "whole")
-    for step, micro_batch in ((5, 2), (14, 8)):
+    for step, micro_batch in ((4, 2), (6, 8)):
         with pytest.MonkeyPatch.context() as patch:
             stopped_at(patch, step)
             with pytest.raises(RuntimeError, match="killed"):

@@ -16,6 +16,8 @@ from hatllm.figures.attention_shares import with_shares
 from hatllm.model.attention_weights import reading_weights
 from hatllm.tasks.attention import measure
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 
 

@@ -11,6 +11,8 @@ from cli import call_cli, smoke_words
 
 from hatllm.baselines.fusion import fused_predictions
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 KINDS: dict[str, list[str]] = {
     "popularity": [],

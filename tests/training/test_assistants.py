@@ -14,6 +14,8 @@ from encoders import write_encoder
 
 from hatllm.training.assistants import load_assistant, log_probs_by_rank
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 BY_RANK = ("knn", "titles", "titles_graph", "sentences", "fusion")
 KINDS = ("popularity", "sasrec", *BY_RANK)

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from hatllm.training.lightning_module import Recommender
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 TITLE_LOSS = "hatllm.training.lightning_module.Recommender.title_loss"
 DECODE = "hatllm.training.decode_splits.predict_into"

@@ -9,6 +9,8 @@ import pytest
 
 from hatllm.baselines.fusion import best_share, fused_predictions
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 
 

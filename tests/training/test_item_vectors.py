@@ -20,6 +20,8 @@ from hatllm.plan.one_run import Measured, plan_run
 from hatllm.runs.folder import load_config
 from hatllm.runs.name import config_hash, run_folder
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 
 
@@ -81,7 +83,7 @@ def test_a_broken_run_resumes_exactly(
 
     class Stop(lightning.Callback):
         def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-            if trainer.global_step == 3:
+            if trainer.global_step == 2:
                 raise RuntimeError("killed")
 
     fit = lightning.Trainer.fit

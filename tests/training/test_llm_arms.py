@@ -13,6 +13,8 @@ import torch
 from cli import call_cli, smoke_words
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 
 
@@ -75,7 +77,9 @@ def test_an_assistant_that_does_not_fit_is_refused(
         assert "decode.assistant_run" in said and part in said
 
 
-@pytest.mark.parametrize("mask", ["hatllm", "hatllm_segments"])
+@pytest.mark.parametrize(
+    "mask", ["hatllm_segments", pytest.param("hatllm", marks=pytest.mark.slow)]
+)
 def test_grounding_answers_end_to_end_and_the_plain_way_agrees(
     cli: Cli, shop: list[str], tmp_path: Path, mask: str
 ) -> None:
@@ -118,7 +122,7 @@ def test_sdpo_starts_from_a_finished_run_and_resumes_exactly(
 
     class Stop(lightning.Callback):
         def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-            if trainer.global_step == 3:
+            if trainer.global_step == 2:
                 raise RuntimeError("killed")
 
     fit = lightning.Trainer.fit

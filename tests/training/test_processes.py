@@ -21,6 +21,8 @@ from hatllm.decode.shards import Shards
 from hatllm.runs.run_files import SHARDS
 from hatllm.training.lightning_module import Recommender
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 SETTINGS = ["trainer.accelerator=cpu", "trainer.global_batch_size=12", "trainer.micro_batch_size=2",
             "trainer.learning_rate=0.01", "trainer.checkpoint_every_steps=1",

@@ -18,6 +18,8 @@ from hatllm.decode.shards import Shards
 from hatllm.training.checkpoints import put_at_step
 from hatllm.training.lightning_module import Recommender
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 # 24 rows, 8 a step: validations after steps 3, 6, 9, 12 and 15. Patience ends after that of 12.
 WORDS = ["data.train_rows=24", "data.valid_rows=8", "trainer.max_epochs=5", "run_name=run",
