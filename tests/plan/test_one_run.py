@@ -58,9 +58,9 @@ def test_rows_tokens_and_shares_are_those_of_the_texts(composed: Planned) -> Non
     lengths = sorted(lengths_by_text(config, "test", False))
     padded = 4 * lengths[3] + 4 * lengths[7]
     assert found.splits["test"].padding_share == pytest.approx(1 - sum(lengths) / padded)
-    # One epoch of 40 rows, 4 a micro-batch; each runs the prefix once.
-    own = found.splits["train"].tokens - 40 * prefix
-    assert (found.num_steps, found.trained_tokens) == (5, own + 10 * prefix)
+    # One epoch of 24 rows, 4 a micro-batch; each runs the prefix once.
+    own = found.splits["train"].tokens - 24 * prefix
+    assert (found.num_steps, found.trained_tokens) == (3, own + 6 * prefix)
 
 
 def test_the_plain_way_runs_padded_prompts(composed: Planned) -> None:
@@ -120,11 +120,11 @@ def test_a_broken_run_costs_what_is_left_of_it(composed: Planned) -> None:
     whole = plan_run(config, {})
     folder = run_folder(config) / "checkpoints"
     folder.mkdir(parents=True)
-    torch.save({"global_step": 6}, folder / "last.ckpt")
+    torch.save({"global_step": 4}, folder / "last.ckpt")
     left = plan_run(config, {})
-    assert left.status == "resumes at step 6"
-    assert (whole.num_steps, whole.num_validations) == (10, 5)
-    assert (left.num_steps, left.num_validations) == (4, 2)
+    assert left.status == "resumes at step 4"
+    assert (whole.num_steps, whole.num_validations) == (6, 3)
+    assert (left.num_steps, left.num_validations) == (2, 1)
     assert 0 < left.trained_tokens < whole.trained_tokens
 
 
@@ -146,8 +146,8 @@ def test_an_experiment_has_one_row_a_cell_and_is_calibrated_once_a_kind(
     assert [(p.label, p.seed, p.status, p.num_steps) for p in plans] == [
         ("popularity", 1, "finished", 0),
         ("untuned", 1, "to run", 0),
-        ("hatllm", 1, "to run", 5),
-        ("hatllm", 2, "to run", 5),
+        ("hatllm", 1, "to run", 3),
+        ("hatllm", 2, "to run", 3),
     ]
     assert [p.calibration_seconds > 0 for p in plans] == [False, True, True, False]
     assert plans[0].total.high == 0
@@ -180,7 +180,7 @@ def test_popularity_needs_no_calibration(composed: Planned) -> None:
     ("word", "part"),
     [
         ("decode.state_cache=true", "decode.state_cache=true needs segment layers"),
-        ("trainer.global_batch_size=400", "trainer.global_batch_size=400 must be at most 40"),
+        ("trainer.global_batch_size=400", "trainer.global_batch_size=400 must be at most 24"),
         ("mask.split_layer=9", "mask.split_layer=9"),
     ],
 )
