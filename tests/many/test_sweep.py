@@ -413,6 +413,7 @@ def test_a_sweep_does_not_change_the_folder_of_a_run(compose_config: Compose) ->
     assert config_hash(compose_config()) == config_hash(compose_config("sweep=masks"))
 
 
+@pytest.mark.long  # W&B takes seconds to import
 def test_the_words_of_a_wandb_agent_compose() -> None:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 

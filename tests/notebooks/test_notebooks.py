@@ -90,6 +90,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_a_notebook_runs_from_top_to_bottom(
     name: str, way: Way, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,8 @@ from hatllm.runs.name import run_folder
 from hatllm.tasks.plan import plan
 from hatllm.tasks.train import train
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 Planned = Callable[..., Config]
 

@@ -18,6 +18,8 @@ from hatllm.recommend.histories import as_parquet, chunks_of, read_chunk
 from hatllm.recommend.item_finder import ItemFinder
 from hatllm.runs.lock import run_lock
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 CASES = Path(__file__).resolve().parents[1] / "cases"
 TITLES = [f"{a} {b}" for a in ("Red", "Blue", "Old", "New", "Tiny") for b in ("Boat", "Book")]

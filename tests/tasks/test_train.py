@@ -102,6 +102,7 @@ def test_early_stopping_ends_a_run_that_does_not_improve(
     assert curves["train/loss"].drop_nulls().len() <= 3
 
 
+@pytest.mark.long
 def test_wandb_runs_stay_offline_without_a_login(
     cli: Cli, shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,8 @@ from experiments.paper.main import on_sample
 from hatllm.baselines.sasrec import SASRec
 from hatllm.many.experiment_cells import plan_cells
 
+pytestmark = pytest.mark.long
+
 Cli = Callable[..., int]
 CASES = Path(__file__).parents[1] / "cases"
 LEARNED = ("sasrec", "sasrec_ss", "sasrec_dros", "esasrec", "gru4rec", "bert4rec")

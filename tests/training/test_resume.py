@@ -13,6 +13,8 @@ import torch
 from cli import call_cli, command, environment, smoke_words
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.long
+
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
