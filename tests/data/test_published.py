@@ -106,3 +106,4 @@ def test_sports_counts(root: Path, cache: Path) -> None:
         "items": 18_357,
     }
     assert dataset.manifest["bad_rows"]["item without a title"]["count"] == 102
+    assert dataset.manifest["timings"]["total_s"] < 20

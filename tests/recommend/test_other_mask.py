@@ -54,7 +54,7 @@ def test_another_mask_answers_as_a_run_loaded_with_it(
 def test_requests_of_several_masks_in_one_batch_are_answered_each_under_its_own(
     loaded: Recommender,
 ) -> None:
-    masks = [None, "causal", "two_phase", None, "causal", "hatllm_segments", "reversed"]
+    masks = [None, "causal", "two_phase", None, "causal", *mask_names()]
     asked = [Request(HISTORY[place % 2 :], 5, mask=mask) for place, mask in enumerate(masks)]
     for request, got in zip(asked, loaded.recommend_many(asked), strict=True):
         (alone,) = loaded.recommend_many([request])
