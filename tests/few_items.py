@@ -18,6 +18,7 @@ SETTINGS = SequenceConfig(
     hidden_size=16,
     block="sasrec",
     positions_from="oldest",
+    reads_padding=False,
     num_layers=2,
     num_heads=2,
     feedforward_size=32,

@@ -98,3 +98,43 @@ def test_counted_from_the_oldest_a_longer_history_has_the_same_first_places() ->
     short, long = torch.tensor([[4, 2, 9]]), torch.tensor([[4, 2, 9, 1]])
     torch.testing.assert_close(model(short), model(long)[:, :3])
     assert (back(short) - back(long)[:, :3]).abs().max() > 1e-2
+
+
+def test_padding_that_is_read_is_zeros_in_front_of_each_history() -> None:
+    model = SASRec(NUM_ITEMS, LENGTH, settings(num_heads=1, reads_padding=True)).eval()
+    randomised(model)
+    history_BL = torch.tensor([[4, 2, 9, NUM_ITEMS], [7, 7, 1, 0]])
+    found_BLD = model(history_BL)
+    for row, items in enumerate(([4, 2, 9], [7, 7, 1, 0])):
+        zeros_ZD = torch.zeros(LENGTH - len(items), SIZE)
+        x_LD = model.items.weight[items] + model.positions.weight[: len(items)]
+        for block in model.blocks:
+            x_LD = torch.cat([zeros_ZD, x_LD])
+            weight, bias = block.attention.in_proj_weight, block.attention.in_proj_bias
+            (wq, wk, wv), (bq, bk, bv) = weight.split(SIZE), bias.split(SIZE)
+            query_LD = normed(x_LD, block.query_norm)
+            logit_LL = (query_LD @ wq.T + bq) @ (x_LD @ wk.T + bk).T / SIZE**0.5
+            later_LL = torch.ones(LENGTH, LENGTH).triu(1).bool()
+            share_LL = logit_LL.masked_fill(later_LL, -torch.inf).softmax(dim=1)
+            seen_LD = block.attention.out_proj(share_LL @ (x_LD @ wv.T + bv))
+            y_LD = normed(query_LD + seen_LD, block.norm)
+            x_LD = (y_LD + block.feedforward(y_LD))[len(zeros_ZD) :]
+        expected_LD = normed(x_LD, model.norm)
+        torch.testing.assert_close(found_BLD[row, : len(items)], expected_LD, rtol=1e-3, atol=1e-3)
+
+
+def test_where_a_history_fills_every_position_reading_the_padding_changes_nothing() -> None:
+    model = SASRec(NUM_ITEMS, LENGTH, settings(reads_padding=True)).eval()
+    other = SASRec(NUM_ITEMS, LENGTH, settings(reads_padding=False)).eval()
+    randomised(model)
+    other.load_state_dict(model.state_dict())
+    full, short = torch.tensor([[7, 7, 1, 0, 3]]), torch.tensor([[7, 7, 1, 0, NUM_ITEMS]])
+    torch.testing.assert_close(model(full), other(full))
+    assert (model(short) - other(short))[:, :4].abs().max() > 1e-2
+
+
+def test_the_states_of_a_batch_are_those_of_each_row_alone() -> None:
+    model = SASRec(NUM_ITEMS, LENGTH, settings(reads_padding=True, positions_from="newest")).eval()
+    randomised(model)
+    together_BLD = model(torch.tensor([[4, 2, NUM_ITEMS, NUM_ITEMS], [7, 7, 1, 0]]))
+    torch.testing.assert_close(together_BLD[:1, :2], model(torch.tensor([[4, 2]])))

@@ -110,6 +110,7 @@ def test_the_epoch_is_chosen_by_the_ranking_that_is_answered(exclude_history: bo
         ("sasrec", settings(init_std=1.0)),
         ("sasrec", LIGR),
         ("sasrec", settings(init_std=1.0, block="ligr", positions_from="newest")),
+        ("sasrec", settings(init_std=1.0, reads_padding=True)),
         ("gru4rec", settings(init_std=1.0)),
     ],
 )
@@ -134,7 +135,11 @@ def test_bert4rec_sees_both_sides() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [*((kind, {}) for kind in KINDS), ("sasrec", {"block": "ligr", "positions_from": "newest"})],
+    [
+        *((kind, {}) for kind in KINDS),
+        ("sasrec", {"block": "ligr", "positions_from": "newest"}),
+        ("sasrec", {"reads_padding": True}),
+    ],
 )
 def test_padding_and_neighbours_in_the_batch_change_no_score(
     kind: str, changes: dict[str, Any]
@@ -148,6 +153,17 @@ def test_padding_and_neighbours_in_the_batch_change_no_score(
         # Float sums over rows of another length: the fifth digit may differ.
         expected = torch.nn.functional.linear(alone, weight_ID, bias_I)[0]
         torch.testing.assert_close(together[row], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_spread_every_matrix_has_that_of_xavier(kind: str) -> None:
+    torch.manual_seed(0)
+    config = settings(init_std=None, hidden_size=64, feedforward_size=128, shared_embedding=False)
+    model = build_sequence_model(kind, 900, 50, config)
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    assert matrices
+    for weight in matrices:
+        assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)

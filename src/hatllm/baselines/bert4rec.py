@@ -11,6 +11,7 @@ D hidden size, M training states.
 import torch
 from torch import Tensor, nn
 
+from hatllm.baselines.sequences import draw_embeddings
 from hatllm.config import SequenceConfig
 
 
@@ -25,8 +26,7 @@ class BERT4Rec(nn.Module):
         size = config.hidden_size
         self.items = nn.Embedding(num_items + 2, size, padding_idx=num_items)  # padding, hidden
         self.positions = nn.Embedding(max_history_items + 1, size)
-        for embedding in (self.items, self.positions):
-            nn.init.normal_(embedding.weight, std=config.init_std)
+        draw_embeddings(config.init_std, self.items, self.positions)
         self.norm, self.dropout = nn.LayerNorm(size), nn.Dropout(config.dropout)
         layer = nn.TransformerEncoderLayer(
             size, config.num_heads, config.feedforward_size, config.dropout, "gelu",

@@ -9,7 +9,12 @@ Dimension key: B batch, L positions, I items, D hidden size, M training states.
 
 from torch import Tensor, nn
 
-from hatllm.baselines.sequences import last_states, output_weights, training_states
+from hatllm.baselines.sequences import (
+    draw_embeddings,
+    last_states,
+    output_weights,
+    training_states,
+)
 from hatllm.config import SequenceConfig
 
 
@@ -21,7 +26,7 @@ class GRU4Rec(nn.Module):
         self.every_position = config.every_position
         size = config.hidden_size
         self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
-        nn.init.normal_(self.items.weight, std=config.init_std)
+        draw_embeddings(config.init_std, self.items)
         self.dropout = nn.Dropout(config.dropout)
         self.gru = nn.GRU(size, size, config.num_layers, batch_first=True)
         self.answers = None if config.shared_embedding else nn.Linear(size, num_items)

@@ -4,7 +4,8 @@ Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, arXiv:1
 output layer is the item embedding, as in the paper, or with ``shared_embedding: false`` a layer of
 its own, as in the code that the MSL line of work starts from (github.com/YangZhengyi98/DROS).
 Attention comes from torch, which adds an output projection. eSASRec (RecSys 2025, RecTools) is the
-same model of other layers (``block: ligr``) with places counted back from the newest item.
+same model of other layers (``block: ligr``) with places counted back from the newest item. The
+SASRec of RecTools lets attention see the zeros before a short history (``reads_padding: true``).
 
 Dimension key: B batch, L positions, I items, D hidden size, M training states.
 """
@@ -13,22 +14,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hatllm.baselines.sequences import last_states, output_weights, training_states
+from hatllm.baselines.sequences import (
+    draw_embeddings,
+    last_states,
+    output_weights,
+    training_states,
+)
 from hatllm.config import SequenceConfig
 
 
 class SASRec(nn.Module):
-    """Items padded on the right need no padding mask: a causal position never sees them."""
+    """Items padded on the right need no padding mask: a causal position never sees them.
+
+    With ``reads_padding`` each history is moved to the end of its L positions, and attention sees
+    the zeros in front of it: the shorter the history, the less of it reaches the state.
+    """
 
     def __init__(self, num_items: int, max_history_items: int, config: SequenceConfig) -> None:
         super().__init__()
         self.every_position = config.every_position
         self.counts_back = config.positions_from == "newest"
+        self.reads_padding = bool(config.reads_padding)
         size = config.hidden_size
         self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
         self.positions = nn.Embedding(max_history_items, size)
-        for embedding in (self.items, self.positions):
-            nn.init.normal_(embedding.weight, std=config.init_std)
+        draw_embeddings(config.init_std, self.items, self.positions)
         self.dropout = nn.Dropout(config.dropout)
         is_ligr = config.block == "ligr"
         block = LigrBlock if is_ligr else Block
@@ -38,13 +48,26 @@ class SASRec(nn.Module):
 
     def forward(self, history_BL: Tensor) -> Tensor:
         """The state after each item, shape (B, L, D)."""
-        length = history_BL.shape[1]
         x_BLD = self.dropout(self.items(history_BL) + self.positions(self._places(history_BL)))
-        blocked_LL = torch.ones(length, length, dtype=torch.bool, device=x_BLD.device).triu(1)
+        if self.reads_padding:
+            length_B = history_BL.ne(self.items.num_embeddings - 1).sum(dim=1)
+            return self._behind_zeros(x_BLD, length_B)
+        blocked_LL = _later(x_BLD.shape[1], x_BLD.device)
         for block in self.blocks:
             x_BLD = block(x_BLD, blocked_LL)
         state_BLD: Tensor = self.norm(x_BLD)
         return state_BLD
+
+    def _behind_zeros(self, x_BLD: Tensor, length_B: Tensor) -> Tensor:
+        """The same with a zero in front of each history for every position that it leaves free."""
+        num_places, num_read = self.positions.num_embeddings, x_BLD.shape[1]
+        free_B1 = num_places - length_B[:, None]
+        x_BLD = _turned(F.pad(x_BLD, (0, 0, 0, num_places - num_read)), free_B1)
+        is_item_BL1 = (torch.arange(num_places, device=x_BLD.device) >= free_B1)[..., None]
+        blocked_LL = _later(num_places, x_BLD.device)
+        for block in self.blocks:
+            x_BLD = block(x_BLD * is_item_BL1, blocked_LL)
+        return _turned(self.norm(x_BLD), -free_B1)[:, :num_read]
 
     def _places(self, history_BL: Tensor) -> Tensor:
         """Which position each item has; (L,), or (B, L) where it depends on the history's length.
@@ -71,6 +94,18 @@ class SASRec(nn.Module):
     def output(self) -> tuple[Tensor, Tensor]:
         """weight_ID and bias_I: the logits of a state are weight state + bias."""
         return output_weights(self.items, self.answers)
+
+
+def _turned(x_BLD: Tensor, by_B1: Tensor) -> Tensor:
+    """Each row of positions moved to the right, what falls off coming in again on the left."""
+    place_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
+    from_BL1 = ((place_L - by_B1) % x_BLD.shape[1])[..., None]
+    return x_BLD.gather(1, from_BL1.expand_as(x_BLD))
+
+
+def _later(length: int, device: torch.device) -> Tensor:
+    """Which keys come after each query, shape (L, L)."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
 
 
 def attention_of(config: SequenceConfig) -> nn.MultiheadAttention:

@@ -92,6 +92,24 @@ def sequences_of(examples: pl.DataFrame, item_id_I: IntArray, max_history_items:
     )
 
 
+def draw_embeddings(init_std: float | None, *embeddings: nn.Embedding) -> None:
+    """Draw vectors from a normal distribution; None leaves them to :func:`draw_by_xavier`."""
+    for embedding in embeddings:
+        if init_std is not None:
+            nn.init.normal_(embedding.weight, std=init_std)
+
+
+def draw_by_xavier(model: nn.Module) -> None:
+    """Draw every matrix from Xavier's normal distribution, as RecTools does (Glorot, Bengio 2010).
+
+    A matrix of rows x columns gets the standard deviation sqrt(2 / (rows + columns)), vectors of
+    items and positions too: those of few positions come out longer than those of many items.
+    """
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            nn.init.xavier_normal_(weight)
+
+
 def training_states(
     hidden_BLD: Tensor, history_BL: Tensor, length_B: Tensor, target_B: Tensor, every: bool
 ) -> tuple[Tensor, Tensor]:

@@ -125,12 +125,13 @@ class SequenceConfig:
     hidden_size: int  # of an item's vector
     block: str | None  # sasrec only: the layer, one of BLOCKS
     positions_from: str | None  # sasrec only: item of position 0, one of PLACES_FROM
+    reads_padding: bool | None  # sasrec only: attention sees the zeros before a short history
     num_layers: int  # blocks, or GRU layers
     num_heads: int | None  # transformers only
     feedforward_size: int | None  # transformers only
     dropout: float  # of hidden states, in training
     attention_dropout: float | None  # transformers only
-    init_std: float  # of item and position embeddings
+    init_std: float | None  # of item and position embeddings; null: Xavier's for every matrix
     shared_embedding: bool | None  # the output layer is the item embedding; null: bert4rec, always
     loss: str  # one of SEQUENCE_LOSSES
     num_negatives: int | None  # SAMPLED_LOSSES: sampled items for each target

@@ -19,7 +19,7 @@ from hatllm.baselines.gru4rec import GRU4Rec
 from hatllm.baselines.next_item_loss import next_item_loss, nominal_distribution
 from hatllm.baselines.ranks_of_scores import TitleIndex, target_ranks
 from hatllm.baselines.sasrec import SASRec
-from hatllm.baselines.sequences import Sequences, learned_items
+from hatllm.baselines.sequences import Sequences, draw_by_xavier, learned_items
 from hatllm.config import SequenceConfig
 from hatllm.metrics.best_step import Validation, best_of, num_without_better
 from hatllm.metrics.rank_metrics import NDCG
@@ -59,15 +59,19 @@ def build_sequence_model(
     kind: str, num_items: int, max_history_items: int, config: SequenceConfig
 ) -> SequenceModel:
     """An untrained model; its weights are drawn from torch's global generator."""
+    model: SequenceModel
     match kind:
         case "sasrec":
-            return SASRec(num_items, max_history_items, config)
+            model = SASRec(num_items, max_history_items, config)
         case "gru4rec":
-            return GRU4Rec(num_items, config)
+            model = GRU4Rec(num_items, config)
         case "bert4rec":
-            return BERT4Rec(num_items, max_history_items, config)
+            model = BERT4Rec(num_items, max_history_items, config)
         case _:
             raise ValueError(f"kind={kind!r} must be sasrec, gru4rec or bert4rec")
+    if config.init_std is None:
+        draw_by_xavier(model)
+    return model
 
 
 @dataclass(frozen=True)
