@@ -19,6 +19,8 @@ from toys import CONF
 
 from hatllm.compose import register_schema
 
+pytestmark = pytest.mark.long  # every command composed twice
+
 COMMANDS = (
     [],
     ["seed=3", "model.lora.dropout=0.0", "hydra.verbose=true"],

@@ -149,6 +149,7 @@ def test_older_titles_weigh_less_by_the_decay() -> None:
 
 
 # Found by two scripts that share no code with this one; ties there count against the target.
+@pytest.mark.long
 @pytest.mark.skipif("HATLLM_DATA_ROOT" not in os.environ, reason="HATLLM_DATA_ROOT is not set")
 @pytest.mark.parametrize(
     ("name", "hit_rate", "ndcg"),

@@ -120,6 +120,7 @@ def predict_toys(lm: MaskedLM, config: Config, **changes: Any) -> pl.DataFrame:
     return predict(lm, catalogue, frame, config, "test")
 
 
+@pytest.mark.long
 class TestEveryMask:
     """Fast, plain, beam and exact agree with brute force under every preset."""
 

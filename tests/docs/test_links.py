@@ -94,6 +94,7 @@ def test_the_site_stages_only_pages_and_pictures(tmp_path: Path) -> None:
     assert (tmp_path / "build/pages/experiments/paper/main/README.md").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not importlib.util.find_spec("zensical"), reason="pip install -e '.[docs]'")
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     build_site.main(tmp_path)

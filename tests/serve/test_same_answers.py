@@ -14,6 +14,8 @@ from hatllm.serve.fleet import Fleet
 from hatllm.serve.loading import load_run
 from hatllm.serve.service import Service
 
+pytestmark = pytest.mark.long
+
 HISTORIES = [["Red Boat"], ["Blue Lamp", "Old Book"], ["Tiny Bicycle", "New Boat", "Red Lamp"],
              ["Grand Book"], ["Old Boat", "Old Boat"]] * 2  # fmt: skip
 

@@ -158,6 +158,7 @@ def test_control_c_while_packages_are_imported_prints_nothing(tmp_path: Path) ->
     assert (done.returncode, done.stdout, done.stderr) == (run.INTERRUPTED, "", "")
 
 
+@pytest.mark.long  # a process of its own
 def test_a_table_of_finished_runs_imports_no_backbone(cli: Cli, shop: list[str]) -> None:
     words = [*shop, "data.train_rows=null"]
     assert cli(*words, "model=popularity") == 0 and cli(*words, "model=knn") == 0

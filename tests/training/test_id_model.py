@@ -181,6 +181,7 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(arm: str) -> None:
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arm", ARMS)
 def test_training_stopped_after_any_epoch_goes_on_to_the_same_weights(arm: str) -> None:
     kind, config = ARMS[arm]
@@ -208,6 +209,7 @@ def test_training_stopped_after_any_epoch_goes_on_to_the_same_weights(arm: str) 
             assert torch.equal(value, again.state_dict()[name])
 
 
+@pytest.mark.long
 def test_training_stopped_inside_an_epoch_goes_on_to_the_same_weights() -> None:
     config = settings(max_epochs=4, dropout=0.2, batch_size=3)
     rows = sequences_of(cycle(), INDEX.item_id_I, LENGTH)
