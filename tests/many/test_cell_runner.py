@@ -53,6 +53,7 @@ def test_busy_cells_and_those_that_need_them_come_last_and_failures_are_named(
     other.join()
     assert started == ["a", "c", "a", "a", "b"] and tables == [1]
     said = capsys.readouterr()
+    assert said.out.count("later: that process makes the run") == 1
     assert said.out.count("finished already") == 1
     assert "failed: c on toys, seed 1: exit code 2; its message is above" in said.err
     assert "1 of 4 cells failed" in said.err

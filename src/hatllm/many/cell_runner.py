@@ -85,6 +85,7 @@ def run_cell(cell: Cell, script: Path, before: Sequence[Cell], wait: bool = Fals
     if code in (INTERRUPTED, TERMINATED):
         raise KeyboardInterrupt if code == INTERRUPTED else Terminated
     if code == BUSY:
+        console.print("later: that process makes the run; this one waits for it at the end")
         cell.is_busy = True
     elif code != 0:
         cell.failure = f"{ending(code)}; its message is above"
