@@ -24,6 +24,7 @@ SETTINGS = SequenceConfig(
     feedforward_size=32,
     dropout=0.0,
     attention_dropout=0.0,
+    item_dropout=0.0,
     init_std=0.1,
     shared_embedding=None,
     loss="ce",

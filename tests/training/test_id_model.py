@@ -8,6 +8,7 @@ import pytest
 import torch
 from few_items import ITEMS, NUM_ITEMS, cycle, settings
 from frames import popularity_alone
+from torch.nn.utils import parametrize
 
 from hatllm.baselines.bert4rec import BERT4Rec
 from hatllm.baselines.ranks_of_scores import TitleIndex, predictions_of
@@ -31,6 +32,10 @@ ARMS = {
     "sasrec": ("sasrec", settings()),
     "sasrec_bce": ("sasrec", settings(loss="bce", num_negatives=4, every_position=True)),
     "sasrec_ss": ("sasrec", settings(loss="sampled_softmax", num_negatives=6)),
+    "sasrec_rectools": ("sasrec", settings(
+        positions_from="newest", reads_padding=True, init_std=None, item_dropout=0.1,
+        shared_embedding=True, every_position=True, loss="sampled_softmax", num_negatives=6,
+    )),
     "sasrec_dros": ("sasrec", settings(loss="bce", num_negatives=4, dros=DROS, num_layers=1)),
     "esasrec": ("sasrec", settings(
         block="ligr", positions_from="newest", loss="sampled_softmax", num_negatives=6,
@@ -164,6 +169,22 @@ def test_without_a_spread_every_matrix_has_that_of_xavier(kind: str) -> None:
     assert matrices
     for weight in matrices:
         assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropped_numbers_of_item_vectors_are_the_same_in_reading_and_answering(kind: str) -> None:
+    config = settings(init_std=1.0, item_dropout=0.25, hidden_size=64, shared_embedding=True)
+    model = build_sequence_model(kind, 900, LENGTH, config).train()
+    kept_ID = model.items.parametrizations.weight.original.detach()
+    with parametrize.cached():
+        read_ID, answered_ID = model.items(torch.arange(900)), model.output()[0]
+    assert torch.equal(read_ID, answered_ID[:900])
+    dropped_ID = read_ID == 0
+    assert dropped_ID.float().mean().item() == pytest.approx(0.25, abs=0.01)
+    torch.testing.assert_close(read_ID, kept_ID[:900].masked_fill(dropped_ID, 0.0) / 0.75)
+    with parametrize.cached():
+        assert not torch.equal(model.items(torch.arange(900)), read_ID)
+    assert torch.equal(model.eval().items.weight, kept_ID)
 
 
 @pytest.mark.parametrize("kind", KINDS)

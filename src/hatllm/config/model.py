@@ -131,6 +131,7 @@ class SequenceConfig:
     feedforward_size: int | None  # transformers only
     dropout: float  # of hidden states, in training
     attention_dropout: float | None  # transformers only
+    item_dropout: float  # of item vectors: drawn once a step, the same in reading and answering
     init_std: float | None  # of item and position embeddings; null: Xavier's for every matrix
     shared_embedding: bool | None  # the output layer is the item embedding; null: bert4rec, always
     loss: str  # one of SEQUENCE_LOSSES
@@ -158,7 +159,7 @@ class SequenceConfig:
                    "batch_size", "max_epochs", "patience")  # fmt: skip
         for field in low_one:
             check_range(f"model.sequence.{field}", getattr(self, field), 1)
-        for field in ("dropout", "attention_dropout"):
+        for field in ("dropout", "attention_dropout", "item_dropout"):
             check_range(f"model.sequence.{field}", getattr(self, field), 0.0, 0.99)
         check_range("model.sequence.second_beta", self.second_beta, 0.0, 0.9999)
         check_range("model.sequence.weight_decay", self.weight_decay, 0.0)

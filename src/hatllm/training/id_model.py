@@ -12,7 +12,8 @@ from typing import Any
 import polars as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from hatllm.baselines.bert4rec import BERT4Rec
 from hatllm.baselines.gru4rec import GRU4Rec
@@ -71,6 +72,8 @@ def build_sequence_model(
             raise ValueError(f"kind={kind!r} must be sasrec, gru4rec or bert4rec")
     if config.init_std is None:
         draw_by_xavier(model)
+    if config.item_dropout:
+        parametrize.register_parametrization(model.items, "weight", nn.Dropout(config.item_dropout))
     return model
 
 
@@ -242,8 +245,9 @@ class _Training:
     def _step(self, row_B: Tensor) -> float:
         """One optimizer step; returns its loss."""
         model = self.model.train()
-        state_MD, target_M = model.training_states(*self.train.rows(row_B, _device(model)))
-        loss = next_item_loss(state_MD, target_M, model.output(), self.config, self.nominal_I)
+        with parametrize.cached():  # item_dropout is drawn once
+            state_MD, target_M = model.training_states(*self.train.rows(row_B, _device(model)))
+            loss = next_item_loss(state_MD, target_M, model.output(), self.config, self.nominal_I)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
