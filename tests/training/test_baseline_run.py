@@ -26,7 +26,15 @@ pytestmark = pytest.mark.long
 
 Cli = Callable[..., int]
 CASES = Path(__file__).parents[1] / "cases"
-LEARNED = ("sasrec", "sasrec_ss", "sasrec_dros", "esasrec", "gru4rec", "bert4rec")
+LEARNED = (
+    "sasrec",
+    "sasrec_ss",
+    "sasrec_rectools",
+    "sasrec_dros",
+    "esasrec",
+    "gru4rec",
+    "bert4rec",
+)
 SHORT = ("model.sequence.max_epochs=2", "model.sequence.batch_size=16")
 
 
