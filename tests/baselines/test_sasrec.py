@@ -1,6 +1,8 @@
 """Layers of SASRec and eSASRec, and places counted back, against formulas written out."""
 
+import json
 import math
+from pathlib import Path
 
 import torch
 from few_items import NUM_ITEMS, settings
@@ -138,3 +140,44 @@ def test_the_states_of_a_batch_are_those_of_each_row_alone() -> None:
     randomised(model)
     together_BLD = model(torch.tensor([[4, 2, NUM_ITEMS, NUM_ITEMS], [7, 7, 1, 0]]))
     torch.testing.assert_close(together_BLD[:1, :2], model(torch.tensor([[4, 2]])))
+
+
+def name_in_rectools(name: str) -> str:
+    match name.split("."):
+        case "items", part:
+            return f"item_model.item_net_blocks.0.ids_emb.{part}"
+        case "positions", part:
+            return f"pos_encoding_layer.pos_emb.{part}"
+        case "norm", part:
+            return f"transformer_layers.last_layernorm.{part}"
+    inside = {
+        "attention": "multi_head_attn", "query_norm": "q_layer_norm", "norm": "ff_layer_norm",
+        "feedforward.0": "feed_forward.ff_linear_1", "feedforward.3": "feed_forward.ff_linear_2",
+    }  # fmt: skip
+    _, block, rest = name.split(".", 2)
+    (ours,) = (ours for ours in inside if rest.startswith(f"{ours}."))
+    rest = rest.replace(ours, inside[ours], 1)
+    return f"transformer_layers.transformer_blocks.{block}.{rest}"
+
+
+def test_the_states_are_those_of_rectools() -> None:
+    """RecTools 0.13 computed them in eval mode, from weights drawn for this file (two blocks)."""
+    stored = json.loads((Path(__file__).parent / "rectools_sasrec.json").read_text())
+    config = settings(
+        hidden_size=8, num_layers=2, num_heads=2, feedforward_size=8, shared_embedding=True,
+        positions_from="newest", reads_padding=True,
+    )  # fmt: skip
+    num_items = len(stored["weights"][name_in_rectools("items.weight")]) - 1
+    model = SASRec(num_items, 6, config).eval()
+    weights = {
+        name: torch.tensor(stored["weights"][name_in_rectools(name)]) for name in model.state_dict()
+    }
+    weights["items.weight"] = weights["items.weight"].roll(-1, 0)  # their padding stands first
+    model.load_state_dict(weights)
+    for items, states in zip(stored["x"], stored["states"], strict=True):
+        history = [item - 1 for item in items if item]
+        padded_BL = torch.tensor([history + [num_items] * (6 - len(history))])
+        expected_LD = torch.tensor(states[6 - len(history) :])
+        torch.testing.assert_close(
+            model(padded_BL)[0, : len(history)], expected_LD, rtol=1e-4, atol=1e-4
+        )
