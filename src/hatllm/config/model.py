@@ -16,6 +16,7 @@ SAMPLED_LOSSES = ("bce", "sampled_softmax")
 OPTIMIZERS = ("adam", "adamw")
 BLOCKS = ("sasrec", "ligr")
 PLACES_FROM = ("oldest", "newest")
+SASREC_ONLY = ("block", "positions_from", "reads_padding")  # settings of model.sequence
 BACKENDS = ("sdpa", "eager", "flex")
 MODEL_KINDS = ("llm", "fusion", *SEEDLESS_KINDS, *SEQUENCE_KINDS)
 DTYPES = ("auto", "float32", "bfloat16")
@@ -289,18 +290,19 @@ class ModelConfig:
         if self.sequence is None:
             return
         needed = {
-            "sasrec": (
-                "num_heads",
-                "feedforward_size",
-                "attention_dropout",
-                "block",
-                "positions_from",
-            ),
+            "sasrec": ("num_heads", "feedforward_size", "attention_dropout", *SASREC_ONLY),
             "bert4rec": ("num_heads", "feedforward_size", "attention_dropout", "cloze"),
         }
         for field in needed.get(self.kind, ()):
             if getattr(self.sequence, field) is None:
                 raise ValueError(f"model.sequence.{field}=null must be set for model={self.name}")
+        for field in SASREC_ONLY:
+            value = getattr(self.sequence, field)
+            if self.kind != "sasrec" and value is not None:
+                raise ValueError(
+                    f"model.sequence.{field}={value} must be null for model={self.name}: SASRec "
+                    "and its like alone have it"
+                )
         if self.kind == "bert4rec" and self.sequence.shared_embedding is not None:
             raise ValueError(
                 f"model.sequence.shared_embedding={self.sequence.shared_embedding} must be null "

@@ -4,6 +4,7 @@ Dimension key: G rows of a split, B rows of a batch, I items, D hidden size, M t
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import astuple, dataclass, field, fields
 from math import isfinite
@@ -72,8 +73,6 @@ def build_sequence_model(
             raise ValueError(f"kind={kind!r} must be sasrec, gru4rec or bert4rec")
     if config.init_std is None:
         draw_by_xavier(model)
-    if config.item_dropout:
-        parametrize.register_parametrization(model.items, "weight", nn.Dropout(config.item_dropout))
     return model
 
 
@@ -123,11 +122,28 @@ def fit(
     for name, rows in (("train", train), ("valid", valid)):
         if len(rows) == 0:
             raise ValueError(f"the {name} split has no rows: model=sasrec and its like need some")
-    training = _Training.begin(model, train, config, keeping)
-    training.run(lambda: _valid_ndcg(model, valid, index, config, excluded), log)
-    done = training.done
-    model.load_state_dict(done.best_weights)
+    with _dropped_vectors(model.items, config.item_dropout):
+        training = _Training.begin(model, train, config, keeping)
+        training.run(lambda: _valid_ndcg(model, valid, index, config, excluded), log)
+        done = training.done
+        model.load_state_dict(done.best_weights)
     return Fitted(done.best_epoch, done.epoch, done.steps, tuple(done.validations))
+
+
+@contextmanager
+def _dropped_vectors(items: nn.Embedding, rate: float) -> Iterator[None]:
+    """While it is open, numbers of item vectors are dropped in training mode; then all are back.
+
+    Under ``parametrize.cached()`` reading and answering see the same draw, as in RecTools 0.13.
+    """
+    if not rate:
+        yield
+        return
+    parametrize.register_parametrization(items, "weight", nn.Dropout(rate))
+    try:
+        yield
+    finally:
+        parametrize.remove_parametrizations(items, "weight", leave_parametrized=False)
 
 
 @torch.inference_mode()
