@@ -9,12 +9,13 @@ from cli import call_cli, smoke_words
 import hatllm
 from hatllm.recommend.recommender import Recommendation, Recommender, Request
 
+PRIOR = ["loss.prior=popularity"]
 KINDS = {
     "popularity": ["model=popularity"],
     "knn": ["model=knn"],
     "titles": ["model=titles"],
     "sasrec": ["model=sasrec", "model.sequence.max_epochs=1"],
-    "llm": ["model=tiny", "mask=hatllm", "trainer.max_steps=1", "decode=exact"],
+    "llm": ["model=tiny", "mask=hatllm", "trainer.max_steps=1", "decode=exact", *PRIOR],
 }
 HISTORY = ["Red Boat", "s5", "Old Lamp"]  # titles and an id of the source files
 ALL = 24

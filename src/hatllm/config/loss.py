@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hatllm.config.checks import check_choice, check_extras, check_positive, check_range
 
 LOSSES = ("lml", "msl", "msl_ats", "bear", "igd", "sdpo")
+PRIORS = ("titles", "popularity")
 
 
 @dataclass
@@ -13,6 +14,7 @@ class LossConfig:
 
     name: str  # one of LOSSES
     tau: float  # msl, bear: temperature
+    prior: str | None  # msl, bear: one of PRIORS, see decode/prior.py; null = none, as published
     eta: float  # msl_ats: the positive's aimed-at probability
     min_tau: float  # msl_ats: clamp
     max_tau: float
@@ -35,6 +37,8 @@ class LossConfig:
         check_range("loss.forced_weight", self.forced_weight, 0.0, 1.0)
         check_range("loss.num_negatives", self.num_negatives, 1)
         check_positive("loss.beta", self.beta)
+        if self.prior is not None:
+            check_choice("loss.prior", self.prior, PRIORS)
         for field in ("tau", "min_tau"):
             check_positive(f"loss.{field}", getattr(self, field))
         check_range("loss.max_tau", self.max_tau, self.min_tau)

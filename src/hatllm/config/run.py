@@ -32,7 +32,7 @@ NOT_IN_HASH = ("task", "logger", "metrics", "experiment", "sweep", "num_threads"
                "trainer.checkpoint_every_seconds")  # fmt: skip
 # Settings that came after runs had been made: while they are null, a run is what it was and keeps
 # its name.
-LEFT_OUT_WHERE_NULL = (("decode", "information_gain"),)
+LEFT_OUT_WHERE_NULL = (("decode", "information_gain"), ("loss", "prior"))
 # Rows of a pass over all processes: under msl_ats the temperature moves with every pass, so that
 # its moving average is another one where passes have another size.
 ROWS_OF_PASSES = ("trainer.micro_batch_size", "trainer.devices", "trainer.num_nodes")
@@ -148,6 +148,11 @@ class Config:
         if self.decode.temperature is not None:
             return self.decode.temperature, self.decode.temperature
         return (self.loss.tau if self.loss.name in ("msl", "msl_ats", "bear") else 1.0), 1.0
+
+    @property
+    def prior(self) -> str | None:
+        """What the scores of legal tokens start from; null where the loss trains none of it."""
+        return self.loss.prior if self.loss.name in ("msl", "bear") else None
 
     @property
     def is_seeded(self) -> bool:

@@ -3,7 +3,7 @@
 Dimension key: B users, I items by ascending id, J titles by number, N trie nodes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hatllm.data.prompt import IntArray, PromptBook
+from hatllm.decode.prior import branch_log_priors
 from hatllm.decode.trie import ItemTrie
 from hatllm.metrics.tie_order import scrambled
 
@@ -47,6 +48,8 @@ class Catalogue:
     assistant: Assistant | None = None  # knows the items by id, for decode=d3
     # How often each item is a train target, for decode.information_gain. Shape (I,), int64.
     train_count_I: Tensor | None = None
+    # Log-share of each item's title, where titles have a prior. Shape (I,), float64, nats.
+    log_share_I: Tensor | None = None
     merged: dict[int, list[list[int]]] = field(default_factory=dict)
 
     @classmethod
@@ -55,6 +58,17 @@ class Catalogue:
         arrays = (book.target.flat, book.target.offset, book.item_id_I)
         trie = ItemTrie.build(*map(torch.from_numpy, arrays))
         return cls(book, trie, merged=_merged_titles(book, trie))
+
+    def with_prior(self, log_share_I: Tensor) -> "Catalogue":
+        """The catalogue in which titles have shares before any history is read.
+
+        Args:
+            log_share_I: As `branch_log_priors` takes it.
+        """
+        title_I = torch.from_numpy(self.book.title_I)
+        log_prior_N = branch_log_priors(self.trie, title_I, log_share_I)
+        trie = replace(self.trie, log_prior_N=log_prior_N)
+        return replace(self, trie=trie, log_share_I=log_share_I)
 
     @cached_property
     def leaf_of_title_J(self) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hatllm.decode.beam import Ask
+from hatllm.decode.sums_below import sums_below
 from hatllm.decode.trie import ItemTrie
 
 
@@ -32,27 +33,6 @@ def node_log_mass(trie: ItemTrie, log_prob_BI: Tensor) -> Tensor:
     mass_BN = sums_below(trie, log_prob_BI.double().exp())
     # Below the smallest float no title is ruled out, only the last of all.
     return mass_BN.clamp(min=torch.finfo(mass_BN.dtype).tiny).log()
-
-
-def sums_below(trie: ItemTrie, value_BI: Tensor) -> Tensor:
-    """The sum of a value over all items below each node.
-
-    Args:
-        trie: All titles.
-        value_BI: Of each item. Shape (B, I), float.
-
-    Returns:
-        Shape (B, N).
-    """
-    sum_BN = value_BI.new_zeros(len(value_BI), trie.num_nodes).index_add(
-        1, trie.item_leaf_I, value_BI
-    )
-    start = trie.num_nodes
-    for size in reversed(torch.bincount(trie.depth_N).tolist()[1:]):  # a level stands together
-        level = slice(start - size, start)
-        sum_BN.index_add_(1, trie.parent_N[level], sum_BN[:, level].clone())
-        start -= size
-    return sum_BN
 
 
 def asking_both(ask: Ask, trie: ItemTrie, log_prob_BI: Tensor, llm_weight: float) -> Ask:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hatllm.decode.beam import Ask
-from hatllm.decode.d3 import sums_below
+from hatllm.decode.sums_below import sums_below
 from hatllm.decode.trie import ItemTrie
 
 

@@ -34,6 +34,8 @@ def child_log_probs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability of every node's children, at the model's temperature.
 
+    Over the legal children the trie's prior is added, where it has one.
+
     Args:
         lm: The model.
         trie: All titles.
@@ -50,6 +52,8 @@ def child_log_probs(
         return row_C, child_C, log_prob_MV[row_C, trie.token_N[child_C]]
     row_C, child_C, logit_C = legal_logits(lm, trie, hidden_MD, node_M)
     logit_C = logit_C / lm.trie_temperature
+    if trie.log_prior_N is not None:
+        logit_C = logit_C + trie.log_prior_N[child_C]
     return row_C, child_C, logit_C - segment_logsumexp(logit_C, row_C, len(node_M))[row_C]
 
 

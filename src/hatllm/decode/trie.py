@@ -7,6 +7,7 @@ growing in ``build``.
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class ItemTrie:
         item_leaf_I: Leaf node of each of ``item_id_I``. Shape (I,), int64.
         vocab_size: One more than the largest token of any title.
         max_depth: Tokens of the longest title.
+        log_prior_N: Log-probability of the node's token among its siblings without any history, as
+            `decode.prior` makes it; None = the logits stand alone. Shape (N,), float32, nats.
     """
 
     token_N: Tensor
@@ -52,6 +55,7 @@ class ItemTrie:
     item_leaf_I: Tensor
     vocab_size: int
     max_depth: int
+    log_prior_N: Tensor | None = None
 
     @staticmethod
     def build(tokens: Tensor, offsets: Tensor, item_ids: Tensor) -> "ItemTrie":
@@ -113,8 +117,9 @@ class ItemTrie:
         """Return the same trie with every array on ``device``; itself where it is there already."""
         if self.token_N.device == torch.device(device):
             return self
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
-        return replace(self, **{name: array.to(device) for name, array in arrays.items()})
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        moved: dict[str, Any] = {n: v.to(device) for n, v in values if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def children(self, node_M: Tensor) -> tuple[Tensor, Tensor]:
         """List the children of each node, all in one flat tensor.

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+import torch
 
 from hatllm.config import Config
 from hatllm.data.prepare import cache_root
@@ -52,7 +53,7 @@ def with_new_items(
         return items, answerer, item_ids
     items = pl.concat([items.select(added.columns), added])
     if isinstance(answerer, LlmAnswerer):
-        answerer.replace_catalogue(_grown(config, answerer.parts.catalogue.book, added))
+        answerer.replace_catalogue(_grown(config, answerer.parts.catalogue, added))
         return items, answerer, item_ids
     return items, IdAnswerer(config, items), item_ids
 
@@ -75,13 +76,20 @@ def _check(config: Config, titles: Sequence[str]) -> None:
             raise ValueError(f"titles: {title!r} has no text")
 
 
-def _grown(config: Config, book: PromptBook, added: pl.DataFrame) -> Catalogue:
-    """The catalogue with the new titles at its end; they alone are tokenised."""
+def _grown(config: Config, catalogue: Catalogue, added: pl.DataFrame) -> Catalogue:
+    """The catalogue with the new titles at its end; they alone are tokenised.
+
+    Where titles have shares a new one has the smallest of them, that of a title never seen.
+    """
     more = build_prompt_book(
         load_tokenizer(config.model, cache_root(config)), config.data.prompt,
         added["item_id"].to_list(), added["title"].to_list(),
     )  # fmt: skip
-    return Catalogue.of(book_with(book, more))
+    grown, log_share_I = Catalogue.of(book_with(catalogue.book, more)), catalogue.log_share_I
+    if log_share_I is None:
+        return grown
+    unseen_I = log_share_I.min().expand(len(more.item_id_I))
+    return grown.with_prior(torch.cat([log_share_I, unseen_I]))
 
 
 def book_with(book: PromptBook, more: PromptBook) -> PromptBook:

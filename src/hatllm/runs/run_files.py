@@ -27,6 +27,7 @@ REPORT_FILE = "report.md"
 CURVES_PICTURE = "curves.png"
 WEIGHTS_FILE = "model.safetensors"  # of a baseline
 POPULARITY_FILE = "popularity.parquet"  # of popularity
+TITLE_SHARES_FILE = "title_shares.parquet"  # of an LLM under loss.prior
 NEIGHBOURS_FILE = "neighbours.parquet"  # of kNN
 FUSION_FILE = "fusion.json"  # share of the first run, and what every share was worth on valid
 TRANSITIONS_FILE = "transitions.parquet"  # of the title rule with transitions

@@ -48,6 +48,7 @@ from hatllm.tables.numbers import (
 from hatllm.tables.writers import markdown_table
 
 NUM_EXAMPLES = 3
+PRIOR_TEXTS = {"titles": "equal shares of all titles", "popularity": "the shares of popularity"}
 COUNTS = ("coverage", "ambiguous_title_rate", "unseen_target_share", "num_examples", "num_users")
 
 
@@ -170,6 +171,8 @@ def _nll(folder: Path, environment: Mapping[str, Any]) -> str:
     if at := environment.get("temperature"):
         text += f", at temperature {at['legal']:g} over the legal tokens"
         text += "" if at["vocabulary"] == at["legal"] else f" and {at['vocabulary']:g} over all"
+    if prior := environment.get("prior"):
+        text += f", on top of {PRIOR_TEXTS[prior]}"
     guess = uniform_guess(folder)
     return f"{text}, {guess}" if guess else text
 
@@ -254,7 +257,7 @@ def _environment_section(environment: Mapping[str, Any]) -> str:
     """Commit, hardware, versions, hashes and seconds, one row each."""
     if not environment:
         return ""
-    elsewhere = ("command", "exported", "temperature", "in_place")
+    elsewhere = ("command", "exported", "temperature", "prior", "in_place")
     rows = [
         [str(key), _inline(value)] for key, value in environment.items() if key not in elsewhere
     ]

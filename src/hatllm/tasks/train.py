@@ -54,6 +54,7 @@ from hatllm.training.fit_llm import start_from_run, tuned
 from hatllm.training.lightning_module import Recommender
 from hatllm.training.loggers import build_loggers, log_results, wants_picture
 from hatllm.training.stop_signals import StopSignals
+from hatllm.training.title_prior import write_log_shares
 from hatllm.training.training_state import TrainingState, ValidAnswers
 
 console = Console()
@@ -155,19 +156,24 @@ def _run_llm(config: Config, folder: Path, signals: StopSignals) -> Path:
     seconds |= {"evaluate": now - evaluated, "total": now - start}
     if predictions is not None:
         export_adapter(recommender.lm, parts.schedule, config, folder)
-        facts = {"resumed": resumed} | _facts(parts, recommender.lm, chosen)
+        write_log_shares(folder, parts.catalogue)
+        facts = {"resumed": resumed} | _facts(config, parts, recommender.lm, chosen)
         metrics = _finish(config, folder, dataset, predictions, seconds, facts)
         shutil.rmtree(folder / SHARDS)  # the tables hold their rows
         log_results(loggers, metrics, predictions["test"], dataset.items, picture)
     return folder
 
 
-def _facts(parts: Parts, lm: MaskedLM, chosen: dict[str, Any] | None) -> dict[str, Any]:
+def _facts(
+    config: Config, parts: Parts, lm: MaskedLM, chosen: dict[str, Any] | None
+) -> dict[str, Any]:
     """What environment.json says of an LLM's run."""
     facts: dict[str, Any] = {
         "titles": asdict(parts.title_counts),
         "temperature": {"legal": lm.trie_temperature, "vocabulary": lm.vocab_temperature},
     }
+    if config.prior is not None:
+        facts["prior"] = config.prior
     if counts := parts.dataset.manifest.get("in_place"):
         facts["in_place"] = counts
     return facts if chosen is None else facts | {"exported": chosen}

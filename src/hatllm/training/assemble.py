@@ -33,6 +33,7 @@ from hatllm.model.item_tokens import ItemTokens
 from hatllm.model.masked_lm import MaskedLM
 from hatllm.training.assistants import load_assistant
 from hatllm.training.other_runs import exported_item_vectors, load_item_vectors
+from hatllm.training.title_prior import read_log_shares, title_log_shares
 
 
 @dataclass(kw_only=True)
@@ -84,6 +85,10 @@ def assemble(
     if config.data.train_targets == "every" and config.data.target_form == "in_place":
         dataset.manifest["in_place"] = in_place_counts(book)._asdict()
     catalogue = _catalogue(config, book, coming or {})
+    if config.prior is not None and finished is None:
+        catalogue = catalogue.with_prior(title_log_shares(config.prior, dataset))
+    elif config.prior is not None and finished is not None:
+        catalogue = catalogue.with_prior(read_log_shares(finished, book.item_id_I))
     if config.decode.information_gain is not None:
         catalogue.train_count_I = _target_counts(dataset, book)
     title_counts = told_titles(catalogue, dataset, tokenizer.unk_token_id)
@@ -136,9 +141,10 @@ def assemble_from_folder(config: Config, finished: Path, items: pl.DataFrame) ->
     vector_IE = None
     if config.model.item_vectors is not None:
         vector_IE = exported_item_vectors(finished, book.item_id_I)
-    return ModelParts(
-        schedule=schedule, catalogue=_catalogue(config, book, {}), item_vector_IE=vector_IE
-    )
+    catalogue = _catalogue(config, book, {})
+    if config.prior is not None:
+        catalogue = catalogue.with_prior(read_log_shares(finished, book.item_id_I))
+    return ModelParts(schedule=schedule, catalogue=catalogue, item_vector_IE=vector_IE)
 
 
 def schedule_of(config: Config) -> Schedule:

@@ -111,7 +111,9 @@ class TitleLoss:
             # breadth first.
             is_first_M = parent_M == trie.is_branching_N.int().argmax()
             tau = self.adapt(_first_choices(positive_M, logit_C, row_C, is_first_M))
-        nll_M = msl_loss(positive_M, logit_C, row_C, tau)
+        if trie.log_prior_N is not None:  # softmax(logit / tau + prior), as titles are scored
+            logit_C = logit_C + tau * trie.log_prior_N[child_C]
+        nll_M = msl_loss(logit_C[is_target_C], logit_C, row_C, tau)
         if self.config.loss.name == "bear":
             nll_M = nll_M * self._survival(logit_C, row_C, is_target_C)
         return nll_M, batch.title_T[chosen_T]
