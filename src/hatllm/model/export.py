@@ -51,6 +51,7 @@ def export_adapter(lm: MaskedLM, schedule: Schedule, config: "Config", folder: P
         "prompt": asdict(config.data.prompt),
         "catalogue": "items.parquet",
         "trie_temperature": lm.trie_temperature,
+        "prior": config.prior,  # titles' shares stand in title_shares.parquet
         "item_tokens": None if lm.item_tokens is None else ITEM_TOKENS_FILE,
     }
     write_json(folder / EXPORT_FILE, description)
