@@ -4,8 +4,8 @@ A softmax over legal tokens does not see how many titles go on below each. Where
 equal it halves a title's probability at every fork with two tokens, so that titles on a path of
 many forks have almost none. With ``log P(below the child) - log P(below the node)`` added to
 ``logit / temperature``, equal logits give every title the share P that it has without a history,
-and the model learns what the history adds to it. For one softmax over classes this is logit
-adjustment (arXiv:2007.07314, in its loss); here it stands at each of a title's tokens.
+and the model learns what the history adds to it. It is the offset of a regression; logit adjustment
+(arXiv:2007.07314) has the same in its loss and leaves it out at test, here it stays.
 
 Dimension key: I items by ascending id, J titles by number, N trie nodes.
 """
