@@ -57,6 +57,10 @@ def test_a_finished_run_keeps_its_shares_and_says_when_they_are_gone(
     shares.head(3).write_parquet(folder / TITLE_SHARES_FILE)
     assert cli("task=evaluate", f"task.run_folder={folder}", "task.force=true") == 2
     assert f"{TITLE_SHARES_FILE} holds other items" in capsys.readouterr().err
+    for damage in (pl.lit(None, pl.Float64), pl.lit(float("-inf")), pl.lit("x")):
+        shares.with_columns(log_share=damage).write_parquet(folder / TITLE_SHARES_FILE)
+        assert cli("task=recommend", f"task.run_folder={folder}", "task.history=[Red Boat]") == 2
+        assert "log_share must be a finite number" in capsys.readouterr().err
     (folder / TITLE_SHARES_FILE).unlink()
     assert cli("task=recommend", f"task.run_folder={folder}", "task.history=[Red Boat]") == 2
     assert TITLE_SHARES_FILE in capsys.readouterr().err

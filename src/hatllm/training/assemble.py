@@ -70,7 +70,7 @@ def assemble(
     Args:
         config: The run.
         finished: Folder of the finished run whose weights will be loaded; it holds the item
-            vectors too.
+            vectors and the titles' shares too.
         coming: Runs that are not made yet though this one needs them (`task=plan`), by folder.
 
     Raises:
@@ -85,10 +85,10 @@ def assemble(
     if config.data.train_targets == "every" and config.data.target_form == "in_place":
         dataset.manifest["in_place"] = in_place_counts(book)._asdict()
     catalogue = _catalogue(config, book, coming or {})
-    if config.prior is not None and finished is None:
-        catalogue = catalogue.with_prior(title_log_shares(config.prior, dataset))
-    elif config.prior is not None and finished is not None:
+    if config.prior is not None and finished is not None:
         catalogue = catalogue.with_prior(read_log_shares(finished, book.item_id_I))
+    elif config.prior is not None:
+        catalogue = catalogue.with_prior(title_log_shares(config.prior, dataset))
     if config.decode.information_gain is not None:
         catalogue.train_count_I = _target_counts(dataset, book)
     title_counts = told_titles(catalogue, dataset, tokenizer.unk_token_id)
@@ -129,7 +129,7 @@ def assemble_from_folder(config: Config, finished: Path, items: pl.DataFrame) ->
 
     Args:
         config: The run's own settings, with the command line's on top.
-        finished: Its folder, which holds the item vectors.
+        finished: Its folder, which holds the item vectors and the titles' shares.
         items: Its catalogue: item_id, title.
 
     Raises:

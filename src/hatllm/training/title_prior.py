@@ -53,10 +53,13 @@ def read_log_shares(folder: Path, item_id_I: IntArray) -> Tensor:
         Shape (I,), float64, nats.
 
     Raises:
-        ValueError: If they are missing or those of another catalogue.
+        ValueError: If they are missing or damaged, or those of another catalogue.
     """
     path = folder / TITLE_SHARES_FILE
     table = read_parquet(path, ["item_id", "log_share"])
     if table["item_id"].to_list() != item_id_I.tolist():
         raise ValueError(f"{path} holds other items than the run's catalogue")
-    return torch.from_numpy(table["log_share"].cast(pl.Float64).to_numpy(writable=True))
+    log_shares = table["log_share"]
+    if log_shares.dtype != pl.Float64 or not log_shares.is_finite().fill_null(False).all():
+        raise ValueError(f"{path}: log_share must be a finite number, float64, for every item")
+    return torch.from_numpy(log_shares.to_numpy(writable=True))
